@@ -1,0 +1,188 @@
+"""Settings: frozen, with units in their names; TOML in, one clear sentence out.
+
+A peer's folder holds `edgepool.toml`; paths in it are relative to that folder. Unknown keys,
+wrong types and broken TOML are refused with the file, the place and what to write instead.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edgepool.errors import ConfigError, DecodeError
+from edgepool.model.ids import parse_address
+
+CONFIG_FILE = "edgepool.toml"
+ROLES = ("machine", "coordinator", "witness", "inspector", "regulator", "client")
+Role = Literal["machine", "coordinator", "witness", "inspector", "regulator", "client"]
+
+T = TypeVar("T")
+Positive = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all settings."""
+
+
+class IdentitySettings(Settings, frozen=True):
+    """Where this peer's key, certificate and its organisation's root certificate are (PEM)."""
+
+    key: str = "identity/key.pem"
+    certificate: str = "identity/certificate.pem"
+    authority: str = "identity/authority.pem"
+
+
+class KnownPeer(Settings, frozen=True):
+    """A peer to keep a link to from the start: its name and multiaddr with /p2p/PEER."""
+
+    name: str
+    address: str
+
+
+class FixedPool(Settings, frozen=True):
+    """A fixed pool that a coordinator forms as soon as all its members are connected [S3.4].
+
+    `members` are names as in the peers' certificates.
+    """
+
+    name: str
+    members: Annotated[tuple[str, ...], Meta(min_length=1, max_length=29)]
+
+
+class ApiSettings(Settings, frozen=True):
+    """The local HTTP API. `host` must be a loopback address; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+
+
+class Limits(Settings, frozen=True):
+    """Bounds on everything that others can make grow."""
+
+    frame_bytes: Annotated[int, Meta(ge=65536, le=4 * 1024 * 1024)] = 2 * 1024 * 1024
+    outbox_bytes: Annotated[int, Meta(ge=65536)] = 8 * 1024 * 1024
+    links: Positive = 256
+    handshakes: Positive = 32
+    handshake_timeout_ms: Positive = 5_000
+    keepalive_ms: Positive = 5_000
+    transfers_served: Positive = 16
+    transfer_stall_ms: Positive = 15_000
+    chains: Positive = 256
+    mempool_records: Positive = 4_096
+    queries: Positive = 256
+    data_bytes: Positive = 64 * 1024**3
+    link_mbit_s: Positive = 1_000
+
+
+class ConsensusSettings(Settings, frozen=True):
+    """Times of the chains' protocol, in ms; each round adds `growth_ms` to the timeouts.
+
+    `gather_ms` is how long a leader lets records gather before it packs a block.
+    """
+
+    propose_timeout_ms: Positive = 1_000
+    vote_timeout_ms: Positive = 500
+    growth_ms: Positive = 500
+    gather_ms: Annotated[int, Meta(ge=0)] = 20
+    status_ms: Positive = 500
+    idle_status_ms: Positive = 5_000
+
+
+class PeerSettings(Settings, frozen=True):
+    """Everything about one peer. `folder` is where it keeps keys, chains and data.
+
+    `coordinators` are the peer ids that may form pools; a coordinator counts itself in.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    network: Annotated[str, Meta(min_length=1, max_length=64)]
+    role: Role = "machine"
+    machine_type: Annotated[str, Meta(max_length=64)] = ""
+    listen: str = "/ip4/127.0.0.1/tcp/0"
+    coordinators: tuple[str, ...] = ()
+    folder: Path = Path(".")
+    identity: IdentitySettings = IdentitySettings()
+    known_peers: tuple[KnownPeer, ...] = ()
+    fixed_pools: tuple[FixedPool, ...] = ()
+    api: ApiSettings = ApiSettings()
+    limits: Limits = Limits()
+    consensus: ConsensusSettings = ConsensusSettings()
+
+    def path(self, relative: str) -> Path:
+        """Return a path of this peer's folder."""
+        return self.folder / relative
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file; ConfigError names the file and the line."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, not a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def convert(path: Path, tables: object, kind: type[T]) -> T:
+    """Return `tables`, read from `path`, as `kind`; ConfigError names file, place and fault."""
+    try:
+        return msgspec.convert(tables, kind, dec_hook=_path_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(str(error))}") from None
+
+
+def load_peer_settings(folder_or_file: Path) -> PeerSettings:
+    """Read a peer's settings from its folder, or from a TOML file that stands in its folder."""
+    path = folder_or_file / CONFIG_FILE if folder_or_file.is_dir() else folder_or_file
+    if not path.exists() and path.suffix != ".toml":
+        raise ConfigError(f"{path} does not exist: make a gateway's folder with 'edgepool init {path}'")
+    tables = read_toml(path)
+    if "folder" in tables:
+        raise ConfigError(f"{path}: 'folder' is where this file stands and cannot be set in it")
+    settings = convert(path, {**tables, "folder": path.parent}, PeerSettings)
+    check_settings(settings, str(path))
+    return settings
+
+
+def check_settings(settings: PeerSettings, where: str) -> None:
+    """Raise ConfigError if the settings contradict each other or hold a bad address."""
+    try:
+        parse_address(settings.listen)
+        for known in settings.known_peers:
+            if parse_address(known.address)[2] is None:
+                raise ConfigError(
+                    f"{where}: known_peers.address '{known.address}' has no /p2p/PEER at its end"
+                )
+    except DecodeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if settings.api.host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"{where}: api.host must be a loopback address, not '{settings.api.host}'")
+    if settings.fixed_pools and settings.role != "coordinator":
+        raise ConfigError(f'{where}: only a coordinator forms fixed pools; set role = "coordinator"')
+
+
+def _path_hook(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    raise NotImplementedError
+
+
+def _sentence(text: str) -> str:
+    """Turn 'Expected `int`, got `str` - at `$.api.port`' into 'api.port: expected ...'."""
+    fault, _, place = text.partition(" - at ")
+    place = place.strip("`").removeprefix("$.").removeprefix("$")
+    fault = fault[:1].lower() + fault[1:]
+    return f"{place}: {fault}" if place else fault

@@ -1,0 +1,289 @@
+"""The shape of every machine in the core: events go in, effects come out.
+
+`Node.step(event, now) -> list[Effect]`; the shell performs the effects in order. `Persist` is a
+barrier: it is durable before any later `Send` or `Broadcast` leaves, so that a vote is stored
+before it is spoken and a record before it is acknowledged. One deadline is pulled
+(`Node.wakeup_at`); no timers are set or cancelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgepool.model.block import CertifiedBlock, Height
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Message, OfferProof
+from edgepool.model.pool import Genesis, Invitation, Member
+from edgepool.model.record import SignedRecord, TransmissionConfirmation
+from edgepool.model.twin import DataKey
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A moment as the shell's clocks see it, in milliseconds.
+
+    Deadlines use `monotonic_ms`; `wall_ms` (since 1970 UTC) is only ever written down for people
+    or compared with validity times.
+    """
+
+    monotonic_ms: int
+    wall_ms: int
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message arrived on the link of `peer`, who has proved to be `peer`."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A link to `peer` stands."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The link to `peer` is gone."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The owner of this peer asks for something; the outcome comes as Done or Failed with `ticket`."""
+
+    ticket: int
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """This peer now holds (or no longer holds) the data with manifest root `root`."""
+
+    root: bytes
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy this peer is, in percent of its uplink and of its processors."""
+
+    network_percent: int
+    processing_percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """The deadline that the node named has passed."""
+
+
+Event = Received | PeerUp | PeerDown | Submitted | Holding | Load | Woke
+
+
+# --- commands: what an owner can ask of its node -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRecord:
+    """Put a record on its chain. Done(RecordRef) once it is final; Failed if a door refuses it."""
+
+    record: SignedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FindData:
+    """Find holders of `key` by Algorithm 2. Done(tuple[RankedOffer, ...]), best first, perhaps empty.
+
+    `version` 0 asks for the newest.
+    """
+
+    key: DataKey
+    version: int
+    budget_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmTransfer:
+    """Have `holder` countersign a transfer. Done(SignedRecord) of a TransmissionConfirmation."""
+
+    holder: Member
+    key: DataKey
+    root: bytes
+    valid_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FormPool:
+    """Invite the members and form the pool. Done(Genesis), or Failed saying who did not accept."""
+
+    invitation: Invitation
+
+
+Command = SubmitRecord | FindData | ConfirmTransfer | FormPool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRef:
+    """Where a record stands: chain, height (from 1) and index in the block (from 0)."""
+
+    chain: ChainId
+    height: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedOffer:
+    """A proven offer with what its holder said of itself; loads in percent, round trip in ms.
+
+    `reachable` is False if the holder did not answer in time; such offers come last.
+    """
+
+    proof: OfferProof
+    holder: Member
+    network_load_percent: int
+    processing_load_percent: int
+    round_trip_ms: int
+    reachable: bool
+
+
+# --- effects ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VoteState:
+    """What a member has said on a chain; `state` replaces what was stored before for `chain`."""
+
+    chain: ChainId
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewChain:
+    """A chain begins."""
+
+    genesis: Genesis
+
+
+@dataclass(frozen=True, slots=True)
+class CommitBlock:
+    """A block stands; it goes behind the last one of its chain."""
+
+    certified: CertifiedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store `item` durably before any later message leaves."""
+
+    item: VoteState | NewChain | CommitBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message` on the link of `peer`; lost if there is no link."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Send `message` on the link of each of `peers`."""
+
+    peers: tuple[PeerId, ...]
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class WantLink:
+    """Keep a link to `member` from now on."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command has been carried out. `result` is what the command's docstring says."""
+
+    ticket: int
+    result: object
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A command was not carried out. `refused` tells a rule's no from nobody's answer."""
+
+    ticket: int
+    reason: str
+    refused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCommitted:
+    """A chain has grown by a block that is final."""
+
+    chain: ChainId
+    block: CertifiedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class PoolJoined:
+    """This peer is now a member (or an observer) of a pool."""
+
+    genesis: Genesis
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """This peer has countersigned a transfer to `confirmation.requester`."""
+
+    confirmation: TransmissionConfirmation
+
+
+@dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """A peer sent what no honest peer sends; nothing but this notice came of it."""
+
+    peer: PeerId
+    reason: str
+
+
+Notice = Done | Failed | BlockCommitted | PoolJoined | Confirmed | Misbehaved
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell this peer's owner."""
+
+    notice: Notice
+
+
+Effect = Persist | Send | Broadcast | WantLink | Notify
+
+
+class BlockSource(Protocol):
+    """Reads what was persisted; used to help those who are behind and to prove records."""
+
+    def block(self, chain: ChainId, height: Height) -> CertifiedBlock | None:
+        """Return the stored block at `height`, or None."""
+        ...
+
+
+class Machine(Protocol):
+    """One peer, or a part of one."""
+
+    def step(self, event: Event, now: Instant) -> list[Effect]:
+        """Take one event; return what is to be done about it, in order."""
+        ...
+
+    def wakeup_at(self) -> int | None:
+        """Return the monotonic time in ms at which to call with Woke, if any."""
+        ...

@@ -1,0 +1,1 @@
+"""Edge pools: combination of a route, Algorithm 1, invitation and acceptance."""

@@ -1,0 +1,68 @@
+"""The one crypto module: Ed25519 by PyNaCl, SHA-256 for chains, BLAKE3 for data.
+
+Every signature covers a domain (what kind of statement it is), the network and, where there is
+one, the chain: nothing that was signed can be replayed as something else, or somewhere else.
+One implementation of Ed25519 decides validity everywhere, since implementations differ at edges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import nacl.bindings
+import nacl.exceptions
+from blake3 import blake3
+
+from edgepool.model.codec import encode
+from edgepool.model.ids import PeerId, peer_id_from_public_key, public_key_of
+
+SEED_BYTES = 32
+SIGNATURE_BYTES = 64
+HASH_BYTES = 32
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the 32-byte SHA-256 of `data`."""
+    return hashlib.sha256(data).digest()
+
+
+def data_hash(data: bytes | memoryview) -> bytes:
+    """Return the 32-byte BLAKE3 hash of twin data."""
+    return blake3(data).digest()
+
+
+class Signer:
+    """An Ed25519 key pair made from a 32-byte seed; signs statements, never raw bytes."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._public, self._secret = nacl.bindings.crypto_sign_seed_keypair(seed)
+        self._seed = seed
+        self.peer: PeerId = peer_id_from_public_key(self._public)
+
+    def sign(self, domain: str, statement: Sequence[Any]) -> bytes:
+        """Return the 64-byte signature over `statement` in `domain`."""
+        message = signed_bytes(domain, statement)
+        return nacl.bindings.crypto_sign(message, self._secret)[:SIGNATURE_BYTES]
+
+    def derive(self, purpose: str, context: bytes) -> bytes:
+        """Return 32 secret bytes that only this key can make, for one purpose and context."""
+        return hashlib.blake2b(purpose.encode() + b"\0" + context, key=self._seed, digest_size=32).digest()
+
+
+def signed_bytes(domain: str, statement: Sequence[Any]) -> bytes:
+    """Return the exact bytes that a signature over `statement` in `domain` covers."""
+    return encode(["edgepool/1/" + domain, *statement])
+
+
+def verify(peer: PeerId, domain: str, statement: Sequence[Any], signature: bytes) -> bool:
+    """Say whether `signature` is `peer`'s over `statement` in `domain`."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        message = signature + signed_bytes(domain, statement)
+        nacl.bindings.crypto_sign_open(message, public_key_of(peer))
+    except (nacl.exceptions.BadSignatureError, ValueError):
+        return False
+    return True

@@ -1,0 +1,279 @@
+"""Messages: everything that travels on a link, each a tagged array.
+
+Votes, proposals, records, invitations and confirmations carry signatures of their own; the rest is
+believed as far as the link goes, which has proved who speaks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from edgepool.errors import DecodeError
+from edgepool.model.block import Block, Certificate, CertifiedBlock, Header, Round, Vote
+from edgepool.model.codec import Wire, decode
+from edgepool.model.crypto import Signer, verify
+from edgepool.model.ids import ChainId
+from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation
+from edgepool.model.record import (
+    ChainText,
+    PeerText,
+    Percent,
+    Signature,
+    SignedRecord,
+    Text,
+    TimeMs,
+    TransmissionConfirmation,
+)
+from edgepool.model.twin import DataKey, Hash
+
+QueryId = Annotated[int, Meta(ge=0, le=2**53)]
+Version = Annotated[int, Meta(ge=0, le=2**31)]
+MAX_OFFERS = 16
+MAX_VISITED = 256
+
+
+class Records(Wire, tag="records", frozen=True):
+    """Records for a chain's mempool, from their author or passed on."""
+
+    chain: ChainText
+    records: Annotated[tuple[SignedRecord, ...], Meta(min_length=1, max_length=128)]
+
+
+class RecordsRefused(Wire, tag="refused", frozen=True):
+    """The answer to a record that the receiver's door did not let in, to its sender."""
+
+    chain: ChainText
+    record_id: Hash
+    reason: Text
+
+
+class Proposal(Wire, tag="proposal", frozen=True):
+    """A block proposed at its header's height in `round`.
+
+    `valid_round` is -1 for a new block; else the block had a quorum of prevotes (`polka`) in that
+    round, which travel along so that anybody can lock on it. The signature is the leader's of
+    `round`, over network, chain, height, round, block id and valid round.
+    """
+
+    chain: ChainText
+    round: Round
+    block: Block
+    valid_round: Annotated[int, Meta(ge=-1, le=2**31)]
+    polka: Annotated[tuple[Vote, ...], Meta(max_length=MAX_MEMBERS)]
+    signature: Signature
+
+    def authentic(self, network: str, leader: str) -> bool:
+        """Say whether the signature is `leader`'s."""
+        return verify(
+            leader,  # type: ignore[arg-type]
+            "proposal",
+            _proposal_terms(network, self.chain, self.block, self.round, self.valid_round),
+            self.signature,
+        )
+
+
+def _proposal_terms(network: str, chain: ChainId, block: Block, round: int, valid_round: int) -> list[object]:
+    return [network, chain, block.header.height, round, block.header.id, valid_round]
+
+
+def sign_proposal(
+    signer: Signer,
+    network: str,
+    chain: ChainId,
+    round: int,
+    block: Block,
+    valid_round: int,
+    polka: tuple[Vote, ...],
+) -> Proposal:
+    """Return a proposal signed by `signer`, the leader of `round`."""
+    signature = signer.sign("proposal", _proposal_terms(network, chain, block, round, valid_round))
+    return Proposal(chain, round, block, valid_round, polka, signature)
+
+
+class Votes(Wire, tag="votes", frozen=True):
+    """One or more votes on a chain; the sender need not be the voter."""
+
+    chain: ChainText
+    votes: Annotated[tuple[Vote, ...], Meta(min_length=1, max_length=128)]
+
+
+class Polka(Wire, tag="polka", frozen=True):
+    """A block with the quorum of prevotes it had in a round: frees who is stuck without it."""
+
+    chain: ChainText
+    block: Block
+    votes: Annotated[tuple[Vote, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
+class Status(Wire, tag="status", frozen=True):
+    """Where the sender stands on a chain: the height it works on, round, step, records waiting."""
+
+    chain: ChainText
+    height: Annotated[int, Meta(ge=1, le=2**53)]
+    round: Round
+    step: Annotated[int, Meta(ge=0, le=3)]
+    waiting: Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class Blocks(Wire, tag="blocks", frozen=True):
+    """Certified blocks in rising order, for somebody who is behind (or observes)."""
+
+    chain: ChainText
+    blocks: Annotated[tuple[CertifiedBlock, ...], Meta(min_length=1, max_length=32)]
+
+
+class PoolInvite(Wire, tag="invite", frozen=True):
+    """The coordinator asks a peer to be a member (or an observer)."""
+
+    invitation: Invitation
+    coordinator_signature: Signature
+
+
+class PoolAccept(Wire, tag="accept", frozen=True):
+    """A member has reached its partners and says yes."""
+
+    invitation_hash: Hash
+    acceptance: Acceptance
+
+
+class PoolDecline(Wire, tag="decline", frozen=True):
+    """A member says no, and which condition failed."""
+
+    invitation_hash: Hash
+    reason: Text
+
+
+class PoolFormed(Wire, tag="formed", frozen=True):
+    """All have accepted: the pool stands, its chain begins."""
+
+    genesis: Genesis
+
+
+class OfferProof(Wire, frozen=True):
+    """A data offer on chain, with all that proves it to a stranger: genesis, Merkle path, votes."""
+
+    genesis: Genesis
+    header: Header
+    certificate: Certificate
+    record: SignedRecord
+    index: Annotated[int, Meta(ge=0, le=2**20)]
+    path: Annotated[tuple[Annotated[bytes, Meta(max_length=32)], ...], Meta(max_length=20)]
+
+
+class Query(Wire, tag="query", frozen=True):
+    """Who has this? [S3.14] Passed outward at most `hops_left` times, to no chain twice.
+
+    `version` 0 asks for the newest. `visited` are chains already asked; `budget_ms` is how long
+    the asker still waits, by its own clock.
+    """
+
+    query: QueryId
+    key: DataKey
+    version: Version
+    hops_left: Annotated[int, Meta(ge=0, le=8)]
+    budget_ms: Annotated[int, Meta(ge=0, le=60_000)]
+    visited: Annotated[tuple[ChainText, ...], Meta(max_length=MAX_VISITED)]
+
+
+class QueryAnswer(Wire, tag="answer", frozen=True):
+    """The offers found (perhaps none), and which chains were looked at."""
+
+    query: QueryId
+    offers: Annotated[tuple[OfferProof, ...], Meta(max_length=MAX_OFFERS)]
+    visited: Annotated[tuple[ChainText, ...], Meta(max_length=MAX_VISITED)]
+
+
+class LoadQuery(Wire, tag="load?", frozen=True):
+    """How busy are you, and do you still hold this? [S3.13, network status query]"""
+
+    query: QueryId
+    root: Hash
+
+
+class LoadReport(Wire, tag="load", frozen=True):
+    """How busy the sender is: its uplink and its processor, in percent; whether it holds the data."""
+
+    query: QueryId
+    root: Hash
+    holds: bool
+    network_load_percent: Percent
+    processing_load_percent: Percent
+
+
+class ConfirmRequest(Wire, tag="confirm?", frozen=True):
+    """The requester signs the terms of a transfer and asks the holder to countersign."""
+
+    query: QueryId
+    key: DataKey
+    root: Hash
+    requester: PeerText
+    valid_until_ms: TimeMs
+    requester_signature: Signature
+
+
+class ConfirmAnswer(Wire, tag="confirm", frozen=True):
+    """The holder's countersigned record (which it also puts on chain), or why it refuses."""
+
+    query: QueryId
+    root: Hash
+    record: SignedRecord | None
+    refusal: Text
+
+
+class Ping(Wire, tag="ping", frozen=True):
+    """Keeps an idle link known to be alive."""
+
+    count: Annotated[int, Meta(ge=0, le=2**53)]
+
+
+Message = (
+    Records
+    | RecordsRefused
+    | Proposal
+    | Votes
+    | Polka
+    | Status
+    | Blocks
+    | PoolInvite
+    | PoolAccept
+    | PoolDecline
+    | PoolFormed
+    | Query
+    | QueryAnswer
+    | LoadQuery
+    | LoadReport
+    | ConfirmRequest
+    | ConfirmAnswer
+    | Ping
+)
+"""Everything that a link carries."""
+
+_UNION: type[Message] = Message  # type: ignore[assignment]
+
+
+def decode_message(frame: bytes | memoryview) -> Message:
+    """Return the message in `frame`; DecodeError if it is none."""
+    return decode(_UNION, frame)
+
+
+class TransferRequest(Wire, tag="transfer", frozen=True):
+    """First frame on a transfer connection: the confirmation (countersigned) and where to start."""
+
+    confirmation: SignedRecord
+    first_chunk: Annotated[int, Meta(ge=0, le=65536)]
+
+
+class TransferRefusal(Wire, tag="no", frozen=True):
+    """The holder will not serve; the reason names the condition that failed."""
+
+    reason: Text
+
+
+def confirmation_of(record: SignedRecord) -> TransmissionConfirmation:
+    """Return the confirmation inside `record`; DecodeError if it is another kind of record."""
+    body = record.record.body
+    if not isinstance(body, TransmissionConfirmation):
+        raise DecodeError("a transfer must name a confirmation record")
+    return body

@@ -1,0 +1,1 @@
+"""The public API: an async context manager, and the values it returns."""

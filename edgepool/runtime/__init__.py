@@ -1,0 +1,1 @@
+"""The ports, and the one loop that performs what the core decides."""

@@ -1,0 +1,107 @@
+"""The ports: what the loop needs of the world. Each has a real and an in-memory implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgepool.core.machine import BlockSource, CommitBlock, Instant, NewChain, VoteState
+from edgepool.model.ids import PeerId
+from edgepool.model.pool import Genesis, Member
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who is at the other end, as its certificate proves: peer id, name, role, machine type."""
+
+    peer: PeerId
+    name: str
+    role: str
+    machine_type: str
+
+
+class LinkHandler(Protocol):
+    """What a transport calls, on the event loop, never concurrently."""
+
+    def link_up(self, identity: PeerIdentity) -> None:
+        """A link stands; at most one for each peer."""
+        ...
+
+    def link_down(self, peer: PeerId, reason: str) -> None:
+        """The link is gone."""
+        ...
+
+    def frame_received(self, peer: PeerId, frame: bytes) -> None:
+        """A whole frame of at most `limits.frame_bytes` arrived."""
+        ...
+
+
+class Transport(Protocol):
+    """Links between peers: ordered, authenticated, confidential, each bounded both ways."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs (without /p2p) at which this peer can be dialled."""
+        ...
+
+    async def start(self, handler: LinkHandler) -> None:
+        """Listen and begin to dial. LocalError if the port is in use."""
+        ...
+
+    def want(self, member: Member) -> None:
+        """Keep a link to `member`: dial it, and again with back-off when it is lost."""
+        ...
+
+    def send(self, peer: PeerId, frame: bytes) -> bool:
+        """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
+        ...
+
+    def close_link(self, peer: PeerId, reason: str) -> None:
+        """End the link to `peer`, who broke the protocol; it may be made again after a pause."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what can be flushed in 1 s, then end all links."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChain:
+    """What a store holds of one chain: genesis, height (0 if no block), last vote state or b""."""
+
+    genesis: Genesis
+    height: int
+    vote_state: bytes
+
+
+class Store(BlockSource, Protocol):
+    """Durable chains and votes of one peer. All methods raise StorageError."""
+
+    def open(self) -> list[SavedChain]:
+        """Recover what was acknowledged, cut what was torn; return the chains, oldest first."""
+        ...
+
+    def write(self, items: Iterable[VoteState | NewChain | CommitBlock]) -> None:
+        """Write `items` in order; durable only after `sync`. May run in a worker thread."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written durable. May run in a worker thread."""
+        ...
+
+    def close(self) -> None:
+        """Release files; no data depends on it."""
+        ...
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> Instant:
+        """Return the present."""
+        ...
+
+    def call_at(self, monotonic_ms: int, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back once at `monotonic_ms`; return what cancels it."""
+        ...

@@ -1,0 +1,1 @@
+"""Links and transfers between peers."""

@@ -1,0 +1,1 @@
+"""A factory on top of peers: orders, stations, coordinator, the demo and its cloud baseline."""
