@@ -26,7 +26,7 @@ from edgepool.model.record import (
     TimeMs,
     TransmissionConfirmation,
 )
-from edgepool.model.twin import DataKey, Hash
+from edgepool.model.twin import DataKey, Hash, Manifest
 
 QueryId = Annotated[int, Meta(ge=0, le=2**53)]
 Version = Annotated[int, Meta(ge=0, le=2**31)]
@@ -263,6 +263,12 @@ class TransferRequest(Wire, tag="transfer", frozen=True):
 
     confirmation: SignedRecord
     first_chunk: Annotated[int, Meta(ge=0, le=65536)]
+
+
+class TransferAccept(Wire, tag="yes", frozen=True):
+    """The holder serves: the manifest, whose root the requester checks; raw chunks follow."""
+
+    manifest: Manifest
 
 
 class TransferRefusal(Wire, tag="no", frozen=True):

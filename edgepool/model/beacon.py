@@ -1,0 +1,52 @@
+"""The beacon: shared randomness that nobody can grind, one hash chain for each member.
+
+On joining, a member registers `tip = H^L(secret)`. Whoever packs a block reveals the preimage of
+its tip, which becomes its new tip; the chain's beacon absorbs the reveal. Nothing can be chosen:
+what is left to a member is to skip its own turn.
+"""
+
+from __future__ import annotations
+
+from edgepool.model.crypto import HASH_BYTES, sha256
+from edgepool.model.pool import BEACON_LENGTH, Genesis
+
+_STRIDE = 256
+
+
+class BeaconChain:
+    """A member's own hash chain for one pool, made from a 32-byte secret.
+
+    Keeps every 256th value, so a reveal costs at most 256 hashes.
+    """
+
+    def __init__(self, secret: bytes, length: int = BEACON_LENGTH) -> None:
+        assert len(secret) == HASH_BYTES
+        self.length = length
+        self._marks = [secret]
+        value = secret
+        for i in range(1, length + 1):
+            value = sha256(value)
+            if i % _STRIDE == 0:
+                self._marks.append(value)
+        self.tip = value
+
+    def reveal(self, count: int) -> bytes:
+        """Return the preimage to reveal after `count` earlier reveals; b"" once all are used."""
+        position = self.length - 1 - count
+        if position < 0:
+            return b""
+        value = self._marks[position // _STRIDE]
+        for _ in range(position % _STRIDE):
+            value = sha256(value)
+        return value
+
+
+def first_beacon(genesis: Genesis) -> bytes:
+    """Return a chain's 32-byte beacon before its first block: it hashes all members' tips."""
+    tips = b"".join(acceptance.beacon_tip for acceptance in genesis.acceptances)
+    return sha256(bytes.fromhex(genesis.chain) + tips)
+
+
+def next_beacon(beacon: bytes, reveal: bytes) -> bytes:
+    """Return the beacon after a block with `reveal`."""
+    return sha256(beacon + reveal)
