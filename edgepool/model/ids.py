@@ -43,7 +43,10 @@ def public_key_of(peer: PeerId) -> bytes:
         raise DecodeError(f"'{peer}' is not a peer id: not base58") from None
     if len(raw) != len(_PREFIX) + PUBLIC_KEY_BYTES or not raw.startswith(_PREFIX):
         raise DecodeError(f"'{peer}' is not the peer id of an Ed25519 key")
-    return raw[len(_PREFIX) :]
+    public_key = raw[len(_PREFIX) :]
+    if peer_id_from_public_key(public_key) != peer:  # base58 decoders forgive outer blanks
+        raise DecodeError(f"'{peer}' is not how the peer id of its key is written")
+    return public_key
 
 
 def short(peer: str) -> str:

@@ -222,6 +222,12 @@ class ConfirmAnswer(Wire, tag="confirm", frozen=True):
     refusal: Text
 
 
+class Hello(Wire, tag="hello", frozen=True):
+    """First word on a link: where the sender can be dialled. Who it is, its certificate has said."""
+
+    addresses: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=8)]
+
+
 class Ping(Wire, tag="ping", frozen=True):
     """Keeps an idle link known to be alive."""
 
@@ -246,6 +252,7 @@ Message = (
     | LoadReport
     | ConfirmRequest
     | ConfirmAnswer
+    | Hello
     | Ping
 )
 """Everything that a link carries."""

@@ -1,0 +1,294 @@
+"""The contracts at a chain's door [S3.13]: one for each kind of record, which says why one may not stand.
+
+A contract is a pure rule, registered under (name, version): it reads what the chain knows and the
+record, and returns '' or one sentence. It never writes, and it never looks at a record's outer
+signature, which is checked once, where the record comes in. Every member must come to the same
+answer, so a rule is never edited once chains exist: it gets a new version.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgepool.core.ledger.facts import OfferEntry, StepState, TaskState
+from edgepool.errors import DecodeError
+from edgepool.model.crypto import verify
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.record import (
+    MAX_RECORD_BYTES,
+    DataDemand,
+    DataOffer,
+    MachiningCompletion,
+    MachiningProcedure,
+    MachiningRequirement,
+    QualityInspection,
+    SignedRecord,
+    TransmissionConfirmation,
+    confirmation_terms,
+    kind_of,
+)
+from edgepool.model.twin import DataKey
+
+MAX_INSPECTIONS = 256
+"""How many features of one step can be inspected; it bounds what one step holds in memory."""
+
+
+class View(Protocol):
+    """What a contract may read: the chain's state, or a draft's layer over it."""
+
+    network: str
+    chain: ChainId
+    coordinator: PeerId
+
+    def is_member(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes on this chain."""
+        ...
+
+    def has_record(self, record_id: bytes) -> bool:
+        """Say whether a record is on the chain already."""
+        ...
+
+    def task(self, task: str) -> TaskState | None:
+        """Return a task, or None."""
+        ...
+
+    def newest_version(self, key: DataKey) -> int:
+        """Return the newest version offered of `key`; 0 if none is."""
+        ...
+
+    def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
+        """Return the offers of one version of `key` (0: of the newest)."""
+        ...
+
+
+class Contract(Protocol):
+    """The rule for one kind of record."""
+
+    name: str
+    version: int
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why `signed` may not stand after what `view` knows, or return ''."""
+        ...
+
+
+def record_problem(view: View, signed: SignedRecord, record_id: bytes, size_bytes: int) -> str:
+    """Say why a record may not stand on the chain of `view`, or return ''.
+
+    `record_id` and `size_bytes` are those of the encoded `signed`, which the caller has at hand.
+    """
+    record = signed.record
+    kind = kind_of(record.body)
+    contract = CONTRACTS.get(kind)
+    if contract is None:
+        return f"no contract here knows records of the kind '{kind}'"
+    if record.network != view.network:
+        return "the record is for another network"
+    if record.chain != view.chain:
+        return "the record is for another chain"
+    if size_bytes > MAX_RECORD_BYTES:
+        return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
+    if not view.is_member(record.author) and not (
+        isinstance(record.body, MachiningRequirement) and record.author == view.coordinator
+    ):
+        return "the author is no member of this pool"
+    if view.has_record(record_id):
+        return "the record is on this chain already"
+    return contract.problem(view, signed)
+
+
+class RequirementContract:
+    """The coordinator gives each step of a task to a member, once, and steps agree about the task."""
+
+    name = "requirement"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this requirement may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, MachiningRequirement)
+        if signed.record.author != view.coordinator:
+            return "only the pool's coordinator states requirements"
+        if not view.is_member(body.station):
+            return "the station is no member of this pool"
+        if body.step >= body.steps:
+            return f"step {body.step} of a task with {body.steps} steps, which count from 0"
+        task = view.task(body.task)
+        if task is None:
+            return ""
+        if task.part != body.part:
+            return f"task '{task.task}' is for another part, '{task.part}'"
+        if task.steps_planned != body.steps:
+            return f"task '{task.task}' has {task.steps_planned} steps, not {body.steps}"
+        if body.step in task.steps:
+            return f"step {body.step} of task '{task.task}' is required already"
+        if body.operation_number in task.operations:
+            return f"operation {body.operation_number} of task '{task.task}' is required already"
+        return ""
+
+
+class ProcedureContract:
+    """The station that a step was given to starts it, once, when the step before is complete."""
+
+    name = "procedure"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this procedure may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, MachiningProcedure)
+        step = _own_step(view, signed, body.task, body.operation_number)
+        if isinstance(step, str):
+            return step
+        if step.procedure is not None:
+            return f"operation {body.operation_number} of task '{body.task}' has started already"
+        place = step.requirement.step
+        task = view.task(body.task)
+        before = task.steps.get(place - 1) if task is not None else None
+        if place > 0 and (before is None or not before.done):
+            return f"step {place - 1} of task '{body.task}' is not complete"
+        return ""
+
+
+class CompletionContract:
+    """The station that started a step ends it, once."""
+
+    name = "completion"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this completion may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, MachiningCompletion)
+        step = _started_step(view, signed, body.task, body.operation_number)
+        if isinstance(step, str):
+            return step
+        if step.done:
+            return f"operation {body.operation_number} of task '{body.task}' is complete already"
+        return ""
+
+
+class InspectionContract:
+    """The station that started a step reports what it measured, once for each feature."""
+
+    name = "inspection"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this inspection may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, QualityInspection)
+        step = _started_step(view, signed, body.task, body.operation_number)
+        if isinstance(step, str):
+            return step
+        if len(step.inspections) >= MAX_INSPECTIONS:
+            return f"a step has at most {MAX_INSPECTIONS} inspections"
+        if any(inspection.feature == body.feature for inspection in step.inspections):
+            return f"feature '{body.feature}' of operation {body.operation_number} is inspected already"
+        return ""
+
+
+class OfferContract:
+    """A member offers data that it holds; all who offer one version mean the same bytes [S3.8]."""
+
+    name = "offer"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this offer may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, DataOffer)
+        problem = body.key.problem()
+        if problem:
+            return f"not a data key: {problem}"
+        newest = view.newest_version(body.key)
+        if body.version < newest:
+            return f"version {body.version} is older than version {newest}, which is offered here"
+        standing = view.offers(body.key, body.version) if newest else ()
+        if standing and standing[0].offer.root != body.root:
+            return f"another root is offered here for version {body.version}"
+        if standing and standing[0].offer.size_bytes != body.size_bytes:
+            return f"another size is offered here for version {body.version}"
+        if any(entry.holder == signed.record.author for entry in standing):
+            return f"the holder offers version {body.version} already"
+        return ""
+
+
+class DemandContract:
+    """A member says which data it needs."""
+
+    name = "demand"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this demand may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, DataDemand)
+        problem = body.key.problem()
+        return f"not a data key: {problem}" if problem else ""
+
+
+class ConfirmationContract:
+    """Holder and requester have both signed the terms of a transfer [S3.13].
+
+    The requester may be of another pool, and so may the chain that the offer stands on.
+    """
+
+    name = "confirmation"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this confirmation may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, TransmissionConfirmation)
+        problem = body.key.problem()
+        if problem:
+            return f"not a data key: {problem}"
+        if signed.record.author != body.holder:
+            return "a confirmation is written by the holder"
+        if body.requester == body.holder:
+            return "holder and requester are the same peer"
+        terms = confirmation_terms(
+            view.network, body.key, body.root, body.requester, body.holder, body.valid_until_ms
+        )
+        try:
+            holds = verify(body.requester, "confirmation", terms, body.requester_signature)
+        except DecodeError:  # any text can stand where the requester's peer id should
+            return "the requester is not a peer id"
+        return "" if holds else "the requester's signature does not hold"
+
+
+def _own_step(view: View, signed: SignedRecord, task: str, operation_number: int) -> StepState | str:
+    """Return the step that was given to the author, or why there is none."""
+    found = view.task(task)
+    step = found.step_of(operation_number) if found is not None else None
+    if step is None:
+        return f"operation {operation_number} of task '{task}' is not required here"
+    if step.requirement.station != signed.record.author:
+        return f"operation {operation_number} of task '{task}' is given to another station"
+    return step
+
+
+def _started_step(view: View, signed: SignedRecord, task: str, operation_number: int) -> StepState | str:
+    """Return the step that was given to the author and started by it, or why there is none."""
+    step = _own_step(view, signed, task, operation_number)
+    if isinstance(step, StepState) and step.procedure is None:
+        return f"operation {operation_number} of task '{task}' has not started"
+    return step
+
+
+_ALL: tuple[Contract, ...] = (
+    RequirementContract(),
+    ProcedureContract(),
+    CompletionContract(),
+    InspectionContract(),
+    OfferContract(),
+    DemandContract(),
+    ConfirmationContract(),
+)
+
+REGISTRY: dict[tuple[str, int], Contract] = {(contract.name, contract.version): contract for contract in _ALL}
+"""Every contract that was ever in force, by name and version."""
+
+CONTRACTS: dict[str, Contract] = {contract.name: contract for contract in _ALL}
+"""The contract now in force for each kind of record; a kind without one is refused."""
