@@ -1,0 +1,57 @@
+"""What resolution may see of the peer that it works for; the node implements it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import OfferProof
+from edgepool.model.pool import Member
+from edgepool.model.twin import DataKey
+
+
+class Directory(Protocol):
+    """A peer's chains, neighbours and data; every answer has the same order each time."""
+
+    def main_chains(self) -> tuple[ChainId, ...]:
+        """Return the chains of the fixed pools that this peer follows."""
+        ...
+
+    def sub_chains(self) -> tuple[ChainId, ...]:
+        """Return the chains of the manufacturing pools that this peer follows."""
+        ...
+
+    def offers(self, chain: ChainId, key: DataKey, version: int) -> tuple[OfferProof, ...]:
+        """Return the offers of `key` on `chain` with their proofs; version 0 means the newest."""
+        ...
+
+    def neighbours(self, chain: ChainId) -> tuple[PeerId, ...]:
+        """Return the other members of `chain` that are connected."""
+        ...
+
+    def member(self, peer: PeerId) -> Member | None:
+        """Return what is known of `peer`, or None."""
+        ...
+
+    def connected(self, peer: PeerId) -> bool:
+        """Say whether a link to `peer` stands."""
+        ...
+
+    def holds(self, root: bytes) -> bool:
+        """Say whether this peer holds the data with manifest root `root`."""
+        ...
+
+    def size_bytes(self, root: bytes) -> int:
+        """Return the size of data that this peer holds."""
+        ...
+
+    def load(self) -> tuple[int, int]:
+        """Return how busy this peer's uplink and processors are, both in percent."""
+        ...
+
+    def shared_chain(self, requester: PeerId, key: DataKey, root: bytes) -> ChainId | None:
+        """Return where this holder records a confirmation for `requester`.
+
+        None if `requester` may not have the data.
+        """
+        ...
