@@ -69,6 +69,7 @@ class Holding:
     """This peer now holds (or no longer holds) the data with manifest root `root`."""
 
     root: bytes
+    size_bytes: int
     held: bool
 
 

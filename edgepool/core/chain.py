@@ -1,0 +1,372 @@
+"""One chain of one peer: what ties the consensus engine to the ledger.
+
+The engine decides which block stands; the ledger decides what may be in it. A record enters the
+mempool if it is authentic and its author may write here; whether it may stand is judged when a
+block is made or checked, so a record that overtook its predecessor waits instead of being lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepool.config import ConsensusSettings, Limits
+from edgepool.core.consensus.engine import Decided, Engine, Output
+from edgepool.core.consensus.lottery import leader_order, lottery_seed, weights
+from edgepool.core.ledger.mempool import Mempool
+from edgepool.core.ledger.state import ChainState
+from edgepool.core.machine import (
+    BlockCommitted,
+    BlockSource,
+    Broadcast,
+    CommitBlock,
+    Done,
+    Effect,
+    Failed,
+    Instant,
+    Misbehaved,
+    Notify,
+    Persist,
+    RecordRef,
+    Send,
+)
+from edgepool.errors import DecodeError
+from edgepool.model.beacon import BeaconChain
+from edgepool.model.block import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_RECORDS,
+    Block,
+    CertifiedBlock,
+    Header,
+    records_root,
+)
+from edgepool.model.codec import decode, encode
+from edgepool.model.crypto import Signer
+from edgepool.model.ids import PeerId
+from edgepool.model.message import Blocks, Polka, Proposal, Records, RecordsRefused, Status, Votes
+from edgepool.model.pool import Genesis
+from edgepool.model.record import MAX_RECORD_BYTES, MachiningRequirement, SignedRecord
+
+RESEND_MS = 1_000
+"""How long a record may wait before it is passed on to the other members again."""
+
+UNFIT_MS = 30_000
+"""How long a record that no contract lets stand is kept waiting for what it depends on."""
+
+_RESEND_RECORDS = 64
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record of this peer's owner on its way: whom to tell, and who refused it."""
+
+    ticket: int
+    signed: SignedRecord
+    resend_at_ms: int
+    refused_by: list[PeerId]
+
+
+class Chain:
+    """One chain: engine, state and mempool. `member` says whether this peer votes on it."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        *,
+        signer: Signer,
+        beacon_secret: bytes,
+        settings: ConsensusSettings,
+        limits: Limits,
+        source: BlockSource,
+        height: int,
+        vote_state: bytes,
+    ) -> None:
+        self.genesis = genesis
+        self.id = genesis.chain
+        self.state = ChainState(genesis)
+        self.member = signer.peer in genesis.members
+        self.people = tuple(member.peer for member in genesis.invitation.people())
+        self._me = signer.peer
+        self._others = tuple(peer for peer in genesis.members if peer != self._me)
+        self._beacon_secret = beacon_secret
+        self._beacon: BeaconChain | None = None
+        self._mempool = Mempool(limits.mempool_records, len(self.people) + 1)
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._unfit_since_ms: dict[bytes, int] = {}
+        self._gossip_at_ms: int | None = None
+        self._order_height = -1
+        self._order: tuple[PeerId, ...] = ()
+        for past in range(1, height + 1):
+            certified = source.block(self.id, past)
+            assert certified is not None, f"chain {self.id} lacks block {past}"
+            self.state.apply(certified.block)
+        self.engine = Engine(
+            network=genesis.invitation.network,
+            chain=self.id,
+            members=genesis.members,
+            observers=tuple(member.peer for member in genesis.invitation.observers),
+            signer=signer,
+            settings=settings,
+            app=self,
+            source=source,
+            height=height,
+            vote_state=vote_state,
+        )
+
+    # --- what the node calls ----------------------------------------------------------------
+
+    @property
+    def waiting_records(self) -> int:
+        """How many records wait to be packed."""
+        return len(self._mempool)
+
+    def start(self, now: Instant) -> list[Effect]:
+        """Begin, or go on after a restart."""
+        return self._settle(self.engine.start(now), now)
+
+    def submit(self, ticket: int, signed: SignedRecord, now: Instant) -> list[Effect]:
+        """Take a record of this peer's owner; `ticket` 0 wants no answer."""
+        reason = _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
+        if not reason and self.member:
+            reason = self._mempool.add(signed)
+        if reason:
+            return [Notify(Failed(ticket, reason, refused=True))] if ticket else []
+        self._waiting[signed.id] = _Waiting(ticket, signed, now.monotonic_ms + RESEND_MS, [])
+        effects: list[Effect] = []
+        if self._others:
+            effects.append(Broadcast(self._others, Records(self.id, (signed,))))
+        return effects + self._settle(self.engine.nudge(now), now)
+
+    def receive(
+        self,
+        peer: PeerId,
+        message: Records | RecordsRefused | Proposal | Votes | Polka | Status | Blocks,
+        now: Instant,
+    ) -> list[Effect]:
+        """Take a message about this chain from one of its people."""
+        if isinstance(message, Records):
+            return self._receive_records(peer, message, now)
+        if isinstance(message, RecordsRefused):
+            return self._receive_refusal(peer, message)
+        return self._settle(self.engine.receive(peer, message, now), now)
+
+    def peer_up(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """A link to one of this chain's people stands: tell it where we are and what waits."""
+        effects = self._settle(self.engine.peer_up(peer, now), now)
+        if peer in self._others and self._waiting:
+            records = tuple(entry.signed for entry in self._waiting.values())[:_RESEND_RECORDS]
+            effects.append(Send(peer, Records(self.id, records)))
+        return effects
+
+    def wake(self, now: Instant) -> list[Effect]:
+        """Do what is due."""
+        effects: list[Effect] = []
+        if self.engine.deadline is not None and self.engine.deadline <= now.monotonic_ms:
+            effects += self._settle(self.engine.wake(now), now)
+        return effects + self._pass_on(now)
+
+    def wakeup_at(self) -> int | None:
+        """Return when to call `wake`, in monotonic ms."""
+        deadlines = [entry.resend_at_ms for entry in self._waiting.values()]
+        if self.engine.deadline is not None:
+            deadlines.append(self.engine.deadline)
+        if self._gossip_at_ms is not None:
+            deadlines.append(self._gossip_at_ms)
+        return min(deadlines, default=None)
+
+    # --- Application: what the engine asks ---------------------------------------------------
+
+    def leader(self, round: int) -> PeerId:
+        """Return who may propose at the next height in `round` [S3.11]."""
+        if self._order_height != self.state.height:
+            height = self.state.height + 1
+            seed = lottery_seed(self.state.network, self.id, height, self.state.beacon)
+            self._order = leader_order(seed, weights(self.state.work(), self.state.members))
+            self._order_height = self.state.height
+        return self._order[round % len(self._order)]
+
+    def has_waiting(self) -> bool:
+        """Say whether the mempool has a record that may stand now."""
+        draft = self.state.draft()
+        return any(not draft.add(signed) for signed in self._mempool.in_order())
+
+    def make_block(self, round: int, now: Instant) -> Block | None:
+        """Pack the records that may stand, fairly between their authors."""
+        draft = self.state.draft()
+        records: list[SignedRecord] = []
+        size_bytes = 0
+        for signed in self._mempool.in_order():
+            if draft.add(signed):
+                self._unfit_since_ms.setdefault(signed.id, now.monotonic_ms)
+                continue
+            records.append(signed)
+            size_bytes += len(encode(signed))
+            if len(records) == MAX_BLOCK_RECORDS or size_bytes > MAX_BLOCK_BYTES - MAX_RECORD_BYTES:
+                break
+        if not records:
+            return None
+        header = Header(
+            self.state.network,
+            self.id,
+            self.state.height + 1,
+            round,
+            self.state.last_block_id,
+            records_root(records),
+            len(records),
+            self._me,
+            self._own_beacon().reveal(self.state.reveals[self._me]),
+            now.wall_ms,
+        )
+        return Block(header, tuple(records))
+
+    def check_block(self, block: Block) -> str:
+        """Say why `block` may not stand at the next height, or return ''."""
+        header = block.header
+        reason = self.state.header_problem(header) or block.body_problem()
+        if reason:
+            return reason
+        if header.proposer != self.leader(header.round):
+            return f"the lottery gave round {header.round} to {self.leader(header.round)}"
+        draft = self.state.draft()
+        for index, signed in enumerate(block.records):
+            reason = draft.add(signed)
+            if reason:
+                return f"record {index}: {reason}"
+            if not self._mempool.has(signed.id) and not signed.authentic():
+                return f"the signature of record {index} does not hold"
+        return ""
+
+    # --- records ----------------------------------------------------------------------------
+
+    def _door(self, signed: SignedRecord) -> str:
+        """Say why a record may not even wait here, or return ''. Signatures are checked once."""
+        record = signed.record
+        if record.network != self.state.network or record.chain != self.id:
+            return "the record is for another chain"
+        if record.author not in self.state.members and not (
+            record.author == self.genesis.invitation.coordinator
+            and isinstance(record.body, MachiningRequirement)
+        ):
+            return "the author may not write on this chain"
+        if len(encode(signed)) > MAX_RECORD_BYTES:
+            return f"the record has more than {MAX_RECORD_BYTES} bytes"
+        return "" if signed.authentic() else "the signature does not hold"
+
+    def _receive_records(self, peer: PeerId, message: Records, now: Instant) -> list[Effect]:
+        if not self.member:
+            return []
+        effects: list[Effect] = []
+        added = False
+        for signed in message.records:
+            record_id = signed.id
+            if self._mempool.has(record_id) or self.state.has_record(record_id):
+                continue
+            reason = self._door(signed)
+            if reason == "the signature does not hold":
+                return [*effects, Notify(Misbehaved(peer, "forged record"))]
+            reason = reason or self._mempool.add(signed)
+            if reason and reason != "duplicate":
+                effects.append(Send(peer, RecordsRefused(self.id, record_id, reason[:256])))
+            added = added or not reason
+        if added:
+            if self._gossip_at_ms is None:
+                self._gossip_at_ms = now.monotonic_ms + RESEND_MS
+            effects += self._settle(self.engine.nudge(now), now)
+        return effects
+
+    def _receive_refusal(self, peer: PeerId, message: RecordsRefused) -> list[Effect]:
+        """Believe a refusal when more members than can be faulty say so."""
+        entry = self._waiting.get(message.record_id)
+        if entry is None or peer not in self._others or peer in entry.refused_by:
+            return []
+        entry.refused_by.append(peer)
+        if len(entry.refused_by) <= (len(self.state.members) - 1) // 3:
+            return []
+        del self._waiting[message.record_id]
+        self._mempool.discard([message.record_id])
+        return [Notify(Failed(entry.ticket, message.reason, refused=True))] if entry.ticket else []
+
+    def _pass_on(self, now: Instant) -> list[Effect]:
+        """Send again what has waited long: the leader may not have it yet."""
+        due: list[SignedRecord] = []
+        for entry in self._waiting.values():
+            if entry.resend_at_ms <= now.monotonic_ms:
+                entry.resend_at_ms = now.monotonic_ms + RESEND_MS
+                due.append(entry.signed)
+        effects: list[Effect] = []
+        if self._gossip_at_ms is not None and self._gossip_at_ms <= now.monotonic_ms:
+            due += [signed for signed in self._mempool.in_order() if signed.id not in self._waiting]
+            self._gossip_at_ms = now.monotonic_ms + RESEND_MS if len(self._mempool) else None
+            effects += self._drop_unfit(now)
+        if due and self._others:
+            records = Records(self.id, tuple(due[:_RESEND_RECORDS]))
+            effects.append(Broadcast(self._others, records))
+        return effects
+
+    def _drop_unfit(self, now: Instant) -> list[Effect]:
+        """Give up on records that no contract has let stand for long."""
+        draft = self.state.draft()
+        reasons = {signed.id: draft.add(signed) for signed in self._mempool.in_order()}
+        effects: list[Effect] = []
+        for record_id, reason in reasons.items():
+            if not reason:
+                self._unfit_since_ms.pop(record_id, None)
+                continue
+            since = self._unfit_since_ms.setdefault(record_id, now.monotonic_ms)
+            if now.monotonic_ms - since < UNFIT_MS:
+                continue
+            self._mempool.discard([record_id])
+            self._unfit_since_ms.pop(record_id)
+            entry = self._waiting.pop(record_id, None)
+            if entry is not None and entry.ticket:
+                effects.append(Notify(Failed(entry.ticket, reason, refused=True)))
+        return effects
+
+    # --- decisions --------------------------------------------------------------------------
+
+    def _settle(self, outputs: list[Output], now: Instant) -> list[Effect]:
+        """Turn the engine's outputs into effects; apply what it has decided."""
+        effects: list[Effect] = []
+        while outputs:
+            following: list[Output] = []
+            for output in outputs:
+                if isinstance(output, Decided):
+                    effects += self._commit(output.certified)
+                    following = self.engine.advance(now)
+                else:
+                    effects.append(output)
+            outputs = following
+        return effects
+
+    def _commit(self, certified: CertifiedBlock) -> list[Effect]:
+        block = certified.block
+        self.state.apply(block)
+        effects: list[Effect] = [
+            Persist(CommitBlock(certified)),
+            Notify(BlockCommitted(self.id, certified)),
+        ]
+        ids = [signed.id for signed in block.records]
+        self._mempool.discard(ids)
+        for index, record_id in enumerate(ids):
+            self._unfit_since_ms.pop(record_id, None)
+            entry = self._waiting.pop(record_id, None)
+            if entry is not None and entry.ticket:
+                ref = RecordRef(self.id, block.header.height, index)
+                effects.append(Notify(Done(entry.ticket, ref)))
+        return effects
+
+    def _own_beacon(self) -> BeaconChain:
+        if self._beacon is None:
+            self._beacon = BeaconChain(self._beacon_secret)
+        return self._beacon
+
+
+def _unreadable(signed: SignedRecord) -> str:
+    """Say why other peers could not decode a record made here, or return ''.
+
+    Bounds of values are checked when they are decoded, not when they are made.
+    """
+    try:
+        decode(SignedRecord, encode(signed), MAX_RECORD_BYTES)
+    except DecodeError as error:
+        return str(error)
+    return ""

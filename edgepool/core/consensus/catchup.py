@@ -1,0 +1,155 @@
+"""Helping those who are behind, and being behind oneself: certified blocks in and out.
+
+A batch is taken only from its first missing height on, and only while it continues what is queued;
+a bad block empties the queue, so a liar costs one batch. Answers to Status are rationed for each
+peer: one for each place it says it is at, and again only after a while.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from edgepool.core.machine import BlockSource, Effect, Send
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.codec import encode
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Blocks, Polka, Proposal, Votes
+
+MAX_BATCH_BLOCKS = 32
+MAX_BATCH_BYTES = 512 * 1024
+EARLY_VOTES = 64
+EARLY_BLOCKS = 1
+"""Votes, and proposals or polkas, of the next height that are kept for each sender."""
+
+
+class BlockQueue:
+    """Certified blocks in rising order that wait to be decided one at a time."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[PeerId, CertifiedBlock]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def offer(self, peer: PeerId, blocks: Sequence[CertifiedBlock], height: int) -> None:
+        """Queue what continues the queue, or starts at `height` if it is empty; drop the rest."""
+        for certified in blocks:
+            wanted = self._queue[-1][1].block.header.height + 1 if self._queue else height
+            if certified.block.header.height == wanted and len(self._queue) < MAX_BATCH_BLOCKS:
+                self._queue.append((peer, certified))
+
+    def take(self, height: int) -> tuple[PeerId, CertifiedBlock] | None:
+        """Return the block of `height` and who sent it, if it is queued; drop what is older."""
+        while self._queue and self._queue[0][1].block.header.height < height:
+            self._queue.popleft()
+        return self._queue.popleft() if self._queue else None
+
+    def clear(self) -> None:
+        """Drop everything: what follows a bad block is not to be believed."""
+        self._queue.clear()
+
+
+def certified_problem(
+    certified: CertifiedBlock, network: str, chain: ChainId, members: Sequence[PeerId], height: int
+) -> str:
+    """Say why `certified` is not a decision of `members` for `height`, or return ''.
+
+    What only the chain can judge (parent, records, proposer) is not looked at.
+    """
+    header, certificate = certified.block.header, certified.certificate
+    if (header.network, header.chain, header.height) != (network, chain, height):
+        return "it belongs to another network, chain or height"
+    if (certificate.height, certificate.block_id) != (height, header.id):
+        return "the certificate is for another block"
+    return certified.block.body_problem() or certificate.problem(network, chain, members)
+
+
+def batch(source: BlockSource, chain: ChainId, first: int, last: int) -> Blocks | None:
+    """Return the stored blocks from `first` to at most `last`, as many as one message may hold."""
+    blocks: list[CertifiedBlock] = []
+    size_bytes = 0
+    for height in range(first, min(last, first + MAX_BATCH_BLOCKS - 1) + 1):
+        certified = source.block(chain, height)
+        if certified is None:
+            break
+        size_bytes += len(encode(certified))
+        if blocks and size_bytes > MAX_BATCH_BYTES:
+            break
+        blocks.append(certified)
+    return Blocks(chain, tuple(blocks)) if blocks else None
+
+
+class Ration:
+    """Lets one answer through for each peer and place, and the same again only after a pause.
+
+    The pause doubles while the place stays the same, up to `most_ms`.
+    """
+
+    def __init__(self, pause_ms: int, most_ms: int) -> None:
+        self._pause_ms = pause_ms
+        self._most_ms = most_ms
+        self._last: dict[PeerId, tuple[object, int, int]] = {}
+
+    def allows(self, peer: PeerId, place: object, now_ms: int, *, at_once: bool) -> bool:
+        """Say whether to answer `peer` about `place`, and remember that it was answered.
+
+        `at_once` lets a new place skip the pause; not for places that a peer can make up.
+        """
+        last, next_ms, pause_ms = self._last.get(peer, (None, now_ms, 0))
+        if now_ms < next_ms and not (at_once and place != last):
+            return False
+        pause_ms = min(2 * pause_ms, self._most_ms) if place == last else self._pause_ms
+        self._last[peer] = (place, now_ms + pause_ms, pause_ms)
+        return True
+
+    def forget(self, peer: PeerId) -> None:
+        """Answer `peer` at once again: what was sent before may have been lost."""
+        self._last.pop(peer, None)
+
+
+class BlockServer:
+    """Sends stored blocks to peers who say that they are behind."""
+
+    def __init__(self, source: BlockSource, chain: ChainId, ration: Ration) -> None:
+        self._source = source
+        self._chain = chain
+        self._ration = ration
+        self._next: dict[PeerId, int] = {}
+
+    def serve(self, peer: PeerId, first: int, last: int, now_ms: int) -> list[Effect]:
+        """Send a batch from `first` on; at once if the peer has come past what it was sent."""
+        at_once = first >= self._next.get(peer, 0)
+        if not self._ration.allows(peer, first, now_ms, at_once=at_once):
+            return []
+        blocks = batch(self._source, self._chain, first, last)
+        if blocks is None:
+            return []
+        self._next[peer] = first + len(blocks.blocks)
+        return [Send(peer, blocks)]
+
+    def forget(self, peer: PeerId) -> None:
+        """What was sent to `peer` may have been lost."""
+        self._ration.forget(peer)
+        self._next.pop(peer, None)
+
+
+class EarlyMessages:
+    """Messages of the next height, kept until it begins: a bounded number from each sender."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[PeerId, Proposal | Votes | Polka]] = []
+        self._counts: dict[tuple[PeerId, bool], int] = {}
+
+    def keep(self, peer: PeerId, message: Proposal | Votes | Polka) -> None:
+        """Keep `message` (votes come one by one) unless `peer` has filled its share."""
+        light = isinstance(message, Votes)
+        count = self._counts.get((peer, light), 0)
+        if count < (EARLY_VOTES if light else EARLY_BLOCKS):
+            self._counts[peer, light] = count + 1
+            self._kept.append((peer, message))
+
+    def take(self) -> list[tuple[PeerId, Proposal | Votes | Polka]]:
+        """Return all that was kept, in the order of arrival, and forget it."""
+        kept, self._kept, self._counts = self._kept, [], {}
+        return kept

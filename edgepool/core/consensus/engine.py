@@ -1,0 +1,469 @@
+"""The engine of one chain: Tendermint (Buchman, Kwon, Milosevic, arXiv 1807.04938, Algorithm 1).
+
+Rules of this file. Messages and deadlines only change what is known; then `_settle` applies the
+rules of Algorithm 1 until none fires. All that this member signs in one call is covered by one
+Persist at the head of that call's output, so nothing is spoken before it is durable. Rounds never
+go back and a vote that was cast is never cast again, so no two values are ever signed for one
+(kind, height, round), also after a restart. There are no empty blocks: with nothing waiting the
+engine idles in step 0, without timeouts, until a record, a proposal or a vote wakes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from edgepool.config import ConsensusSettings
+from edgepool.core.consensus.ballot import Application, Ballot, SavedBallot
+from edgepool.core.consensus.catchup import (
+    BlockQueue,
+    BlockServer,
+    EarlyMessages,
+    Ration,
+    certified_problem,
+)
+from edgepool.core.machine import (
+    BlockSource,
+    Broadcast,
+    Effect,
+    Instant,
+    Misbehaved,
+    Notify,
+    Persist,
+    Send,
+    VoteState,
+)
+from edgepool.errors import DecodeError, StorageError
+from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, Vote, sign_vote
+from edgepool.model.codec import decode, encode
+from edgepool.model.crypto import Signer
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes, sign_proposal
+
+__all__ = ["Application", "Decided", "Engine", "Output"]
+
+NEW, PROPOSE, PREVOTED, PRECOMMITTED = range(4)
+"""Steps of a round: idle, waiting for the proposal, for prevotes, for precommits."""
+
+VOTES_A_MESSAGE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A block stands; always the last output of a call. Persist and apply it, then `advance`."""
+
+    certified: CertifiedBlock
+
+
+Output = Effect | Decided
+
+
+class Engine:
+    """Consensus on one chain, for a member, or for an observer who only follows.
+
+    `height` is the last committed one (0 if none), `vote_state` what was last persisted for this
+    chain (b"" if nothing). StorageError if that state cannot be read: to vote without memory could
+    mean to sign twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        chain: ChainId,
+        members: tuple[PeerId, ...],
+        observers: tuple[PeerId, ...],
+        signer: Signer,
+        settings: ConsensusSettings,
+        app: Application,
+        source: BlockSource,
+        height: int,
+        vote_state: bytes,
+    ) -> None:
+        self.height = height + 1
+        self.round = 0
+        self.step = NEW
+        self._network = network
+        self._chain = chain
+        self._members = members
+        self._signer = signer
+        self._me = signer.peer
+        self._votes_here = self._me in members
+        self._peers = tuple(peer for peer in members if peer != self._me)
+        self._observers = tuple(peer for peer in observers if peer != self._me)
+        self._settings = settings
+        self._app = app
+        self._ballot = Ballot(network, chain, members, app, self.height)
+        self._timers: dict[str, int | None] = {}
+        """Deadlines of the present round; None once passed: each is armed only once a round."""
+        self._status_at: int | None = None
+        self._mark: tuple[int, ...] = ()
+        self._stalled = False
+        self._since_ms = 0
+        self._ahead: dict[PeerId, int] = {}
+        self._early = EarlyMessages()
+        self._queue = BlockQueue()
+        self._helper: PeerId | None = None
+        pause_ms = settings.status_ms // 2
+        self._told = Ration(pause_ms, settings.idle_status_ms)
+        self._repaired = Ration(pause_ms, settings.idle_status_ms)
+        self._server = BlockServer(source, chain, Ration(pause_ms, settings.idle_status_ms))
+        self._outputs: list[Effect] = []
+        self._signed = False
+        self._decided: CertifiedBlock | None = None
+        self._restored = bool(vote_state) and self._restore(vote_state)
+
+    @property
+    def deadline(self) -> int | None:
+        """The monotonic time in ms at which `wake` is wanted, if any."""
+        pending = [at for at in (self._status_at, *self._timers.values()) if at is not None]
+        return min(pending) if pending and self._decided is None else None
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def start(self, now: Instant) -> list[Output]:
+        """Begin, or go on after a restart: own votes are spoken again, they may have been lost."""
+        self._since_ms = now.monotonic_ms
+        if self._peers:
+            self._tick(now)
+            if self._restored:
+                own = self._ballot.proposal()
+                if own is not None:
+                    self._outputs.append(Broadcast(self._peers, own))
+                for votes in self._messages(list(self._ballot.book.votes_of(self._me))):
+                    self._outputs.append(Broadcast(self._peers, votes))
+        self._settle(now)
+        return self._finish(now)
+
+    def receive(
+        self, peer: PeerId, message: Proposal | Votes | Polka | Status | Blocks, now: Instant
+    ) -> list[Output]:
+        """Take a message from the link of `peer`; strangers to the pool and other chains are ignored."""
+        known = peer in self._peers or peer in self._observers
+        if self._decided is not None or not known or message.chain != self._chain:
+            return []
+        match message:
+            case Proposal() | Polka() | Votes():
+                self._admit(peer, message, now)
+            case Status():
+                self._on_status(peer, message, now)
+            case Blocks():
+                self._on_blocks(peer, message, now)
+            case _:
+                assert_never(message)
+        self._settle(now)
+        return self._finish(now)
+
+    def nudge(self, now: Instant) -> list[Output]:
+        """Look whether records wait; begin a round (or propose, in one's own) if they do."""
+        if self._decided is not None:
+            return []
+        self._settle(now)
+        return self._finish(now)
+
+    def wake(self, now: Instant) -> list[Output]:
+        """Do what is due at `now`."""
+        if self._decided is not None:
+            return []
+        for name in ("gather", "propose", "prevote", "precommit"):
+            at = self._timers.get(name)
+            if at is not None and at <= now.monotonic_ms and self._decided is None:
+                self._timers[name] = None
+                self._time_out(name)
+                self._settle(now)
+        if self._status_at is not None and self._status_at <= now.monotonic_ms:
+            self._tick(now)
+        return self._finish(now)
+
+    def peer_up(self, peer: PeerId, now: Instant) -> list[Output]:
+        """Tell a peer whose link has come up where this member stands; what was sent is forgotten."""
+        if self._decided is not None or not (peer in self._peers or peer in self._observers):
+            return []
+        for memory in (self._told, self._repaired, self._server):
+            memory.forget(peer)
+        self._tell(peer, now)
+        return self._finish(now)
+
+    def advance(self, now: Instant) -> list[Output]:
+        """Go to the next height: the decided block is stored and applied."""
+        if self._decided is None:
+            return []
+        certified, self._decided = self._decided, None
+        if certified.block.header.proposer == self._me and self._observers:
+            self._outputs.append(Broadcast(self._observers, Blocks(self._chain, (certified,))))
+        self.height += 1
+        self.round, self.step = 0, NEW
+        self._ballot = Ballot(self._network, self._chain, self._members, self._app, self.height)
+        self._timers = {}
+        self._since_ms = now.monotonic_ms
+        early = self._early.take()
+        if not self._take_queued():
+            helper, self._helper = self._helper, None
+            if helper is not None:
+                self._tell(helper, now)
+            for peer, message in early:
+                self._admit(peer, message, now)
+            self._settle(now)
+        return self._finish(now)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def _admit(self, peer: PeerId, message: Proposal | Votes | Polka, now: Instant) -> None:
+        if isinstance(message, Votes):
+            for vote in message.votes:
+                if not self._present(vote.height):
+                    self._other_height(peer, vote.height, Votes(self._chain, (vote,)), now)
+                elif not self._ballot.admit_vote(peer, vote):
+                    return
+        elif not self._present(message.block.header.height):
+            self._other_height(peer, message.block.header.height, message, now)
+        elif isinstance(message, Proposal):
+            self._ballot.admit_proposal(peer, message)
+        else:
+            self._ballot.admit_polka(peer, message.block, message.votes)
+
+    def _present(self, height: int) -> bool:
+        return height == self.height and self._votes_here
+
+    def _other_height(
+        self, peer: PeerId, height: int, message: Proposal | Votes | Polka, now: Instant
+    ) -> None:
+        """Keep what is one height too early; if we are further behind, tell who knows more."""
+        if height <= self.height:
+            return
+        self._ahead[peer] = max(height, self._ahead.get(peer, 0))
+        if height == self.height + 1 and self._votes_here:
+            self._early.keep(peer, message)
+        else:
+            self._tell(peer, now)
+
+    def _on_blocks(self, peer: PeerId, message: Blocks, now: Instant) -> None:
+        last = message.blocks[-1].block.header.height
+        self._queue.offer(peer, message.blocks, self.height)
+        if self._queue:
+            more = len(message.blocks) > 1 or self._ahead.get(peer, 0) > last + 1
+            self._helper = peer if more else None
+            self._take_queued()
+        elif last >= self.height:
+            self._ahead[peer] = max(last + 1, self._ahead.get(peer, 0))
+            self._tell(peer, now)
+
+    def _take_queued(self) -> bool:
+        taken = self._queue.take(self.height)
+        if taken is None:
+            return False
+        peer, certified = taken
+        problem = certified_problem(certified, self._network, self._chain, self._members, self.height)
+        problem = problem or self._app.check_block(certified.block)
+        if problem:
+            self._queue.clear()
+            self._outputs.append(Notify(Misbehaved(peer, f"a block that does not stand: {problem}")))
+            return False
+        self._decided = certified
+        return True
+
+    def _on_status(self, peer: PeerId, status: Status, now: Instant) -> None:
+        self._ahead[peer] = status.height
+        if status.height < self.height:
+            self._serve(peer, status.height, now)
+        elif status.height > self.height:
+            self._tell(peer, now)
+        elif not self._votes_here or peer not in self._members:
+            return
+        elif self.step == NEW:
+            if status.step > NEW:
+                self._tell(peer, now)
+        elif self._stalled and (status.round, status.step) <= (self.round, self.step):
+            self._repair(peer, status, now)
+
+    def _serve(self, peer: PeerId, first: int, now: Instant) -> None:
+        """Send stored blocks from `first` on, unless they are surely on their way as votes."""
+        just_now = now.monotonic_ms - self._since_ms < self._settings.status_ms // 2
+        if first == self.height - 1 and just_now and self.step > NEW and peer in self._members:
+            return
+        self._outputs += self._server.serve(peer, first, self.height - 1, now.monotonic_ms)
+
+    def _repair(self, peer: PeerId, status: Status, now: Instant) -> None:
+        """Send all that a peer at this height may lack: votes, the valid block's polka, the proposal."""
+        ballot = self._ballot
+        place = (self.height, self.round, self.step, ballot.book.count, status.round, status.step)
+        if not self._repaired.allows(peer, place, now.monotonic_ms, at_once=False):
+            return
+        rounds = sorted({status.round, max(0, self.round - 1), self.round})
+        for votes in self._messages(ballot.book.votes_in(rounds)):
+            self._outputs.append(Send(peer, votes))
+        if ballot.valid_block is not None:
+            self._outputs.append(Send(peer, Polka(self._chain, ballot.valid_block, ballot.polka)))
+        proposal = ballot.proposal()
+        if proposal is not None:
+            self._outputs.append(Send(peer, proposal))
+
+    def _messages(self, votes: list[Vote]) -> list[Votes]:
+        starts = range(0, len(votes), VOTES_A_MESSAGE)
+        return [Votes(self._chain, tuple(votes[i : i + VOTES_A_MESSAGE])) for i in starts]
+
+    def _status(self) -> Status:
+        return Status(self._chain, self.height, self.round, self.step, int(self._app.has_waiting()))
+
+    def _tell(self, peer: PeerId, now: Instant) -> None:
+        if self._told.allows(peer, self.height, now.monotonic_ms, at_once=True):
+            self._outputs.append(Send(peer, self._status()))
+
+    def _tick(self, now: Instant) -> None:
+        """Say where this member stands, and see whether anything has moved since it last did."""
+        mark = (self.height, self.round, self.step, self._ballot.book.count)
+        self._stalled = self.step > NEW and mark == self._mark
+        self._mark = mark
+        self._outputs.append(Broadcast(self._peers, self._status()))
+        self._status_at = now.monotonic_ms + self._settings.idle_status_ms
+
+    # --- the rules of Algorithm 1 ---------------------------------------------------------------
+
+    def _settle(self, now: Instant) -> None:
+        while self._votes_here and self._decided is None and self._one_rule(now):
+            pass
+
+    def _one_rule(self, now: Instant) -> bool:
+        """Apply the first rule that is enabled; say whether others may be by now."""
+        ballot = self._ballot
+        ballot.refresh()
+        self._decided = ballot.decision()
+        if self._decided is not None:
+            return False
+        if ballot.book.round_to_join() > self.round:
+            self._enter_round(ballot.book.round_to_join())
+            return True
+        if self.step == NEW and self._begin(now):
+            return True
+        if self.step == PROPOSE and (self._propose(now) or self._prevote()):
+            return True
+        if self.step == PREVOTED and self._precommit():
+            return True
+        self._arm(now)
+        return False
+
+    def _enter_round(self, round: int) -> None:
+        self.round, self.step, self._timers = round, NEW, {}
+        self._ballot.enter_round(round)
+
+    def _begin(self, now: Instant) -> bool:
+        ballot = self._ballot
+        if not (ballot.active() or ballot.valid_block is not None or self._app.has_waiting()):
+            return False
+        settings = self._settings
+        self.step = PROPOSE
+        wait_ms = settings.propose_timeout_ms + settings.gather_ms + self.round * settings.growth_ms
+        self._timers["propose"] = now.monotonic_ms + wait_ms
+        if self._leads() and self.round == 0 and settings.gather_ms:
+            self._timers["gather"] = now.monotonic_ms + settings.gather_ms
+        return True
+
+    def _leads(self) -> bool:
+        return self._app.leader(self.round) == self._me
+
+    def _propose(self, now: Instant) -> bool:
+        """Lines 14 to 19: the valid block if there is one, else a new one once records gathered."""
+        ballot = self._ballot
+        if not self._leads() or ballot.proposal() is not None:
+            return False
+        block, valid_round, polka = ballot.valid_block, ballot.valid_round, ballot.polka
+        if block is None:
+            if self._timers.get("gather") is not None or not self._app.has_waiting():
+                return False
+            block = self._app.make_block(self.round, now)
+        if block is None or valid_round >= self.round:
+            return False
+        proposal = sign_proposal(
+            self._signer, self._network, self._chain, self.round, block, valid_round, polka
+        )
+        ballot.add_own_proposal(proposal)
+        self._say(proposal)
+        return True
+
+    def _prevote(self) -> bool:
+        """Lines 22 to 33: for the proposal if it may stand and the lock allows it, else nil."""
+        proposal = self._ballot.proposal()
+        if proposal is None:
+            if self._ballot.spoiled():
+                self._cast(PREVOTE, NIL)
+            return self.step != PROPOSE
+        self._cast(PREVOTE, proposal.block.header.id if self._ballot.acceptable(proposal) else NIL)
+        return True
+
+    def _precommit(self) -> bool:
+        """Lines 36 to 46: lock on what a quorum has prevoted, or say nil with it."""
+        block_id = self._ballot.polka_at(self.round)
+        if block_id is not None:
+            self._ballot.lock(block_id)
+            self._cast(PRECOMMIT, block_id)
+        elif self._ballot.book.nil_quorum(self.round):
+            self._cast(PRECOMMIT, NIL)
+        return self.step != PREVOTED
+
+    def _arm(self, now: Instant) -> None:
+        """Lines 34 and 47: a quorum has voted, for whatever; wait a little for the others."""
+        book = self._ballot.book
+        at = now.monotonic_ms + self._settings.vote_timeout_ms + self.round * self._settings.growth_ms
+        if self.step == PREVOTED and book.voters(PREVOTE, self.round) >= book.quorum:
+            self._timers.setdefault("prevote", at)
+        if self.step > NEW and book.voters(PRECOMMIT, self.round) >= book.quorum:
+            self._timers.setdefault("precommit", at)
+
+    def _time_out(self, name: str) -> None:
+        """Lines 57 to 67."""
+        if name == "propose" and self.step == PROPOSE:
+            self._cast(PREVOTE, NIL)
+        elif name == "prevote" and self.step == PREVOTED:
+            self._cast(PRECOMMIT, NIL)
+        elif name == "precommit":
+            self._enter_round(self.round + 1)
+
+    def _cast(self, kind: int, block_id: bytes) -> None:
+        """Vote in the present round, unless that was done before, in whichever life."""
+        self.step = PREVOTED if kind == PREVOTE else PRECOMMITTED
+        done = ("gather", "propose") if kind == PREVOTE else ("gather", "propose", "prevote")
+        self._timers.update(dict.fromkeys(done))
+        if self._ballot.book.said(kind, self.round, self._me) is None:
+            vote = sign_vote(
+                self._signer, self._network, self._chain, kind, self.height, self.round, block_id
+            )
+            self._ballot.book.add(vote)
+            self._say(Votes(self._chain, (vote,)))
+
+    # --- output and memory ----------------------------------------------------------------------
+
+    def _say(self, message: Proposal | Votes) -> None:
+        if self._peers:
+            self._signed = True
+            self._outputs.append(Broadcast(self._peers, message))
+
+    def _finish(self, now: Instant) -> list[Output]:
+        """Return what is to be done: first what must be durable, last the decision."""
+        outputs: list[Output] = []
+        if self._signed:
+            state = encode(self._ballot.save(self._me, self.step))
+            outputs.append(Persist(VoteState(self._chain, state)))
+            self._signed = False
+        outputs += self._outputs
+        outputs += [Notify(fault) for fault in self._ballot.faults]
+        self._outputs = []
+        self._ballot.faults.clear()
+        if self._decided is not None:
+            outputs.append(Decided(self._decided))
+        elif self._status_at is not None and self._busy():
+            self._status_at = min(self._status_at, now.monotonic_ms + self._settings.status_ms)
+        return outputs
+
+    def _busy(self) -> bool:
+        return self.step > NEW or any(height > self.height for height in self._ahead.values())
+
+    def _restore(self, vote_state: bytes) -> bool:
+        try:
+            saved = decode(SavedBallot, vote_state)
+        except DecodeError as error:
+            raise StorageError(f"the stored votes of chain {self._chain} cannot be read: {error}") from None
+        if saved.height != self.height or not self._votes_here:
+            return False
+        self.round, self.step = saved.round, saved.step
+        self._ballot.restore(saved)
+        return True
