@@ -1,0 +1,326 @@
+"""Twin data on disk, addressed by what it is: the root of its manifest names the file [S3.8].
+
+    <root>.data       the bytes; it exists only whole, checked and synced
+    <root>.manifest   its encoded manifest, durable before the data appears
+    <root>.part       what has come of a transfer; kept after `abort`, so that it can be resumed
+    <name>.aside      being written; of no use after a restart
+
+No name that a peer or a user chose ever becomes part of a path. One process at a time may write in
+the folder (the lock of the peer's store sees to it); its threads may. Data that is incomplete and
+that nobody is writing gives way, oldest first, when space is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from edgepool.errors import DecodeError, LocalError, StorageError
+from edgepool.model.codec import decode, encode
+from edgepool.model.crypto import HASH_BYTES, data_hash
+from edgepool.model.twin import Manifest, chunk_bytes_for
+from edgepool.storage.files import guarded, make_folder, sync_folder, write_all, write_durably
+
+
+class BlobStore:
+    """Content-addressed data in `folder`, at most `limit_bytes` of it.
+
+    `limit_bytes` counts whole, arriving and incomplete data. All methods block on the disk, may be
+    called from several threads, and raise StorageError if the disk is full or refuses.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._lock = threading.RLock()
+        self._sizes: dict[bytes, int] = {}
+        self._reserved: dict[Path, int] = {}  # the files being written, and how large they will be
+        self._numbers = itertools.count(1)
+        self._ready = False
+        with guarded(folder, "read"):
+            for path in folder.glob("*.data"):
+                root = _root_of(path)
+                if root is not None and path.with_suffix(".manifest").exists():
+                    self._sizes[root] = path.stat().st_size
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes of whole data are held."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    def has(self, root: bytes) -> bool:
+        """Say whether the data with this manifest root is held, whole."""
+        return root in self._sizes
+
+    def roots(self) -> tuple[bytes, ...]:
+        """Return the roots of all data held, sorted."""
+        with self._lock:
+            return tuple(sorted(self._sizes))
+
+    def path(self, root: bytes) -> Path:
+        """Return the file with the data; it must not be written to. LocalError if it is not held."""
+        if root not in self._sizes:
+            raise LocalError(f"data {root.hex()[:128]} is not held in {self._folder}")
+        return self._file(root, "data")
+
+    def manifest(self, root: bytes) -> Manifest | None:
+        """Return the manifest of data that is held, checked against root and size, or None."""
+        if root not in self._sizes:
+            return None
+        path = self._file(root, "manifest")
+        with guarded(path, "read"):
+            raw = path.read_bytes()
+            size_bytes = self._file(root, "data").stat().st_size
+        try:
+            manifest = decode(Manifest, raw)
+            manifest.check()
+            if manifest.root != root:
+                raise DecodeError("it is that of other data")
+            if manifest.size_bytes != size_bytes:
+                raise DecodeError(f"the data has {size_bytes} bytes, it should have {manifest.size_bytes}")
+        except DecodeError as error:
+            raise StorageError(
+                f"{path} or its data is damaged ({error}): delete both files and get the data again"
+            ) from None
+        return manifest
+
+    def import_bytes(self, data: bytes) -> Manifest:
+        """Store `data`; return its manifest."""
+        return self._import(io.BytesIO(data), len(data), "the data")
+
+    def import_file(self, path: Path) -> Manifest:
+        """Store a copy of a file, hashed while it is copied, so that what is stored is what was hashed.
+
+        LocalError if it cannot be read, is not a regular file or changes its size meanwhile.
+        """
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise LocalError(f"{path} is not a regular file")
+            with path.open("rb") as stream:
+                return self._import(stream, os.fstat(stream.fileno()).st_size, str(path))
+        except OSError as error:
+            raise LocalError(f"{path} cannot be read: {error.strerror}") from error
+
+    def writer(self, manifest: Manifest) -> BlobWriter:
+        """Begin, or resume, writing the data of `manifest`; end it with `finish` or `abort`.
+
+        Reads again what an earlier attempt left. DecodeError if the manifest contradicts itself.
+        """
+        manifest.check()
+        root = manifest.root
+        with self._lock:
+            path = self._file(root, "part")
+            if path in self._reserved:  # somebody else is at it: write a copy of one's own
+                path = self._aside(root.hex())
+            self._reserve(path, 0 if root in self._sizes else manifest.size_bytes)
+        try:
+            return BlobWriter(self, manifest, path)
+        except BaseException:
+            self._release(path, keep=True)
+            raise
+
+    def delete(self, root: bytes) -> None:
+        """Delete data, if it is held; those who are reading it can go on."""
+        with self._lock:
+            if self._sizes.pop(root, None) is None:
+                return
+            with guarded(self._file(root, "data"), "deleted"):
+                self._file(root, "data").unlink(missing_ok=True)
+                self._file(root, "manifest").unlink(missing_ok=True)
+                sync_folder(self._folder)
+
+    def _import(self, stream: BinaryIO, size_bytes: int, source: str) -> Manifest:
+        chunk_bytes = chunk_bytes_for(size_bytes)
+        with self._lock:
+            path = self._aside("import")
+            self._reserve(path, size_bytes)
+        hashes: list[bytes] = []
+        offset = 0
+        fd = -1
+        try:
+            with guarded(path, "written"):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            while offset <= size_bytes and (chunk := stream.read(chunk_bytes)):
+                with guarded(path, "written"):
+                    write_all(fd, chunk, offset)
+                hashes.append(data_hash(chunk))
+                offset += len(chunk)
+            if offset != size_bytes:
+                raise LocalError(f"{source} changed while it was read: try again when nobody writes to it")
+            manifest = Manifest(size_bytes, chunk_bytes, tuple(hashes))
+            self._publish(fd, path, manifest)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+            self._release(path, keep=False)
+        return manifest
+
+    def _publish(self, fd: int, path: Path, manifest: Manifest) -> Path:
+        """Make `path`, open as `fd` and complete, the data of `manifest`; durable on return."""
+        root = manifest.root
+        data, beside = self._file(root, "data"), self._file(root, "manifest")
+        aside = self._aside(root.hex())
+        with guarded(path, "synced"):
+            os.fsync(fd)
+        with self._lock:
+            if root in self._sizes:
+                return data
+            try:
+                with guarded(data, "written"):
+                    write_durably(aside, encode(manifest))
+                    aside.rename(beside)
+                    sync_folder(self._folder)
+                    path.rename(data)
+                    sync_folder(self._folder)
+            finally:
+                aside.unlink(missing_ok=True)
+            self._sizes[root] = manifest.size_bytes
+            return data
+
+    def _reserve(self, path: Path, size_bytes: int) -> None:
+        """Set space apart for the file `path`; what is incomplete and idle gives way."""
+        if not self._ready:
+            self._tidy()
+        idle = [part for part in self._folder.glob("*.part") if part not in self._reserved and part != path]
+        sizes = {part: part.stat() for part in idle}
+        used = sum(self._sizes.values()) + sum(self._reserved.values())
+        free = self._limit_bytes - used - size_bytes
+        if free < 0:
+            raise StorageError(
+                f"{self._folder} may hold {self._limit_bytes} bytes and {used} are in use: {size_bytes} more "
+                f"do not fit; delete data that is not needed or raise limits.data_bytes"
+            )
+        free -= sum(status.st_size for status in sizes.values())
+        for part in sorted(sizes, key=lambda one: sizes[one].st_mtime_ns):
+            if free >= 0:
+                break
+            part.unlink(missing_ok=True)
+            free += sizes[part].st_size
+        self._reserved[path] = size_bytes
+
+    def _release(self, path: Path, keep: bool) -> None:
+        """Give back the space that was set apart for `path`, and remove the file unless `keep`."""
+        with self._lock:
+            self._reserved.pop(path, None)
+            if not keep:
+                with guarded(path, "removed"):
+                    path.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Make the folder, or remove what a killed process left; not before something is written."""
+        make_folder(self._folder)
+        with guarded(self._folder, "tidied"):
+            for path in self._folder.glob("*.aside"):
+                path.unlink()
+            for path in self._folder.glob("*.manifest"):
+                if not path.with_suffix(".data").exists():
+                    path.unlink()
+        self._ready = True
+
+    def _aside(self, name: str) -> Path:
+        return self._folder / f"{name}-{next(self._numbers)}.aside"
+
+    def _file(self, root: bytes, kind: str) -> Path:
+        return self._folder / f"{root.hex()}.{kind}"
+
+
+class BlobWriter:
+    """Writes the chunks of one manifest in order, each checked; made by `BlobStore.writer`.
+
+    `next_chunk` is the index of the chunk to `put` next; above 0 if an earlier attempt is resumed,
+    and the number of chunks if the data is there already.
+    """
+
+    def __init__(self, store: BlobStore, manifest: Manifest, path: Path) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._path = path
+        self._ending = threading.Lock()  # a cancelled task may abort while a thread finishes
+        self._ended = False
+        self._held = store.has(manifest.root)
+        self._fd = -1
+        self.next_chunk = len(manifest.chunks)
+        if not self._held:
+            with guarded(path, "opened"):
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self.next_chunk = self._verified_chunks()
+            except BaseException:
+                os.close(self._fd)
+                raise
+
+    def put(self, index: int, data: memoryview | bytes) -> None:
+        """Write chunk `index`, which must be `next_chunk`.
+
+        DecodeError if it is not what the manifest says, so that nothing wrong is ever kept.
+        """
+        if self._fd < 0 or index != self.next_chunk or index >= len(self._manifest.chunks):
+            raise LocalError(f"chunk {index} cannot be written: chunk {self.next_chunk} is the next one")
+        if len(data) != self._manifest.chunk_size_bytes(index):
+            raise DecodeError(
+                f"chunk {index} has {len(data)} bytes instead of {self._manifest.chunk_size_bytes(index)}"
+            )
+        if data_hash(data) != self._manifest.chunks[index]:
+            raise DecodeError(f"chunk {index} is not the one that the manifest names")
+        with guarded(self._path, "written"):
+            write_all(self._fd, data, index * self._manifest.chunk_bytes)
+        self.next_chunk += 1
+
+    def finish(self) -> Path:
+        """Make the data durable, then visible; return its file. If that fails, as after `abort`."""
+        if self.next_chunk < len(self._manifest.chunks):
+            raise LocalError(f"the data is not complete: chunk {self.next_chunk} is missing")
+        with self._ending:
+            if self._ended:
+                raise LocalError("this writer has ended")
+            try:
+                if self._held:
+                    return self._store.path(self._manifest.root)
+                return self._store._publish(self._fd, self._path, self._manifest)
+            finally:
+                self._end()
+
+    def abort(self) -> None:
+        """Stop and keep what has come for another attempt; nothing happens once `finish` has begun."""
+        if self._ending.acquire(blocking=False):
+            try:
+                if not self._ended:
+                    self._end()
+            finally:
+                self._ending.release()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        of_use = self._path.suffix == ".part" and self.next_chunk > 0
+        self._store._release(self._path, keep=of_use and not self._store.has(self._manifest.root))
+
+    def _verified_chunks(self) -> int:
+        """Return how many whole chunks of an earlier attempt are right; cut off what follows them."""
+        manifest = self._manifest
+        count = 0
+        with guarded(self._path, "read"):
+            there = os.fstat(self._fd).st_size
+            for index, wanted in enumerate(manifest.chunks):
+                offset, size_bytes = index * manifest.chunk_bytes, manifest.chunk_size_bytes(index)
+                if offset + size_bytes > there or data_hash(os.pread(self._fd, size_bytes, offset)) != wanted:
+                    break
+                count += 1
+            os.ftruncate(self._fd, min(count * manifest.chunk_bytes, manifest.size_bytes))
+        return count
+
+
+def _root_of(path: Path) -> bytes | None:
+    try:
+        root = bytes.fromhex(path.stem)
+    except ValueError:
+        return None
+    return root if len(root) == HASH_BYTES and root.hex() == path.stem else None

@@ -1,0 +1,103 @@
+"""The block log: one append-only file for each chain, block 1 first, whose sync is the commit point.
+
+The heights are the numbers of the log's entries; a payload is an encoded CertifiedBlock, which is
+nothing to this module but bytes. How entries look and what happens to damaged ones is in log.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgepool.errors import StorageError
+from edgepool.storage.files import guarded
+from edgepool.storage.log import AppendLog, BadEntry, read_preface, scan
+
+_KIND = b"EPBLOCK1"
+_REMEDY = (
+    "Restore the folder from a backup, or move the file out of the folder and start the peer again: "
+    "it then takes the blocks from the other members."
+)
+
+
+class BlockLog:
+    """The blocks of one chain in the file `path`, which is made if it is missing.
+
+    Opening reads it all: an unfinished write at its end is moved to `<name>.torn-<offset>` and told
+    in `recovered` ('' if there was none); a damaged block that had been acknowledged is a
+    StorageError that names it. Keeps 8 bytes of memory for each block. One thread may append and
+    sync while others read. All methods raise StorageError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._log = AppendLog(path, _KIND, "block", _REMEDY)
+
+    @property
+    def recovered(self) -> str:
+        """What was set aside on opening, in a sentence, or ''."""
+        return self._log.recovered
+
+    @property
+    def height(self) -> int:
+        """The height of the last block; 0 if there is none."""
+        return len(self._log)
+
+    def append(self, height: int, payload: bytes) -> None:
+        """Write the block at `height`, the one behind the last; durable only after `sync`."""
+        if height != self.height + 1:
+            raise StorageError(
+                f"{self._log.path}: block {height} cannot be appended, the next one is {self.height + 1}"
+            )
+        self._log.append(payload)
+
+    def sync(self) -> None:
+        """Make the appended blocks durable; if that fails they are not in the log any more."""
+        self._log.sync()
+
+    def read(self, height: int) -> bytes:
+        """Return the block at `height`, checked against its checksum."""
+        payload = self._log.read(height)
+        if payload is None:
+            raise StorageError(f"{self._log.path}: there is no block {height}, the last is {self.height}")
+        return payload
+
+    def close(self) -> None:
+        """Release the file; no data depends on it."""
+        self._log.close()
+
+
+def scan_blocks(path: Path) -> Iterator[tuple[int, bytes | StorageError]]:
+    """Yield (height, payload) of each block in the log `path`, without ever changing it.
+
+    The first block that is not whole comes as (its height, StorageError) and is the last thing
+    yielded. A missing file or a damaged beginning counts as damage of block 1.
+    """
+    try:
+        with guarded(path, "opened"):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except StorageError as error:
+        yield 1, error
+        return
+    height = 0
+    try:
+        with guarded(path, "read"):
+            size = os.fstat(fd).st_size
+            salt = read_preface(fd, _KIND)
+            if salt is None:
+                yield 1, _damage(path, BadEntry(1, 0, "it is not the beginning of a block log"))
+                return
+            for found in scan(fd, size, salt):
+                if isinstance(found, BadEntry):
+                    yield found.number, _damage(path, found)
+                    return
+                height = found.number
+                yield height, found.payload
+    except StorageError as error:
+        yield height + 1, error
+    finally:
+        os.close(fd)
+
+
+def _damage(path: Path, bad: BadEntry) -> StorageError:
+    return StorageError(f"{path}: block {bad.number} is damaged at byte {bad.offset} ({bad.reason})")
