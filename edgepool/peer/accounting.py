@@ -1,0 +1,86 @@
+"""What a peer counts: bytes by kind, holder and path, transfers under way, how busy it is."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+
+from edgepool.model.ids import PeerId
+from edgepool.model.twin import DataKey
+from edgepool.peer.values import Totals
+
+_WINDOW_MS = 2_000
+
+
+@dataclass(slots=True)
+class TransferProgress:
+    """A transfer under way."""
+
+    key: DataKey
+    peer: PeerId
+    outgoing: bool
+    size_bytes: int
+    started_ms: int
+    done_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Accounting:
+    """Counters of one peer since it started; `link_mbit_s` is what its uplink can carry."""
+
+    link_mbit_s: int
+    demands: int = 0
+    answered: int = 0
+    failed: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    transfer_ms: int = 0
+    first_data_ms: int = 0
+    received_by_kind: dict[str, int] = field(default_factory=dict)
+    received_by_holder: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    under_way: list[TransferProgress] = field(default_factory=list)
+    _recent: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def moved(self, transfer: TransferProgress, size_bytes: int, now_ms: int, wall_ms: int) -> None:
+        """Count bytes of a transfer as they move."""
+        transfer.done_bytes += size_bytes
+        self._recent.append((now_ms, size_bytes))
+        if transfer.outgoing:
+            self.bytes_sent += size_bytes
+            return
+        if not self.first_data_ms:
+            self.first_data_ms = wall_ms
+        self.bytes_received += size_bytes
+        kind, holder = transfer.key.kind, str(transfer.peer)
+        self.received_by_kind[kind] = self.received_by_kind.get(kind, 0) + size_bytes
+        self.received_by_holder[holder] = self.received_by_holder.get(holder, 0) + size_bytes
+
+    def network_load_percent(self, now_ms: int) -> int:
+        """Return the share of the uplink used by transfers over the last two seconds."""
+        while self._recent and self._recent[0][0] < now_ms - _WINDOW_MS:
+            self._recent.popleft()
+        bits = 8 * sum(size for _, size in self._recent)
+        capacity = self.link_mbit_s * 1_000 * _WINDOW_MS
+        return min(100, 100 * bits // capacity)
+
+    def totals(self) -> Totals:
+        """Return the counters as they stand."""
+        return Totals(
+            demands=self.demands,
+            answered=self.answered,
+            failed=self.failed,
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+            transfer_ms=self.transfer_ms,
+            received_by_kind=dict(self.received_by_kind),
+            received_by_holder=dict(self.received_by_holder),
+            refused=dict(self.refused),
+            first_data_ms=self.first_data_ms,
+        )
+
+
+def processing_load_percent() -> int:
+    """Return how busy this machine's processors are: run queue over cores, at most 100."""
+    return min(100, int(100 * os.getloadavg()[0] / (os.cpu_count() or 1)))

@@ -1,0 +1,442 @@
+"""A peer: the only place where core, storage and transport meet.
+
+`Peer` is an async context manager. Inside, it publishes data, finds and fetches what others have,
+submits records and tells what happens. Everything it acknowledges is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from edgepool.config import PeerSettings, check_settings, load_peer_settings
+from edgepool.core.ledger.state import ChainState
+from edgepool.core.machine import (
+    BlockCommitted,
+    Command,
+    Done,
+    Failed,
+    FindData,
+    FormPool,
+    Holding,
+    Load,
+    Notice,
+    PoolJoined,
+    RankedOffer,
+    RecordRef,
+    SubmitRecord,
+    Submitted,
+)
+from edgepool.core.node import Node
+from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
+from edgepool.model.record import Body, sign_record
+from edgepool.model.twin import DataKey
+from edgepool.peer.accounting import Accounting, processing_load_percent
+from edgepool.peer.data import DataPlane, ProgressCallback
+from edgepool.peer.known import known_members
+from edgepool.peer.statusview import metrics_of, status_of
+from edgepool.peer.values import (
+    BlockAdded,
+    Fetched,
+    LinkChanged,
+    PeerEvent,
+    PeerStatus,
+    PoolEntered,
+    Published,
+    RecordCommitted,
+)
+from edgepool.peer.watchers import Watcher
+from edgepool.runtime.clock import SystemClock
+from edgepool.runtime.loop import FreshBlocks, NodeLoop
+from edgepool.runtime.ports import PeerIdentity, Store, Transport
+from edgepool.storage.blobs import BlobStore
+from edgepool.storage.store import FolderStore
+from edgepool.transport.certificates import load_identity
+from edgepool.transport.tls import TlsTransport
+from edgepool.transport.transfer import TransferServer
+
+COMMAND_TIMEOUT_MS = 30_000
+_LOAD_EVERY_S = 1.0
+
+
+class Peer:
+    """One machine with its gateway, or another role, in a network of peers.
+
+    Use `async with Peer.open("folder") as peer:`. All methods raise LocalError once closed.
+    """
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        *,
+        transport: Transport | None = None,
+        store: Store | None = None,
+    ) -> None:
+        check_settings(settings, f"peer {settings.name}")
+        self.settings = settings
+        self.name = settings.name
+        self._identity = load_identity(settings)
+        self.id: PeerId = self._identity.peer
+        self._clock = SystemClock()
+        self._store: Store = store if store is not None else FolderStore(settings.folder)
+        self._accounting = Accounting(settings.limits.link_mbit_s)
+        self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes)
+        self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock)
+        server = TransferServer(self.data.serve, settings.limits, self._accounting.refused)
+        self._transport: Transport = transport or TlsTransport(
+            settings, self._identity, self._accounting.refused, transfers=server
+        )
+        fresh = FreshBlocks(self._store)
+        self._source = fresh
+        self._node = Node(settings, self._identity.signer, fresh)
+        self._loop = NodeLoop(
+            self._node,
+            store=self._store,
+            fresh=fresh,
+            transport=self._transport,
+            clock=self._clock,
+            counters=self._accounting.refused,
+            on_notice=self._notice,
+            on_link=self._link_changed,
+            on_failure=self._stop_for,
+        )
+        self._identities: dict[PeerId, PeerIdentity] = {}
+        self._up_since_ms: dict[PeerId, int] = {}
+        self._tickets = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[object]] = {}
+        self._watchers: list[Watcher] = []
+        self._load_task: asyncio.Task[None] | None = None
+        self._started_ms = 0
+        self._open = False
+        self._failure: EdgepoolError | None = None
+
+    @classmethod
+    def open(cls, source: Path | str | PeerSettings) -> Peer:
+        """Return a peer from its folder, its TOML file or its settings; enter it to start it.
+
+        Raises ConfigError, in one sentence, for whatever is wrong with them.
+        """
+        if isinstance(source, PeerSettings):
+            return cls(source)
+        return cls(load_peer_settings(Path(source)))
+
+    async def __aenter__(self) -> Peer:
+        try:
+            for saved in self._store.open():
+                self._node.load(saved.genesis, saved.height, saved.vote_state)
+            for root in self._blobs.roots():
+                manifest = self._blobs.manifest(root)
+                if manifest is not None:
+                    self._node.directory.held[root] = manifest.size_bytes
+            await self._transport.start(self._loop)
+            self._node.addresses = self._transport.addresses
+            self._started_ms = self._clock.now().wall_ms
+            self._open = True
+            await self._loop.start()
+        except BaseException:
+            await self._shut()
+            raise
+        for member in known_members(self.settings):
+            self._transport.want(member)
+        self._load_task = asyncio.create_task(self._measure_load(), name=f"load of {self.name}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._shut()
+
+    async def _shut(self) -> None:
+        self._open = False
+        if self._load_task is not None:
+            self._load_task.cancel()
+            await asyncio.gather(self._load_task, return_exceptions=True)
+        await self._transport.close()
+        await self._loop.close()
+        self._store.close()
+        self._fail_pending(LocalError(f"peer {self.name} is closed"))
+        for watcher in self._watchers:
+            watcher.close()
+
+    # --- data -------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        key: DataKey | str,
+        data: bytes | None = None,
+        *,
+        path: Path | None = None,
+        version: int = 0,
+        chain: ChainId | None = None,
+    ) -> Published:
+        """Store data (bytes, or the file at `path`) and offer it on a chain [S3.8, S3.9].
+
+        `version` 0 means one above the newest on that chain. On return the data is durable and
+        its offer is final. Raises LocalError, Refused, StorageError, Unavailable.
+        """
+        self._check_open()
+        return await self.data.publish(_key(key), data, path, version, self._pick(chain))
+
+    async def request(
+        self, key: DataKey | str, *, version: int = 0, timeout_ms: int = 5_000
+    ) -> tuple[RankedOffer, ...]:
+        """Find who has `key` by Algorithm 2 [S3.14]; proven offers, least busy holder first."""
+        self._check_open()
+        found = await self.command(FindData(_key(key), version, timeout_ms), timeout_ms + 1_000)
+        assert isinstance(found, tuple)
+        return found
+
+    async def fetch(
+        self,
+        key: DataKey | str,
+        *,
+        version: int = 0,
+        chain: ChainId | None = None,
+        features: str = "",
+        composition: str = "",
+        timeout_ms: int = 60_000,
+        progress: ProgressCallback | None = None,
+    ) -> Fetched:
+        """Get data straight from its best holder, every chunk checked [S3.13 to S3.15].
+
+        Writes a demand on `chain`, finds and ranks holders, has one countersign, transfers.
+        `progress(done_bytes, size_bytes)` is called as it goes. Raises Unavailable if nobody has
+        it, Refused with the condition that failed, RemoteError naming a holder that cheated.
+        """
+        self._check_open()
+        demand = (_key(key), version, features[:256], composition[:256])
+        return await self.data.fetch(*demand, self._pick(chain), timeout_ms, progress)
+
+    # --- records and pools ------------------------------------------------------------------
+
+    async def submit(self, body: Body, *, chain: ChainId) -> RecordRef:
+        """Sign `body`, put it on `chain`; return where it stands once it is final.
+
+        Raises Refused with the rule that said no, Unavailable if no quorum answers in 30 s (the
+        record may still become final later).
+        """
+        self._check_open()
+        signed = sign_record(
+            self._identity.signer,
+            self.settings.network,
+            chain,
+            body,
+            self._clock.now().wall_ms,
+            secrets.randbits(53),
+        )
+        ref = await self.command(SubmitRecord(signed), COMMAND_TIMEOUT_MS)
+        assert isinstance(ref, RecordRef)
+        return ref
+
+    async def form_pool(
+        self,
+        name: str,
+        kind: PoolKind,
+        members: Sequence[Member],
+        *,
+        combination: Sequence[str] = (),
+        observers: Sequence[Member] = (),
+    ) -> Genesis:
+        """Form a pool and its chain [S3.4, S3.5]; only a coordinator's invitation is believed.
+
+        Raises Refused or Unavailable naming who did not accept.
+        """
+        self._check_open()
+        invitation = Invitation(
+            self.settings.network,
+            name,
+            kind,
+            self.id,
+            tuple(members),
+            tuple(observers),
+            tuple(combination),
+            self._clock.now().wall_ms,
+            secrets.randbits(53),
+        )
+        genesis = await self.command(FormPool(invitation), COMMAND_TIMEOUT_MS)
+        assert isinstance(genesis, Genesis)
+        return genesis
+
+    # --- what is ----------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs at which this peer listens, without /p2p."""
+        return self._transport.addresses
+
+    @property
+    def pools(self) -> tuple[Genesis, ...]:
+        """The pools that this peer is in, as a member or an observer, oldest first."""
+        return tuple(chain.genesis for chain in self._node.chains.values())
+
+    @property
+    def chains(self) -> tuple[ChainId, ...]:
+        """The chains that this peer keeps."""
+        return tuple(self._node.chains)
+
+    def chain_state(self, chain: ChainId) -> ChainState:
+        """Return what the records of a chain add up to; read it, do not change it."""
+        known = self._node.chains.get(chain)
+        if known is None:
+            raise LocalError(f"peer {self.name} is not on chain {chain}")
+        return known.state
+
+    def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
+        """Return a stored block, or None."""
+        return self._source.block(chain, height)
+
+    def connected(self) -> tuple[PeerIdentity, ...]:
+        """Return who is at the other end of each link."""
+        return tuple(self._identities.values())
+
+    def member(self, peer: PeerId) -> Member | None:
+        """Return this or a connected peer as a pool member, or None if it is not known (yet)."""
+        if peer == self.id:
+            return Member(self.id, self.name, self.settings.machine_type, self.addresses)
+        identity = self._identities.get(peer)
+        addresses = self._node.directory.addresses.get(peer)
+        if identity is None or addresses is None:
+            return self._node.directory.member(peer)
+        return Member(peer, identity.name, identity.machine_type, addresses)
+
+    def status(self) -> PeerStatus:
+        """Return everything that a screen shows of this peer."""
+        return status_of(
+            self.settings,
+            self._node,
+            self.addresses,
+            self._identities,
+            self._up_since_ms,
+            self._accounting,
+            self._clock.now(),
+            self._started_ms,
+            str(self._failure or ""),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return counters and gauges by their Prometheus names."""
+        return metrics_of(self.status())
+
+    async def watch(self) -> AsyncIterator[PeerEvent]:
+        """Yield what happens from now on. A reader that is too slow gets EventsMissed."""
+        self._check_open()
+        watcher = Watcher()
+        self._watchers.append(watcher)
+        try:
+            async for event in watcher.read():
+                yield event
+        finally:
+            self._watchers.remove(watcher)
+
+    # --- used by the data plane -------------------------------------------------------------
+
+    @property
+    def node(self) -> Node:
+        """The decisions of this peer; only this package uses it."""
+        return self._node
+
+    async def command(self, command: Command, timeout_ms: int) -> object:
+        """Give the node a command; return its result or raise Refused or Unavailable."""
+        self._check_open()
+        ticket = next(self._tickets)
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._pending[ticket] = future
+        self._loop.post(Submitted(ticket, command))
+        try:
+            return await asyncio.wait_for(future, timeout_ms / 1000)
+        except TimeoutError:
+            kind = type(command).__name__
+            raise Unavailable(f"{kind} got no answer within {timeout_ms / 1000:g} s") from None
+        finally:
+            self._pending.pop(ticket, None)
+
+    def holding(self, root: bytes, size_bytes: int) -> None:
+        """Tell the node that data is held from now on."""
+        self._loop.post(Holding(root, size_bytes, True))
+
+    def tell(self, event: PeerEvent) -> None:
+        """Give an event to all watchers."""
+        for watcher in self._watchers:
+            watcher.put(event)
+
+    # --- callbacks of the loop --------------------------------------------------------------
+
+    def _notice(self, notice: Notice) -> None:
+        match notice:
+            case Done(ticket, result):
+                self._resolve(ticket, result)
+            case Failed(ticket, reason, refused):
+                self._resolve(ticket, Refused(reason) if refused else Unavailable(reason))
+            case BlockCommitted(chain, certified):
+                self.tell(BlockAdded(chain, certified))
+                height = certified.block.header.height
+                for index, record in enumerate(certified.block.records):
+                    self.tell(RecordCommitted(RecordRef(chain, height, index), record))
+            case PoolJoined(genesis):
+                self.tell(PoolEntered(genesis))
+            case _:
+                pass
+
+    def _resolve(self, ticket: int, result: object) -> None:
+        future = self._pending.pop(ticket, None)
+        if future is None or future.done():
+            return
+        if isinstance(result, EdgepoolError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def _link_changed(self, who: PeerIdentity | PeerId, reason: str) -> None:
+        if isinstance(who, PeerIdentity):
+            self._identities[who.peer] = who
+            self._up_since_ms[who.peer] = self._clock.now().wall_ms
+            self.tell(LinkChanged(who.peer, who.name, True, ""))
+            return
+        identity = self._identities.pop(who, None)
+        self._up_since_ms.pop(who, None)
+        self.tell(LinkChanged(who, identity.name if identity else "", False, reason))
+
+    def _stop_for(self, error: StorageError) -> None:
+        """The disk failed: what cannot be stored may not be promised, so this peer falls silent."""
+        self._failure = error
+        self._fail_pending(error)
+
+    def _fail_pending(self, error: EdgepoolError) -> None:
+        for ticket in list(self._pending):
+            self._resolve(ticket, error)
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if not self._open:
+            raise LocalError(f"peer {self.name} is not open: use it inside 'async with'")
+
+    def _pick(self, chain: ChainId | None) -> ChainId:
+        """Return `chain`, or the first fixed pool's, or the only one's."""
+        if chain is not None:
+            return chain
+        fixed = self._node.directory.main_chains()
+        choice = fixed or self.chains
+        if not choice:
+            raise LocalError(f"peer {self.name} is in no pool yet: wait for PoolEntered in watch()")
+        return choice[0]
+
+    async def _measure_load(self) -> None:
+        while True:
+            now = self._clock.now()
+            network = self._accounting.network_load_percent(now.monotonic_ms)
+            self._loop.post(Load(network, processing_load_percent()))
+            await asyncio.sleep(_LOAD_EVERY_S)
+
+
+def _key(key: DataKey | str) -> DataKey:
+    if isinstance(key, str):
+        return DataKey.parse(key)
+    problem = key.problem()
+    if problem:
+        raise LocalError(f"'{key}' is not a data key: {problem}")
+    return key

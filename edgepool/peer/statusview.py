@@ -1,0 +1,164 @@
+"""A peer's status and metrics: read from its parts, changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgepool.config import PeerSettings
+from edgepool.core.chain import Chain
+from edgepool.core.machine import Instant
+from edgepool.core.node import Node
+from edgepool.model.block import quorum
+from edgepool.model.ids import PeerId, short
+from edgepool.peer.accounting import Accounting
+from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, TransferStatus
+from edgepool.runtime.ports import PeerIdentity
+
+
+def status_of(
+    settings: PeerSettings,
+    node: Node,
+    addresses: tuple[str, ...],
+    identities: Mapping[PeerId, PeerIdentity],
+    up_since_ms: Mapping[PeerId, int],
+    accounting: Accounting,
+    now: Instant,
+    started_ms: int,
+    failure: str,
+) -> PeerStatus:
+    """Return the status of one peer; `problems` are sentences about what needs a person."""
+    chains = [_chain_status(chain, node) for chain in node.chains.values()]
+    network_load, processing_load = node.directory.load()
+    return PeerStatus(
+        id=node.peer,
+        name=settings.name,
+        network=settings.network,
+        role=settings.role,
+        machine_type=settings.machine_type,
+        addresses=list(addresses),
+        started_ms=started_ms,
+        network_load_percent=network_load,
+        processing_load_percent=processing_load,
+        wanted=_wanted(settings, node),
+        links=[
+            LinkStatus(
+                peer=identity.peer,
+                name=identity.name,
+                role=identity.role,
+                machine_type=identity.machine_type,
+                up_ms=now.wall_ms - up_since_ms[identity.peer],
+            )
+            for identity in identities.values()
+        ],
+        chains=chains,
+        transfers=_transfers(node, identities, accounting, now),
+        totals=accounting.totals(),
+        problems=_problems(chains, failure),
+    )
+
+
+def metrics_of(status: PeerStatus) -> dict[str, float]:
+    """Return counters and gauges by their Prometheus names (labels inside the name)."""
+    totals = status.totals
+    metrics: dict[str, float] = {
+        "edgepool_links": len(status.links),
+        "edgepool_chains": len(status.chains),
+        "edgepool_transfers_under_way": len(status.transfers),
+        "edgepool_network_load_percent": status.network_load_percent,
+        "edgepool_processing_load_percent": status.processing_load_percent,
+        "edgepool_demands_total": totals.demands,
+        "edgepool_demands_answered_total": totals.answered,
+        "edgepool_demands_failed_total": totals.failed,
+        "edgepool_data_sent_bytes_total": totals.bytes_sent,
+        "edgepool_data_received_bytes_total": totals.bytes_received,
+    }
+    for chain in status.chains:
+        label = f'{{chain="{chain.id}",pool="{_escape(chain.name)}"}}'
+        metrics[f"edgepool_chain_height{label}"] = chain.height
+        metrics[f"edgepool_chain_waiting_records{label}"] = chain.waiting
+    for reason, count in sorted(totals.refused.items()):
+        metrics[f'edgepool_refused_total{{reason="{_escape(reason)}"}}'] = count
+    return metrics
+
+
+def _chain_status(chain: Chain, node: Node) -> ChainStatus:
+    invitation = chain.genesis.invitation
+    names = {member.peer: member.name for member in invitation.people()}
+    state = chain.state
+    missing = [
+        member.name
+        for member in invitation.members
+        if member.peer != node.peer and not node.directory.connected(member.peer)
+    ]
+    return ChainStatus(
+        id=chain.id,
+        name=invitation.name,
+        kind=invitation.kind,
+        voting=chain.member,
+        height=state.height,
+        round=chain.engine.round,
+        waiting=chain.waiting_records,
+        members=[member.name for member in invitation.members],
+        observers=[member.name for member in invitation.observers],
+        missing=missing,
+        quorum=quorum(len(invitation.members)),
+        combination=list(invitation.combination),
+        last_packer=names.get(state.last_packer, "") if state.last_packer else "",
+        last_block_ms=state.time_ms,
+        records=dict(state.counts),
+    )
+
+
+def _transfers(
+    node: Node,
+    identities: Mapping[PeerId, PeerIdentity],
+    accounting: Accounting,
+    now: Instant,
+) -> list[TransferStatus]:
+    rows = []
+    for transfer in accounting.under_way:
+        identity = identities.get(transfer.peer)
+        member = node.directory.member(transfer.peer)
+        name = identity.name if identity else member.name if member else short(transfer.peer)
+        elapsed_ms = max(1, now.monotonic_ms - transfer.started_ms)
+        rows.append(
+            TransferStatus(
+                key=str(transfer.key),
+                peer=transfer.peer,
+                name=name,
+                outgoing=transfer.outgoing,
+                done_bytes=transfer.done_bytes,
+                size_bytes=transfer.size_bytes,
+                bytes_per_s=1000 * transfer.done_bytes // elapsed_ms,
+            )
+        )
+    return rows
+
+
+def _wanted(settings: PeerSettings, node: Node) -> list[str]:
+    """Return the names of all whom this peer should be linked to."""
+    names = {known.name: None for known in settings.known_peers}
+    for chain in node.chains.values():
+        for member in chain.genesis.invitation.people():
+            if member.peer != node.peer:
+                names[member.name] = None
+    return list(names)
+
+
+def _problems(chains: list[ChainStatus], failure: str) -> list[str]:
+    problems = [f"this peer has stopped: {failure}"] if failure else []
+    for chain in chains:
+        reached = len(chain.members) - len(chain.missing)
+        if chain.voting and reached < chain.quorum:
+            problems.append(
+                f"pool {chain.name}: {reached} of {len(chain.members)} members are reached and "
+                f"{chain.quorum} are needed, so no record becomes final; missing: "
+                f"{', '.join(chain.missing)}"
+            )
+        elif chain.missing:
+            problems.append(f"pool {chain.name}: no link to {', '.join(chain.missing)}")
+    return problems
+
+
+def _escape(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")

@@ -1,0 +1,238 @@
+"""The one loop that performs what a node decides.
+
+Events queue up; the loop steps the node through all that wait, writes everything they persist,
+makes it durable with one sync, and only then lets messages and notices go. So `Persist` is a
+barrier, and under load many steps share one sync. The node has a single writer: this loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from edgepool.core.machine import (
+    BlockSource,
+    Broadcast,
+    CommitBlock,
+    Effect,
+    Event,
+    Misbehaved,
+    NewChain,
+    Notice,
+    Notify,
+    PeerDown,
+    PeerUp,
+    Persist,
+    Received,
+    Send,
+    VoteState,
+    WantLink,
+    Woke,
+)
+from edgepool.core.node import Node
+from edgepool.errors import DecodeError, StorageError
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.codec import encode
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import decode_message
+from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
+
+MAX_QUEUED_EVENTS = 20_000
+MAX_BATCH_EVENTS = 256
+
+
+class FreshBlocks:
+    """Reads blocks from the store, and those that are decided but still being written."""
+
+    def __init__(self, store: BlockSource) -> None:
+        self._store = store
+        self._fresh: dict[tuple[ChainId, int], CertifiedBlock] = {}
+
+    def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
+        """Return the block at `height`, or None."""
+        return self._fresh.get((chain, height)) or self._store.block(chain, height)
+
+    def add(self, certified: CertifiedBlock) -> None:
+        """Remember a block until `written` is called for it."""
+        header = certified.block.header
+        self._fresh[(header.chain, header.height)] = certified
+
+    def written(self, certified: CertifiedBlock) -> None:
+        """The store has the block now."""
+        header = certified.block.header
+        self._fresh.pop((header.chain, header.height), None)
+
+
+class NodeLoop:
+    """Feeds one node and performs its effects. It is the transport's LinkHandler.
+
+    `on_notice` gets the node's notices, `on_link` link changes, `on_failure` the storage error
+    that stops the loop: a peer that cannot store may not speak.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        store: Store,
+        fresh: FreshBlocks,
+        transport: Transport,
+        clock: Clock,
+        counters: dict[str, int],
+        on_notice: Callable[[Notice], None],
+        on_link: Callable[[PeerIdentity | PeerId, str], None],
+        on_failure: Callable[[StorageError], None],
+    ) -> None:
+        self.node = node
+        self._store = store
+        self._fresh = fresh
+        self._transport = transport
+        self._clock = clock
+        self._counters = counters
+        self._on_notice = on_notice
+        self._on_link = on_link
+        self._on_failure = on_failure
+        self._events: deque[Event] = deque()
+        self._ready = asyncio.Event()
+        self._cancel_timer: Callable[[], None] | None = None
+        self._timer_at_ms: int | None = None
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgepool-disk")
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the node, then take events."""
+        await self._perform(self.node.start(self._clock.now()))
+        self._task = asyncio.create_task(self._run(), name=f"node {self.node.peer}")
+
+    def post(self, event: Event) -> None:
+        """Queue an event. Received messages are dropped (and counted) when too many wait."""
+        if len(self._events) >= MAX_QUEUED_EVENTS and isinstance(event, Received):
+            self._counters["dropped_events"] = self._counters.get("dropped_events", 0) + 1
+            return
+        self._events.append(event)
+        self._ready.set()
+
+    async def close(self) -> None:
+        """Stop taking events; what is being written is finished first."""
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._disk.shutdown(wait=True)
+
+    # --- LinkHandler ------------------------------------------------------------------------
+
+    def link_up(self, identity: PeerIdentity) -> None:
+        """Tell node and owner that a link stands."""
+        self._on_link(identity, "")
+        self.post(PeerUp(identity.peer))
+
+    def link_down(self, peer: PeerId, reason: str) -> None:
+        """Tell node and owner that a link is gone."""
+        self._on_link(peer, reason)
+        self.post(PeerDown(peer))
+
+    def frame_received(self, peer: PeerId, frame: bytes) -> None:
+        """Decode a frame; garbage ends the link and changes nothing but a counter."""
+        try:
+            message = decode_message(frame)
+        except DecodeError as error:
+            self._counters["refused_garbage"] = self._counters.get("refused_garbage", 0) + 1
+            self._transport.close_link(peer, f"sent garbage: {error}")
+            return
+        self.post(Received(peer, message))
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            while self._events:
+                effects: list[Effect] = []
+                for _ in range(min(len(self._events), MAX_BATCH_EVENTS)):
+                    effects += self._step(self._events.popleft())
+                if not await self._perform(effects):
+                    return
+            self._arm()
+
+    def _step(self, event: Event) -> list[Effect]:
+        effects = self.node.step(event, self._clock.now())
+        for effect in effects:
+            if isinstance(effect, Persist) and isinstance(effect.item, CommitBlock):
+                self._fresh.add(effect.item.certified)
+        return effects
+
+    async def _perform(self, effects: Sequence[Effect]) -> bool:
+        """Store first, then speak; False if the store failed, and nothing was said then."""
+        items = [effect.item for effect in effects if isinstance(effect, Persist)]
+        if items:
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._disk, self._write, _latest(items))
+            try:
+                await asyncio.shield(work)
+            except StorageError as error:
+                self._on_failure(error)
+                return False
+            for item in items:
+                if isinstance(item, CommitBlock):
+                    self._fresh.written(item.certified)
+        for effect in effects:
+            self._speak(effect)
+        return True
+
+    def _write(self, items: list[VoteState | NewChain | CommitBlock]) -> None:
+        self._store.write(items)
+        self._store.sync()
+
+    def _speak(self, effect: Effect) -> None:
+        match effect:
+            case Send(peer, message):
+                self._transport.send(peer, encode(message))
+            case Broadcast(peers, message):
+                frame = encode(message)
+                for peer in peers:
+                    self._transport.send(peer, frame)
+            case WantLink(member):
+                self._transport.want(member)
+            case Notify(Misbehaved() as notice):
+                self._counters["refused_misbehaviour"] = self._counters.get("refused_misbehaviour", 0) + 1
+                self._on_notice(notice)
+            case Notify(notice):
+                self._on_notice(notice)
+            case Persist():
+                pass
+
+    def _arm(self) -> None:
+        """Re-arm the one timer for the node's next deadline."""
+        deadline = self.node.wakeup_at()
+        if deadline == self._timer_at_ms:
+            return
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+        self._timer_at_ms = deadline
+        self._cancel_timer = None
+        if deadline is not None:
+            self._cancel_timer = self._clock.call_at(deadline, self._wake)
+
+    def _wake(self) -> None:
+        self._cancel_timer = None
+        self._timer_at_ms = None
+        self.post(Woke())
+
+
+def _latest(
+    items: list[VoteState | NewChain | CommitBlock],
+) -> list[VoteState | NewChain | CommitBlock]:
+    """Drop vote states that a later one of the same chain replaces within one batch."""
+    last: dict[ChainId, int] = {
+        item.chain: index for index, item in enumerate(items) if isinstance(item, VoteState)
+    }
+    return [
+        item
+        for index, item in enumerate(items)
+        if not isinstance(item, VoteState) or last[item.chain] == index
+    ]
