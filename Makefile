@@ -1,0 +1,54 @@
+# make demo    the rocket-motor workshop, end to end (installs what it needs into .venv first)
+# make test    the tests (installs what they need first)
+# make check   format, lint, types, layers
+# make bench   what a peer costs: codec, signatures, chain, links
+# make fmt     format the code
+# make docs    check that the documentation names what exists
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test check bench fmt docs install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/edgepool demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check edgepool tests examples
+	$(BIN)/ruff check edgepool tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_docs.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m edgepool bench $(ARGS)
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff format edgepool tests examples
+	$(BIN)/ruff check --fix edgepool tests examples
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tests/check_docs.py
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edgepool needs Python 3.11 or later; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[workshop]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[workshop,dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
