@@ -7,7 +7,6 @@ submits records and tells what happens. Everything it acknowledges is durable.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -28,10 +27,9 @@ from edgepool.core.machine import (
     RankedOffer,
     RecordRef,
     SubmitRecord,
-    Submitted,
 )
 from edgepool.core.node import Node
-from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
+from edgepool.errors import EdgepoolError, LocalError, StorageError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
@@ -41,6 +39,7 @@ from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.data import DataPlane, ProgressCallback
 from edgepool.peer.known import known_members
 from edgepool.peer.statusview import metrics_of, status_of
+from edgepool.peer.tickets import Tickets
 from edgepool.peer.values import (
     BlockAdded,
     Fetched,
@@ -108,8 +107,7 @@ class Peer:
         )
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
-        self._tickets = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[object]] = {}
+        self._tickets = Tickets(self._loop.post)
         self._watchers: list[Watcher] = []
         self._load_task: asyncio.Task[None] | None = None
         self._started_ms = 0
@@ -158,7 +156,7 @@ class Peer:
         await self._transport.close()
         await self._loop.close()
         self._store.close()
-        self._fail_pending(LocalError(f"peer {self.name} is closed"))
+        self._tickets.fail_all(LocalError(f"peer {self.name} is closed"))
         for watcher in self._watchers:
             watcher.close()
 
@@ -342,17 +340,7 @@ class Peer:
     async def command(self, command: Command, timeout_ms: int) -> object:
         """Give the node a command; return its result or raise Refused or Unavailable."""
         self._check_open()
-        ticket = next(self._tickets)
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._pending[ticket] = future
-        self._loop.post(Submitted(ticket, command))
-        try:
-            return await asyncio.wait_for(future, timeout_ms / 1000)
-        except TimeoutError:
-            kind = type(command).__name__
-            raise Unavailable(f"{kind} got no answer within {timeout_ms / 1000:g} s") from None
-        finally:
-            self._pending.pop(ticket, None)
+        return await self._tickets.command(command, timeout_ms)
 
     def holding(self, root: bytes, size_bytes: int) -> None:
         """Tell the node that data is held from now on."""
@@ -367,10 +355,8 @@ class Peer:
 
     def _notice(self, notice: Notice) -> None:
         match notice:
-            case Done(ticket, result):
-                self._resolve(ticket, result)
-            case Failed(ticket, reason, refused):
-                self._resolve(ticket, Refused(reason) if refused else Unavailable(reason))
+            case Done() | Failed():
+                self._tickets.settle(notice)
             case BlockCommitted(chain, certified):
                 self.tell(BlockAdded(chain, certified))
                 height = certified.block.header.height
@@ -380,15 +366,6 @@ class Peer:
                 self.tell(PoolEntered(genesis))
             case _:
                 pass
-
-    def _resolve(self, ticket: int, result: object) -> None:
-        future = self._pending.pop(ticket, None)
-        if future is None or future.done():
-            return
-        if isinstance(result, EdgepoolError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
     def _link_changed(self, who: PeerIdentity | PeerId, reason: str) -> None:
         if isinstance(who, PeerIdentity):
@@ -403,11 +380,7 @@ class Peer:
     def _stop_for(self, error: StorageError) -> None:
         """The disk failed: what cannot be stored may not be promised, so this peer falls silent."""
         self._failure = error
-        self._fail_pending(error)
-
-    def _fail_pending(self, error: EdgepoolError) -> None:
-        for ticket in list(self._pending):
-            self._resolve(ticket, error)
+        self._tickets.fail_all(error)
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -1,0 +1,57 @@
+"""Commands under way: a ticket for each, and the future that its outcome resolves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+from edgepool.core.machine import Command, Done, Event, Failed, Submitted
+from edgepool.errors import EdgepoolError, Refused, Unavailable
+
+
+class Tickets:
+    """Gives a node commands by `post`, and whoever asked the outcome."""
+
+    def __init__(self, post: Callable[[Event], None]) -> None:
+        self._post = post
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[object]] = {}
+
+    async def command(self, command: Command, timeout_ms: int) -> object:
+        """Return the result of `command`; raises Refused, or Unavailable after `timeout_ms`."""
+        ticket = next(self._numbers)
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._pending[ticket] = future
+        self._post(Submitted(ticket, command))
+        try:
+            return await asyncio.wait_for(future, timeout_ms / 1000)
+        except TimeoutError:
+            kind = type(command).__name__
+            raise Unavailable(f"{kind} got no answer within {timeout_ms / 1000:g} s") from None
+        finally:
+            self._pending.pop(ticket, None)
+
+    def settle(self, outcome: Done | Failed) -> None:
+        """Hand an outcome to whoever waits for it."""
+        match outcome:
+            case Done(ticket, result):
+                future = self._take(ticket)
+                if future is not None:
+                    future.set_result(result)
+            case Failed(ticket, reason, refused):
+                self._fail(ticket, Refused(reason) if refused else Unavailable(reason))
+
+    def fail_all(self, error: EdgepoolError) -> None:
+        """Nothing that is under way will have an outcome any more."""
+        for ticket in list(self._pending):
+            self._fail(ticket, error)
+
+    def _fail(self, ticket: int, error: EdgepoolError) -> None:
+        future = self._take(ticket)
+        if future is not None:
+            future.set_exception(error)
+
+    def _take(self, ticket: int) -> asyncio.Future[object] | None:
+        future = self._pending.pop(ticket, None)
+        return None if future is None or future.done() else future
