@@ -8,7 +8,7 @@ verified), or the signer of two values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Protocol
 
 from msgspec import Meta
@@ -18,12 +18,13 @@ from edgepool.core.machine import Instant, Misbehaved
 from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, Block, Certificate, CertifiedBlock, MaybeHash, Vote
 from edgepool.model.codec import Wire
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Proposal
+from edgepool.model.message import Polka, Proposal, Votes
 from edgepool.model.pool import MAX_MEMBERS
 
 PROPOSALS_KEPT = 3
 """Proposals of one round that are kept; a second one already proves an equivocating leader."""
 REFUSALS_KEPT = 64
+VOTES_A_MESSAGE = 128
 ROUNDS_AHEAD = 4
 """Proposals this many rounds ahead are kept until their round comes."""
 
@@ -225,6 +226,9 @@ class Ballot:
         if round > self.valid_round and len(votes) >= self.book.quorum:
             self.valid_block, self.valid_round, self.polka = block, round, votes
 
+    def _valid_id(self) -> bytes:
+        return self.valid_block.header.id if self.valid_block is not None else NIL
+
     def lock(self, block_id: bytes) -> None:
         """Be bound to the block until a newer polka frees."""
         self.locked_round, self.locked_id = self.round, block_id
@@ -272,12 +276,31 @@ class Ballot:
         self.blocks[proposal.block.header.id] = proposal.block
         self._proposals.setdefault(proposal.round, {})[proposal.signature] = proposal
 
+    def all_known(self, rounds: Iterable[int]) -> list[Votes | Polka | Proposal]:
+        """Return all that helps a peer at this height: votes, the valid block's polka, the proposal."""
+        messages: list[Votes | Polka | Proposal] = []
+        messages += self._votes_messages(self.book.votes_in(rounds))
+        if self.valid_block is not None:
+            messages.append(Polka(self._chain, self.valid_block, self.polka))
+        proposal = self.proposal()
+        return messages if proposal is None else [*messages, proposal]
+
+    def said_by(self, me: PeerId) -> list[Votes | Polka | Proposal]:
+        """Return what `me` has said at this height, to be said again."""
+        proposal = self.proposal()
+        own = [proposal] if proposal is not None and self._app.leader(self.round) == me else []
+        return [*own, *self._votes_messages(self.book.votes_of(me))]
+
+    def _votes_messages(self, votes: Sequence[Vote]) -> list[Votes]:
+        starts = range(0, len(votes), VOTES_A_MESSAGE)
+        return [Votes(self._chain, tuple(votes[i : i + VOTES_A_MESSAGE])) for i in starts]
+
     # --- what must survive a restart ------------------------------------------------------------
 
     def save(self, me: PeerId, step: int) -> SavedBallot:
         """Return what `me` must not forget."""
         own = self.proposal() if self._app.leader(self.round) == me else None
-        if own is not None and self.valid_block is not None and own.block == self.valid_block:
+        if own is not None and own.block.header.id == self._valid_id():
             own = None
         return SavedBallot(
             height=self.height,

@@ -34,7 +34,7 @@ from edgepool.core.machine import (
     VoteState,
 )
 from edgepool.errors import DecodeError, StorageError
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, Vote, sign_vote
+from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, sign_vote
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
@@ -44,8 +44,6 @@ __all__ = ["Application", "Decided", "Engine", "Output"]
 
 NEW, PROPOSE, PREVOTED, PRECOMMITTED = range(4)
 """Steps of a round: idle, waiting for the proposal, for prevotes, for precommits."""
-
-VOTES_A_MESSAGE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +125,7 @@ class Engine:
         if self._peers:
             self._tick(now)
             if self._restored:
-                own = self._ballot.proposal()
-                if own is not None:
-                    self._outputs.append(Broadcast(self._peers, own))
-                for votes in self._messages(list(self._ballot.book.votes_of(self._me))):
-                    self._outputs.append(Broadcast(self._peers, votes))
+                self._outputs += [Broadcast(self._peers, said) for said in self._ballot.said_by(self._me)]
         self._settle(now)
         return self._finish(now)
 
@@ -290,17 +284,7 @@ class Engine:
         if not self._repaired.allows(peer, place, now.monotonic_ms, at_once=False):
             return
         rounds = sorted({status.round, max(0, self.round - 1), self.round})
-        for votes in self._messages(ballot.book.votes_in(rounds)):
-            self._outputs.append(Send(peer, votes))
-        if ballot.valid_block is not None:
-            self._outputs.append(Send(peer, Polka(self._chain, ballot.valid_block, ballot.polka)))
-        proposal = ballot.proposal()
-        if proposal is not None:
-            self._outputs.append(Send(peer, proposal))
-
-    def _messages(self, votes: list[Vote]) -> list[Votes]:
-        starts = range(0, len(votes), VOTES_A_MESSAGE)
-        return [Votes(self._chain, tuple(votes[i : i + VOTES_A_MESSAGE])) for i in starts]
+        self._outputs += [Send(peer, message) for message in ballot.all_known(rounds)]
 
     def _status(self) -> Status:
         return Status(self._chain, self.height, self.round, self.step, int(self._app.has_waiting()))
