@@ -39,6 +39,9 @@ ProgressCallback = Callable[[int, int], None]
 
 CONFIRMATION_VALID_MS = 300_000
 CONFIRM_TIMEOUT_MS = 10_000
+FIND_TIMEOUT_MS = 5_000
+LOOK_AGAIN_MS = (50, 250)
+COMMAND_SLACK_MS = 2_000
 
 
 class DataPlane:
@@ -153,7 +156,9 @@ class DataPlane:
         started_ms = self._clock.now().monotonic_ms
         demand = DataDemand(key, version, features, composition)
         # The demand becomes final while holders are looked for: neither waits for the other.
-        _, offers = await asyncio.gather(self._peer.submit(demand, chain=chain), self._find(key, version))
+        _, offers = await asyncio.gather(
+            self._peer.submit(demand, chain=chain), self.find(key, version, FIND_TIMEOUT_MS)
+        )
         failures: list[str] = []
         for offer in offers:
             try:
@@ -177,9 +182,20 @@ class DataPlane:
             raise Unavailable(f"no holder of {key} could hand it over ({'; '.join(failures)[:600]})")
         raise Unavailable(f"nobody within reach offers {key}: has it been published in a pool?")
 
-    async def _find(self, key: DataKey, version: int) -> tuple[RankedOffer, ...]:
-        found = await self._peer.command(FindData(key, version, 5_000), 7_000)
-        assert isinstance(found, tuple)
+    async def find(self, key: DataKey, version: int, timeout_ms: int) -> tuple[RankedOffer, ...]:
+        """Find holders; look again shortly if there are none.
+
+        What was just published may be final on its holder's side and still on its way here.
+        """
+        started_ms = self._clock.now().monotonic_ms
+        for pause_ms in (*LOOK_AGAIN_MS, 0):
+            budget_ms = started_ms + timeout_ms - self._clock.now().monotonic_ms
+            command = FindData(key, version, max(1, budget_ms))
+            found = await self._peer.command(command, max(1, budget_ms) + COMMAND_SLACK_MS)
+            assert isinstance(found, tuple)
+            if found or not pause_ms or budget_ms <= pause_ms:
+                break
+            await asyncio.sleep(pause_ms / 1000)
         return found
 
     async def _from(self, offer: RankedOffer, key: DataKey, progress: ProgressCallback | None) -> Path:

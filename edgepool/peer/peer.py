@@ -18,7 +18,6 @@ from edgepool.core.machine import (
     Command,
     Done,
     Failed,
-    FindData,
     FormPool,
     Holding,
     Load,
@@ -184,9 +183,7 @@ class Peer:
     ) -> tuple[RankedOffer, ...]:
         """Find who has `key` by Algorithm 2 [S3.14]; proven offers, least busy holder first."""
         self._check_open()
-        found = await self.command(FindData(_key(key), version, timeout_ms), timeout_ms + 1_000)
-        assert isinstance(found, tuple)
-        return found
+        return await self.data.find(_key(key), version, timeout_ms)
 
     async def fetch(
         self,

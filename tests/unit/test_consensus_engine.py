@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from consensus_cluster import (
     CHAIN,
@@ -420,6 +421,19 @@ def test_a_state_of_a_height_that_stands_is_ignored() -> None:
     engine = new_engine(D, app, vote_state=lone.states()[-1])
     assert (engine.height, engine.round, engine.step) == (2, 0, 0)
     assert sent(engine.start(at(0)), Votes) == []
+
+
+def test_who_lost_blocks_but_not_votes_only_follows_until_it_is_back() -> None:
+    lone = Lone()
+    lone.hear(A, propose(A, 0, block_of(A, 0)))
+    ahead = msgspec.structs.replace(decode(SavedBallot, lone.states()[-1]), height=2, votes=())
+    again = Lone(state=encode(ahead), goal=1)
+    block = block_of(A, 0)
+    again.hear(A, propose(A, 0, block))
+    again.hear_votes((A, B, C), PREVOTE, 0, block.header.id)
+    again.wait(10_000)
+    assert cast(again.outputs) == []
+    assert again.states() == []
 
 
 def test_a_broken_state_is_an_error_and_not_a_fresh_start() -> None:

@@ -109,7 +109,8 @@ class Engine:
         self._outputs: list[Effect] = []
         self._signed = False
         self._decided: CertifiedBlock | None = None
-        self._restored = bool(vote_state) and self._restore(vote_state)
+        self._memory = self._remember(vote_state) if vote_state else None
+        self._restored = self._recall()
 
     @property
     def deadline(self) -> int | None:
@@ -188,6 +189,7 @@ class Engine:
         self.height += 1
         self.round, self.step = 0, NEW
         self._ballot = Ballot(self._network, self._chain, self._members, self._app, self.height)
+        self._recall()
         self._timers = {}
         self._since_ms = now.monotonic_ms
         early = self._early.take()
@@ -441,13 +443,25 @@ class Engine:
     def _busy(self) -> bool:
         return self.step > NEW or any(height > self.height for height in self._ahead.values())
 
-    def _restore(self, vote_state: bytes) -> bool:
+    def _remember(self, vote_state: bytes) -> SavedBallot:
         try:
-            saved = decode(SavedBallot, vote_state)
+            return decode(SavedBallot, vote_state)
         except DecodeError as error:
             raise StorageError(f"the stored votes of chain {self._chain} cannot be read: {error}") from None
-        if saved.height != self.height or not self._votes_here:
+
+    def _recall(self) -> bool:
+        """Take back what was said at this height; True if there was something.
+
+        Said at a later height means that stored blocks were lost: what was said at the heights in
+        between is no longer known, so this member only follows until it is back there.
+        """
+        memory = self._memory
+        self._votes_here = self._me in self._members and (memory is None or memory.height <= self.height)
+        if memory is None or memory.height > self.height:
             return False
-        self.round, self.step = saved.round, saved.step
-        self._ballot.restore(saved)
+        self._memory = None
+        if memory.height < self.height or not self._votes_here:
+            return False
+        self.round, self.step = memory.round, memory.step
+        self._ballot.restore(memory)
         return True

@@ -1,0 +1,5 @@
+"""Lets `python -m edgepool` be the command line."""
+
+from edgepool.cli.main import main
+
+main()

@@ -1,0 +1,102 @@
+"""What all commands print with: two consoles, JSON for machines, and units for people.
+
+Results go to standard output, everything else (progress, errors) to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from datetime import datetime
+from importlib import import_module
+from typing import Any, TypeVar
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+_T = TypeVar("_T")
+_FILE_COLUMNS = 160
+
+
+def _console(stderr: bool) -> Console:
+    # Into a file or a pipe, lines may be longer than on the narrow screen that rich assumes.
+    is_screen = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if is_screen or "COLUMNS" in os.environ else _FILE_COLUMNS
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line for people as it is, without breaking it; `style` is rich's."""
+    out.print(Text(text, style=style), soft_wrap=True)
+
+
+def show_error(error: Exception) -> None:
+    """Print an error's one sentence to standard error."""
+    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` (dicts, lists, msgspec structs, slotted dataclasses) as indented JSON."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """Print `value` as one line of JSON, at once."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def run_async(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` in an event loop of its own, uvloop's where it is installed."""
+    loop_factory = None
+    with suppress(ImportError):
+        loop_factory = import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(work)
+
+
+def columns(*names: str, title: str = "") -> Table:
+    """Return an empty table in the one style of all commands; numbers stand in 'height' columns."""
+    empty = Table(
+        box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left", title_style="bold"
+    )
+    for column in names:
+        justify: JustifyMethod = "right" if column == "height" else "left"
+        empty.add_column(column, header_style="dim", justify=justify, overflow="fold")
+    return empty
+
+
+def size(size_bytes: float) -> str:
+    """Return a size for people: '812 B', '64.0 MB'; 1 MB is a million bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 999.5 or unit == "GB":
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError
+
+
+def duration(duration_ms: float) -> str:
+    """Return a duration for people: '40 ms', '3.2 s', '12 min', '5 h'."""
+    if duration_ms < 1000:
+        return f"{duration_ms:.0f} ms"
+    seconds = duration_ms / 1000
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def moment(time_ms: int) -> str:
+    """Return a wall time as this machine's clocks show it; '' for 0."""
+    return datetime.fromtimestamp(time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S") if time_ms else ""

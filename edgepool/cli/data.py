@@ -1,0 +1,174 @@
+"""`edgepool publish`, `request` and `fetch`: clients of a running peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from edgepool.cli.console import columns, duration, err, out, print_json, run_async, say, size
+from edgepool.errors import LocalError
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a running peer.")]
+Key = Annotated[str, typer.Argument(help="The part and the kind of data, as PART/KIND.")]
+Version = Annotated[int, typer.Option(min=0, help="The version of the data; 0 is the newest.")]
+Chain = Annotated[
+    str, typer.Option(help="The chain to record it on: a pool's name or an id (default: the first).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def publish(
+    folder: Folder,
+    key: Key,
+    file: Annotated[Path, typer.Argument(help="The file whose content is published.")],
+    version: Annotated[int, typer.Option(min=0, help="Its version; 0 is one above the newest.")] = 0,
+    chain: Chain = "",
+    json: Json = False,
+) -> None:
+    """Offer a file's content as twin data of a part: stored here, its hash on chain.
+
+    Kinds of data are features, requirements, model, error, surface, cases, equipment, decisions,
+    control and tools; others are allowed.
+
+    Example: edgepool publish plant/mill-1 PTVA10212-03/model part.stl
+    """
+    _check_key(key)
+    if not file.is_file():
+        raise LocalError(f"'{file}' is not a file: check the path")
+
+    async def work() -> dict[str, Any]:
+        from edgepool.gateway.client import ApiClient
+
+        async with ApiClient.of(folder) as client:
+            return await client.publish(key, file, version=version, chain=chain)
+
+    done = run_async(work())
+    if json:
+        print_json(done)
+    else:
+        say(
+            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) is offered "
+            f"in block {done['height']} of chain {done['chain'][:8]}"
+        )
+
+
+def request(
+    folder: Folder,
+    key: Key,
+    version: Version = 0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="How long to look, in seconds.")] = 5,
+    json: Json = False,
+) -> None:
+    """Show who has the data, best first, without moving it.
+
+    The peer looks in its own chains and then outward through its pools. Each offer is proven by a
+    block and its votes. Exit code 1 if nobody has it.
+
+    Example: edgepool request plant/lathe-2 PTVA10212-03/model
+    """
+    _check_key(key)
+
+    async def work() -> list[dict[str, Any]]:
+        from edgepool.gateway.client import ApiClient
+
+        async with ApiClient.of(folder) as client:
+            return await client.request(key, version=version, timeout_ms=int(timeout * 1000))
+
+    offers = run_async(work())
+    if json:
+        print_json(offers)
+    elif offers:
+        out.print(_offers(offers))
+    else:
+        say(f"nobody that can be reached offers {key}")
+    if not offers:
+        raise typer.Exit(1)
+
+
+def fetch(
+    folder: Folder,
+    key: Key,
+    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; it is replaced.")],
+    version: Version = 0,
+    chain: Chain = "",
+    timeout: Annotated[float, typer.Option(min=1, help="How long it may take, in seconds.")] = 60,
+    json: Json = False,
+) -> None:
+    """Get data straight from whoever has it, every chunk checked against the hash on chain.
+
+    The file appears when all of it is there and checked, or not at all.
+
+    Example: edgepool fetch plant/lathe-2 PTVA10212-03/model part.stl
+    """
+    _check_key(key)
+    if out_file.is_dir():
+        raise LocalError(f"'{out_file}' is a folder: name the file to write")
+    if not out_file.absolute().parent.is_dir():
+        raise LocalError(f"'{out_file.parent}' does not exist: make the folder first")
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        disable=json or not err.is_terminal,
+        transient=True,
+    )
+
+    async def work() -> dict[str, Any]:
+        from edgepool.gateway.client import ApiClient
+
+        task = bar.add_task(f"looking for {key}", total=None)
+
+        def progress(done_bytes: int, size_bytes: int) -> None:
+            bar.update(task, description=key, completed=done_bytes, total=size_bytes)
+
+        async with ApiClient.of(folder) as client:
+            return await client.fetch(
+                key,
+                out_file,
+                version=version,
+                chain=chain,
+                timeout_ms=int(timeout * 1000),
+                progress=progress,
+            )
+
+    with bar:
+        done = run_async(work())
+    if json:
+        print_json(done)
+    else:
+        holder = done["holder_name"] or done["holder"]
+        say(
+            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) came from {holder} "
+            f"in {duration(done['duration_ms'])} and is whole: {out_file}"
+        )
+
+
+def _check_key(key: str) -> None:
+    from edgepool.model.twin import DataKey
+
+    DataKey.parse(key)
+
+
+def _offers(offers: list[dict[str, Any]]) -> Table:
+    table = columns("holder", "machine", "version", "size", "network", "processors", "round trip", "proof")
+    for offer in offers:
+        proof = offer["proof"]
+        answered = offer["reachable"]
+        table.add_row(
+            offer["holder_name"],
+            offer["machine_type"],
+            str(offer["version"]),
+            size(offer["size_bytes"]),
+            f"{offer['network_load_percent']} %" if answered else "no answer",
+            f"{offer['processing_load_percent']} %" if answered else "",
+            f"{offer['round_trip_ms']} ms" if answered else "",
+            f"{proof['pool']}, block {proof['height']}, {proof['votes']} of {proof['members']} votes",
+            style="" if answered else "dim",
+        )
+    return table

@@ -1,0 +1,88 @@
+"""The command line: `edgepool COMMAND`, and the door through which every error leaves.
+
+Exit codes: 0 all is well, 1 others said no or something checked is bad, 2 bad input. Commands
+import what they need when they run, so that `edgepool --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgepool.cli import bench, chain, data, demo, init, run, status, topology
+from edgepool.cli.console import show_error
+from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns errors that are nobody's bug into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (Refused, Unavailable, RemoteError) as error:
+            show_error(error)
+            raise typer.Exit(1) from None
+        except EdgepoolError as error:
+            show_error(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="edgepool",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
+app.command("init")(init.init)
+app.command("run")(run.run)
+app.command("status")(status.status)
+app.command("publish")(data.publish)
+app.command("request")(data.request)
+app.command("fetch")(data.fetch)
+app.add_typer(chain.app, name="chain")
+app.add_typer(topology.app, name="topology")
+
+
+def main() -> None:
+    """Run the command line; this is the console script."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A screen without UTF-8 gets '?' for what it cannot show, and no traceback.
+        sys.stdout.reconfigure(errors="replace")
+        sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"edgepool {version('edgepool')}")
+        raise typer.Exit
+
+
+@app.callback()
+def edgepool(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Machines of a shop floor exchange their data directly: peers, pools, chains and transfers.
+
+    Begin with 'edgepool demo', which runs a whole factory on this machine in three minutes.
+
+    For a gateway of your own: 'edgepool init', then 'edgepool run'; beside it, in another window,
+    'edgepool status', 'publish', 'request' and 'fetch'. Every command explains itself with --help.
+    """

@@ -1,0 +1,164 @@
+"""`edgepool run`: one peer in the foreground, with its local API."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgepool.cli.console import duration, print_json_line, run_async, say, size
+from edgepool.errors import LocalError, StorageError
+
+if TYPE_CHECKING:
+    from edgepool.config import PeerSettings
+    from edgepool.peer.peer import Peer
+    from edgepool.peer.values import PeerEvent
+
+_Tell = Callable[..., None]
+CLOSE_TIMEOUT_S = 2.8
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(help="A folder that 'edgepool init' has made.")],
+    json: Annotated[bool, typer.Option("--json", help="Print what happens as lines of JSON.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Tell of every block, too.")] = False,
+) -> None:
+    """Run one peer until Ctrl-C or SIGTERM, and tell what happens.
+
+    A coordinator forms the fixed pools of its settings as soon as their members are connected.
+    While it runs, 'edgepool status FOLDER' and the other commands talk to it.
+
+    Example: edgepool run plant/mill-1
+    """
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    run_async(_run(folder, json, blocks))
+
+
+async def _run(folder: Path, json: bool, blocks: bool) -> None:
+    from edgepool.config import load_peer_settings
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+
+    def tell(event: str, sentence: str, **facts: Any) -> None:
+        if json:
+            print_json_line({"event": event, **facts})
+        else:
+            say(sentence)
+
+    settings = await asyncio.to_thread(load_peer_settings, folder)
+    stack = AsyncExitStack()
+    try:
+        peer = await _open(settings, stack, tell)
+        events = asyncio.create_task(_tell_events(peer, tell, blocks))
+        stack.push_async_callback(_cancel, events)
+        await _wait(stop, events)
+        failed = not stop.is_set()
+        problems = "; ".join(peer.status().problems)
+        tell("ending", f"{peer.name} is ending", name=peer.name)
+    finally:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await stack.aclose()
+        except TimeoutError:
+            message = "the peer did not end within 3 s and was left; nothing acknowledged is lost"
+            raise LocalError(message) from None
+    if failed:
+        raise StorageError(problems or "the peer has stopped by itself: its log says why")
+
+
+async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> Peer:
+    """Start the peer, its API and the forming of its pools; say where it listens."""
+    from edgepool.gateway.app import ApiServer
+    from edgepool.gateway.pools import form_fixed_pools
+    from edgepool.peer.peer import Peer
+
+    peer = await stack.enter_async_context(Peer.open(settings))
+    server = ApiServer(peer, settings.folder, settings.api.host, settings.api.port)
+    await server.start()
+    stack.push_async_callback(server.close)
+    addresses = [f"{address}/p2p/{peer.id}" for address in peer.addresses]
+    tell(
+        "listening",
+        f"{peer.name} ({settings.role} of '{settings.network}') listens on {', '.join(addresses)}\n"
+        f"its API is {server.url}; see it with: edgepool status {settings.folder}\n"
+        "Ctrl-C ends it",
+        name=peer.name,
+        id=peer.id,
+        addresses=addresses,
+        api=server.url,
+    )
+    pools = asyncio.create_task(form_fixed_pools(peer, lambda text: tell("pools", text, text=text)))
+    stack.push_async_callback(_cancel, pools)
+    return peer
+
+
+async def _wait(stop: asyncio.Event, events: asyncio.Task[None]) -> None:
+    """Wait for a signal, or for the events to end, which they do when the peer fails."""
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({waiting, events}, return_when=asyncio.FIRST_COMPLETED)
+        if events.done():
+            events.result()
+    finally:
+        waiting.cancel()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tell_events(peer: Peer, tell: _Tell, blocks: bool) -> None:
+    async for event in peer.watch():
+        told = _describe(event, blocks)
+        if told is not None:
+            name, sentence, facts = told
+            tell(name, sentence, **facts)
+
+
+def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]] | None:
+    """Return an event's name, sentence and facts, or None if it is not told."""
+    from edgepool.peer.values import BlockAdded, EventsMissed, LinkChanged, PoolEntered, TransferEnded
+
+    facts: dict[str, Any]
+    match event:
+        case LinkChanged(peer, name, up, reason):
+            sentence = f"linked to {name}" if up else f"lost the link to {name}: {reason}"
+            return "link", sentence, {"peer": peer, "name": name, "up": up, "reason": reason}
+        case PoolEntered(genesis):
+            plan = genesis.invitation
+            members = [member.name for member in plan.members]
+            facts = {"name": plan.name, "kind": plan.kind, "chain": genesis.chain, "members": members}
+            return "pool", f"in {plan.kind} pool {plan.name} with {', '.join(members)}", facts
+        case TransferEnded(key, peer, outgoing, size_bytes, duration_ms, failure):
+            way = "sent" if outgoing else "received"
+            sentence = f"{way} {key}: {failure or f'{size(size_bytes)} in {duration(duration_ms)}'}"
+            facts = {
+                "key": str(key),
+                "peer": peer,
+                "outgoing": outgoing,
+                "size_bytes": size_bytes,
+                "duration_ms": duration_ms,
+                "failure": failure,
+            }
+            return "transfer", sentence, facts
+        case BlockAdded(chain, certified) if blocks:
+            header = certified.block.header
+            sentence = f"block {header.height} on chain {chain[:8]} with {header.records_count} records"
+            facts = {"chain": chain, "height": header.height, "records": header.records_count}
+            return "block", sentence, facts
+        case EventsMissed(count):
+            return "missed", f"{count} events were not told: this screen is too slow", {"count": count}
+    return None

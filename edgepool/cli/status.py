@@ -1,0 +1,229 @@
+"""`edgepool status`: one screen of one peer; every red cell has its explanation below."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgepool.cli.console import columns, duration, moment, out, print_json, run_async, size
+
+if TYPE_CHECKING:
+    from edgepool.peer.values import ChainStatus, PeerStatus
+
+BUSY_PERCENT = 90
+STANDSTILL_MS = 30_000
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="The folder of a running peer.")] = Path("."),
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show one running peer: links, chains, transfers, and what is wrong, if anything is.
+
+    A red cell has a number; the sentence with that number says what it means and what to do.
+
+    Example: edgepool status plant/mill-1
+    """
+    answer = run_async(_ask(folder))
+    if json:
+        print_json(answer)
+    else:
+        out.print(StatusScreen(answer, int(time.time() * 1000)).render())
+
+
+async def _ask(folder: Path) -> PeerStatus:
+    from edgepool.gateway.client import ApiClient
+
+    async with ApiClient.of(folder) as client:
+        return await client.status()
+
+
+class StatusScreen:
+    """Draws a status; `explanations` are the numbered sentences for what it drew red."""
+
+    def __init__(self, status: PeerStatus, now_ms: int) -> None:
+        self.explanations: list[str] = []
+        self._status = status
+        self._now_ms = now_ms
+        self._unexplained = list(status.problems)
+
+    def render(self) -> RenderableType:
+        """Return the whole screen."""
+        parts: list[RenderableType] = [self._head(), Text()]
+        parts += [self._links(), Text(), self._chains(), Text()]
+        if self._status.transfers:
+            parts += [self._transfers(), Text()]
+        parts += [self._totals()]
+        for problem in self._unexplained:
+            self._number(problem)
+        if self.explanations:
+            parts += [Text(), Text("What is red", style="bold red")]
+            parts += [Text(f"[{n}] {text}") for n, text in enumerate(self.explanations, 1)]
+        else:
+            parts += [Text(), Text("Nothing is wrong.", style="green")]
+        return Group(*parts)
+
+    def red(self, cell: str, explanation: str) -> Text:
+        """Return a red cell that refers to its explanation."""
+        return Text.assemble((cell, "red"), (f" [{self._number(explanation)}]", "bold red"))
+
+    def _number(self, explanation: str) -> int:
+        if explanation not in self.explanations:
+            self.explanations.append(explanation)
+        return self.explanations.index(explanation) + 1
+
+    def _problem(self, start: str, otherwise: str) -> str:
+        """Return the peer's own sentence that begins with `start`, if it has one."""
+        for problem in self._unexplained:
+            if problem.startswith(start):
+                self._unexplained.remove(problem)
+                return problem
+        return otherwise
+
+    def _head(self) -> RenderableType:
+        status = self._status
+        what = status.role if not status.machine_type else f"{status.role}, {status.machine_type}"
+        table = Table.grid(padding=(0, 2))
+        table.add_row("peer", Text.assemble((status.name, "bold"), f" ({what}) of '{status.network}'"))
+        table.add_row("id", status.id)
+        table.add_row("listens on", ", ".join(status.addresses))
+        table.add_row("up for", duration(max(0, self._now_ms - status.started_ms)))
+        table.add_row("load", self._load())
+        return table
+
+    def _load(self) -> Text:
+        status = self._status
+        network, processors = status.network_load_percent, status.processing_load_percent
+        cells = []
+        for name, percent, meaning in (
+            ("network", network, "transfers wait for the uplink; others will be asked for data first"),
+            (
+                "processors",
+                processors,
+                "this machine is short of processor time: blocks and transfers slow down",
+            ),
+        ):
+            text = f"{name} {percent} %"
+            cells.append(
+                self.red(text, f"the {name} {_verb(name)} {percent} % busy: {meaning}")
+                if percent >= BUSY_PERCENT
+                else Text(text)
+            )
+        return Text(", ").join(cells)
+
+    def _links(self) -> RenderableType:
+        status = self._status
+        table = columns("peer", "role", "machine", "up for", title="Links")
+        for link in sorted(status.links, key=lambda link: link.name):
+            table.add_row(link.name, link.role, link.machine_type, duration(link.up_ms))
+        linked = {link.name for link in status.links}
+        for name in status.wanted:
+            if name not in linked:
+                sentence = (
+                    f"there is no link to {name}: either it is not running, or the network between is cut, "
+                    "or its certificate is not accepted ('refused' below then counts)"
+                )
+                table.add_row(name, "", "", self.red("no link", sentence))
+        if not status.wanted and not status.links:
+            table.add_row(Text("none yet: add a known peer to the settings, or wait for a pool", style="dim"))
+        return table
+
+    def _chains(self) -> RenderableType:
+        table = columns(
+            "pool",
+            "kind",
+            "chain",
+            "height",
+            "last packer",
+            "last block",
+            "reached",
+            "waiting",
+            title="Chains",
+        )
+        for chain in self._status.chains:
+            table.add_row(
+                chain.name,
+                chain.kind if chain.voting else f"{chain.kind}, observing",
+                chain.id[:8],
+                str(chain.height),
+                chain.last_packer,
+                duration(self._now_ms - chain.last_block_ms) + " ago" if chain.height else "",
+                self._reached(chain),
+                self._waiting(chain),
+            )
+        if not self._status.chains:
+            table.add_row(Text("none yet: a coordinator forms the pools", style="dim"))
+        return table
+
+    def _reached(self, chain: ChainStatus) -> Text:
+        reached = len(chain.members) - len(chain.missing)
+        text = f"{reached} of {len(chain.members)}"
+        if not chain.missing:
+            return Text(text)
+        away = ", ".join(chain.missing)
+        start = f"pool {chain.name}:"
+        if reached < chain.quorum:
+            sentence = self._problem(
+                start, f"{start} {chain.quorum} members must agree, and {away} cannot be reached"
+            )
+            return self.red(text, f"{sentence} (start them, or mend the network to them)")
+        self._problem(start, "")
+        return Text(f"{text}, without {away}", style="yellow")
+
+    def _waiting(self, chain: ChainStatus) -> Text:
+        text = str(chain.waiting)
+        idle_ms = self._now_ms - chain.last_block_ms
+        if not chain.waiting or idle_ms < STANDSTILL_MS:
+            return Text(text)
+        return self.red(
+            text,
+            f"pool {chain.name}: {chain.waiting} records wait and no block has come for {duration(idle_ms)} "
+            f"(round {chain.round}): fewer than {chain.quorum} members are working on it",
+        )
+
+    def _transfers(self) -> RenderableType:
+        table = columns("data", "", "peer", "done", "rate", title="Transfers under way")
+        for transfer in self._status.transfers:
+            share = 100 * transfer.done_bytes // transfer.size_bytes if transfer.size_bytes else 100
+            table.add_row(
+                transfer.key,
+                "to" if transfer.outgoing else "from",
+                transfer.name,
+                f"{share} % of {size(transfer.size_bytes)}",
+                f"{size(transfer.bytes_per_s)}/s",
+            )
+        return table
+
+    def _totals(self) -> RenderableType:
+        totals = self._status.totals
+        table = Table.grid(padding=(0, 2))
+        failed: Text = Text(f"{totals.failed} failed")
+        if totals.failed:
+            failed = self.red(
+                f"{totals.failed} failed",
+                f"{totals.failed} of {totals.demands} requests for data failed: nobody reachable had it, "
+                "or its holder refused or broke off; 'edgepool request' shows who has what",
+            )
+        table.add_row(
+            "demands", Text.assemble(f"{totals.demands} made, {totals.answered} answered, ", failed)
+        )
+        table.add_row("data", f"{size(totals.bytes_received)} received, {size(totals.bytes_sent)} sent")
+        if totals.first_data_ms:
+            table.add_row("first data", moment(totals.first_data_ms))
+        for reason, count in sorted(totals.refused.items()):
+            sentence = (
+                f"turned away {count} times, and nothing else came of it: {reason}; "
+                "if it goes on rising, look for a broken or foreign peer on this network"
+            )
+            table.add_row("refused", self.red(f"{count} × {reason}", sentence))
+        return table
+
+
+def _verb(name: str) -> str:
+    return "are" if name.endswith("s") else "is"

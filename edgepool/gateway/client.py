@@ -1,0 +1,214 @@
+"""Calls the local API of a running peer, found through the peer's folder.
+
+    async with ApiClient.of(Path("gateway")) as client:
+        status = await client.status()
+
+Errors come back as the classes that the peer raised: LocalError, Refused, Unavailable and so on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import msgspec
+
+from edgepool.config import CONFIG_FILE
+from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
+from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
+from edgepool.peer.values import ChainStatus, PeerStatus
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+CONNECT_TIMEOUT_S = 2
+ANSWER_TIMEOUT_S = 30
+
+_ERRORS: dict[str, type[EdgepoolError]] = {
+    "refused": Refused,
+    "unavailable": Unavailable,
+    "storage": StorageError,
+    "local": LocalError,
+    "missing": LocalError,
+    "access": LocalError,
+}
+
+
+class ApiClient:
+    """A caller of the API at `url` with `token`; use it as an async context manager."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self._token = token
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> ApiClient:
+        """Return a client of the peer that runs from `folder`; LocalError if none does."""
+        endpoint = find_endpoint(folder)
+        if endpoint is None:
+            raise LocalError(f"the peer in '{folder}' is not running: start it with 'edgepool run {folder}'")
+        return cls(endpoint.url, read_token(folder))
+
+    async def __aenter__(self) -> ApiClient:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._token}"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            read_bufsize=MAX_ANSWER_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def status(self) -> PeerStatus:
+        """Return the peer's status."""
+        return msgspec.convert(await self._get("/v1/status"), PeerStatus)
+
+    async def chains(self) -> list[ChainStatus]:
+        """Return the chains that the peer keeps."""
+        return msgspec.convert(await self._get("/v1/chains"), list[ChainStatus])
+
+    async def block(self, chain: str, height: int) -> dict[str, Any]:
+        """Return a block (views.block_view) of the chain with this id or name."""
+        answer: dict[str, Any] = await self._get(f"/v1/chains/{quote(chain, safe='')}/blocks/{height}")
+        return answer
+
+    async def publish(self, key: str, path: Path, *, version: int = 0, chain: str = "") -> dict[str, Any]:
+        """Have the peer publish the file at `path`; return views.published_view."""
+        body = {"key": key, "path": _absolute(path), "version": version, "chain": chain}
+        answer: dict[str, Any] = await self._post("/v1/publish", body, timeout_s=3600)
+        return answer
+
+    async def request(self, key: str, *, version: int = 0, timeout_ms: int = 5_000) -> list[dict[str, Any]]:
+        """Return who has `key`, best first, as views.offer_view."""
+        body = {"key": key, "version": version, "timeout_ms": timeout_ms}
+        answer: list[dict[str, Any]] = await self._post(
+            "/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S
+        )
+        return answer
+
+    async def fetch(
+        self,
+        key: str,
+        out: Path,
+        *,
+        version: int = 0,
+        chain: str = "",
+        timeout_ms: int = 60_000,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Have the peer fetch `key` into the file `out`; return views.fetched_view.
+
+        `progress` is called with (done_bytes, size_bytes) while data arrives.
+        """
+        body = {
+            "key": key,
+            "out": _absolute(out),
+            "version": version,
+            "chain": chain,
+            "timeout_ms": timeout_ms,
+        }
+        async with self._call("POST", "/v1/fetch", body, timeout_s=None) as response:
+            async for raw in response.content:
+                line = msgspec.json.decode(raw)
+                if "error" in line:
+                    raise _error_of(line)
+                if "done_bytes" not in line:
+                    result: dict[str, Any] = line
+                    return result
+                if progress is not None:
+                    progress(line["done_bytes"], line["size_bytes"])
+        raise Unavailable("the peer ended before the data was whole: look at its log, and fetch again")
+
+    async def _get(self, path: str) -> Any:
+        async with self._call("GET", path, None, timeout_s=ANSWER_TIMEOUT_S) as response:
+            return msgspec.json.decode(await response.read())
+
+    async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float) -> Any:
+        async with self._call("POST", path, body, timeout_s=timeout_s) as response:
+            return msgspec.json.decode(await response.read())
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise LocalError("use ApiClient in 'async with'")
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._session.request(
+                method, self.url + path, data=data, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    raise _error_of(_error_json(await response.read(), response.status))
+                yield response
+        except TimeoutError:
+            raise Unavailable(
+                f"the peer at {self.url} has not answered in time: it may be overloaded"
+            ) from None
+        except aiohttp.ClientError as error:
+            raise Unavailable(
+                f"the peer at {self.url} cannot be reached ({error}): is it still running?"
+            ) from None
+
+
+def find_endpoint(folder: Path) -> Endpoint | None:
+    """Return where the peer of `folder` listens, or None if it does not run.
+
+    LocalError if `folder` is no peer's folder.
+    """
+    if not folder.is_dir():
+        raise LocalError(f"'{folder}' does not exist: make a gateway's folder with 'edgepool init {folder}'")
+    if not (folder / CONFIG_FILE).is_file():
+        raise LocalError(
+            f"'{folder}' is no gateway's folder (there is no {CONFIG_FILE} in it): "
+            "name one that 'edgepool init' has made"
+        )
+    path = folder / ENDPOINT_FILE
+    try:
+        endpoint = msgspec.json.decode(path.read_bytes(), type=Endpoint)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        raise LocalError(f"{path} cannot be read: restart the peer, which writes it anew") from None
+    check_loopback(urlsplit(endpoint.url).hostname or "")
+    return endpoint if _runs(endpoint.pid) else None
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _runs(pid: int) -> bool:
+    """Say whether a process with this id exists: the token is not given to whoever took the port."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _error_json(raw: bytes, status: int) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(raw, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {"error": f"the API answered with HTTP status {status}", "kind": "internal"}
+
+
+def _error_of(described: dict[str, str]) -> EdgepoolError:
+    kind = _ERRORS.get(described.get("kind", ""), EdgepoolError)
+    return kind(described.get("error", "the API gave no reason"))

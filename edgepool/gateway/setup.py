@@ -1,0 +1,259 @@
+"""Makes a gateway's folder: key, certificate, and a configuration file that explains itself.
+
+The folder appears whole or not at all: it is made aside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepool.config import (
+    CONFIG_FILE,
+    ROLES,
+    FixedPool,
+    IdentitySettings,
+    KnownPeer,
+    PeerSettings,
+    Role,
+    check_settings,
+    load_peer_settings,
+)
+from edgepool.errors import ConfigError, LocalError
+from edgepool.model.ids import PeerId, format_address, parse_address
+from edgepool.transport.certificates import (
+    AUTHORITY_CERTIFICATE,
+    create_authority,
+    create_key,
+    issue_certificate,
+)
+from edgepool.transport.identity import load_identity
+
+# Below the ports that systems give to outgoing connections, which could be taken when the peer starts.
+_PORTS = range(20_000, 32_000)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPlan:
+    """What a new peer is to be; the fields mean what they mean in PeerSettings."""
+
+    name: str
+    network: str
+    role: Role = "machine"
+    machine_type: str = ""
+    listen: str = "/ip4/127.0.0.1/tcp/0"
+    coordinators: tuple[str, ...] = ()
+    known_peers: tuple[KnownPeer, ...] = ()
+    fixed_pools: tuple[FixedPool, ...] = ()
+
+
+def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSettings:
+    """Make `folder` for a peer with a certificate of `authority` (which is made if need be) [S3.6].
+
+    Raises LocalError if `folder` has anything in it, ConfigError if the plan makes no sense.
+    """
+    _check_plan(folder, plan)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LocalError(f"'{folder}' exists already and is never overwritten: name a new folder")
+    if not (authority / AUTHORITY_CERTIFICATE).exists():
+        create_authority(authority, plan.network)
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        aside.mkdir(mode=0o700, parents=True)
+        _fill(aside, plan, authority)
+        os.replace(aside, folder)
+    except OSError as error:
+        raise LocalError(f"'{folder}' cannot be made: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return load_peer_settings(folder)
+
+
+def read_peer_id(settings: PeerSettings) -> PeerId:
+    """Return the peer id of a folder's key without starting the peer."""
+    return load_identity(settings).peer
+
+
+def known_from_folder(folder: Path) -> tuple[KnownPeer, PeerSettings, PeerId]:
+    """Return how to reach the peer of another folder on this machine, its settings and its id.
+
+    ConfigError if it listens on a port that changes with each start.
+    """
+    settings = load_peer_settings(folder)
+    peer = read_peer_id(settings)
+    host, port, _ = parse_address(settings.listen)
+    if port == 0:
+        raise ConfigError(
+            f"'{folder}' listens on port 0, a new one at each start: "
+            f"write a fixed port behind 'listen' in its {CONFIG_FILE} first"
+        )
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return KnownPeer(settings.name, f"{format_address(host, port)}/p2p/{peer}"), settings, peer
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on loopback now; LocalError if none is found."""
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LocalError(f"no port between {_PORTS.start} and {_PORTS.stop} is free: name one to listen on")
+
+
+def _fill(folder: Path, plan: PeerPlan, authority: Path) -> None:
+    identity = IdentitySettings()
+    key = folder / identity.key
+    key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    peer = create_key(key)
+    certificate = issue_certificate(
+        authority,
+        peer,
+        name=plan.name,
+        network=plan.network,
+        role=plan.role,
+        machine_type=plan.machine_type,
+    )
+    (folder / identity.certificate).write_bytes(certificate)
+    shutil.copyfile(authority / AUTHORITY_CERTIFICATE, folder / identity.authority)
+    (folder / CONFIG_FILE).write_text(config_text(plan), encoding="utf-8")
+
+
+def _check_plan(folder: Path, plan: PeerPlan) -> None:
+    for what, text, least in (
+        ("name", plan.name, 1),
+        ("network", plan.network, 1),
+        ("machine type", plan.machine_type, 0),
+    ):
+        if not least <= len(text) <= 64 or not text.isprintable() or text != text.strip():
+            raise ConfigError(
+                f"the {what} '{text[:80]}' is not {least} to 64 printable characters without outer spaces"
+            )
+    if plan.role not in ROLES:
+        raise ConfigError(f"'{plan.role}' is not a role: use one of {', '.join(ROLES)}")
+    settings = PeerSettings(
+        name=plan.name,
+        network=plan.network,
+        role=plan.role,
+        machine_type=plan.machine_type,
+        listen=plan.listen,
+        known_peers=plan.known_peers,
+        fixed_pools=plan.fixed_pools,
+        folder=folder,
+    )
+    check_settings(settings, f"peer '{plan.name}'")
+
+
+def config_text(plan: PeerPlan) -> str:
+    """Return a configuration file for `plan` in which every setting is explained.
+
+    What is commented out shows the value that holds without it.
+    """
+    return f"""\
+# Settings of one edgepool peer. Paths are relative to this folder; run it with 'edgepool run'.
+# Lines that begin with '# ' before a setting explain it; settings behind '#' show their defaults.
+
+# What this peer is called, in which network, and as what: machine, coordinator, witness, inspector,
+# regulator or client. Its certificate says the same, so changing this takes a new certificate.
+name = {_quoted(plan.name)}
+network = {_quoted(plan.network)}
+role = {_quoted(plan.role)}
+
+# What the machine is ('Milling', 'Wire cutting'); fixed pools gather machines of like types.
+machine_type = {_quoted(plan.machine_type)}
+
+# Where to listen, as a multiaddr: /ip4/ADDRESS/tcp/PORT. Port 0 takes a new port at each start.
+listen = {_quoted(plan.listen)}
+
+# The peers (ids) whose invitations to pools are believed. A coordinator counts itself in.
+coordinators = {_list(plan.coordinators)}
+
+{_known(plan.known_peers)}
+{_pools(plan)}
+# The key, the certificate of this peer, and the root certificate of its organisation (PEM).
+#[identity]
+#key = "identity/key.pem"
+#certificate = "identity/certificate.pem"
+#authority = "identity/authority.pem"
+
+# The local HTTP API: loopback only. Port 0 takes a free one; api.json says which while it runs.
+#[api]
+#host = "127.0.0.1"
+#port = 0
+
+# Bounds on everything that others can make grow.
+#[limits]
+# The largest message, and how many bytes may wait to be sent to one peer.
+#frame_bytes = 2097152
+#outbox_bytes = 8388608
+# How many peers may be linked, how many may be proving who they are, and for how long.
+#links = 256
+#handshakes = 32
+#handshake_timeout_ms = 5000
+# How often an idle link is tried.
+#keepalive_ms = 5000
+# How many transfers are served at once, and how long one may stand still before it is ended.
+#transfers_served = 16
+#transfer_stall_ms = 15000
+# How many chains are kept, records wait on each, and queries are followed at once.
+#chains = 256
+#mempool_records = 4096
+#queries = 256
+# How much twin data may be stored, in bytes, and what the uplink carries, in Mbit/s.
+#data_bytes = 68719476736
+#link_mbit_s = 1000
+
+# Times of the chains' protocol.
+#[consensus]
+# How long to wait for a block and for votes; each further round adds growth_ms.
+#propose_timeout_ms = 1000
+#vote_timeout_ms = 500
+#growth_ms = 500
+# How long a leader lets records gather before it packs a block.
+#gather_ms = 20
+# How often members tell each other where they stand: while working, and while idle.
+#status_ms = 500
+#idle_status_ms = 5000
+"""
+
+
+def _known(known_peers: Sequence[KnownPeer]) -> str:
+    head = "# Peers to keep a link to from the start; the others are met through pools.\n"
+    if not known_peers:
+        return (
+            head + '#[[known_peers]]\n#name = "coordinator"\n#address = "/ip4/10.0.0.1/tcp/4001/p2p/PEER"\n'
+        )
+    tables = (
+        f"[[known_peers]]\nname = {_quoted(known.name)}\naddress = {_quoted(known.address)}\n"
+        for known in known_peers
+    )
+    return head + "\n".join(tables)
+
+
+def _pools(plan: PeerPlan) -> str:
+    if plan.role != "coordinator":
+        return ""
+    head = "# Fixed pools that this coordinator forms as soon as all members (by name) are connected.\n"
+    if not plan.fixed_pools:
+        return head + '#[[fixed_pools]]\n#name = "milling"\n#members = ["mill-1", "mill-2", "mill-3"]\n'
+    tables = (
+        f"[[fixed_pools]]\nname = {_quoted(pool.name)}\nmembers = {_list(pool.members)}\n"
+        for pool in plan.fixed_pools
+    )
+    return head + "\n".join(tables)
+
+
+def _list(items: Sequence[str]) -> str:
+    return "[" + ", ".join(_quoted(item) for item in items) + "]"
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as a TOML basic string (printable text: JSON's quoting is TOML's)."""
+    return json.dumps(text, ensure_ascii=False)

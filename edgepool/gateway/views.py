@@ -1,0 +1,163 @@
+"""How blocks, records, offers and results look as JSON, for the API and for `--json`.
+
+Hashes and signatures are hexadecimal, keys 'PART/KIND', times milliseconds since 1970 UTC. Names
+stand beside peer ids wherever the pool's genesis knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from edgepool.core.machine import RankedOffer
+from edgepool.errors import LocalError
+from edgepool.model.block import CertifiedBlock, quorum
+from edgepool.model.ids import ChainId, PeerId, short
+from edgepool.model.pool import Genesis
+from edgepool.model.record import SignedRecord, kind_of
+from edgepool.model.twin import DataKey
+from edgepool.peer.values import Fetched, Published
+
+
+def block_view(certified: CertifiedBlock, genesis: Genesis) -> dict[str, Any]:
+    """Return a block as JSON: header, packer, records, and whose votes make it stand [S3.17]."""
+    header = certified.block.header
+    names = member_names(genesis)
+    members = genesis.members
+    return {
+        "chain": header.chain,
+        "name": genesis.invitation.name,
+        "height": header.height,
+        "id": header.id.hex(),
+        "previous": header.previous.hex(),
+        "records_root": header.records_root.hex(),
+        "round": header.round,
+        "packer": header.proposer,
+        "packer_name": names.get(header.proposer, ""),
+        "reveal": header.reveal.hex(),
+        "time_ms": header.time_ms,
+        "records": [record_view(record, names) for record in certified.block.records],
+        "votes": [
+            {
+                "member": members[index] if index < len(members) else "",
+                "name": names.get(members[index], "") if index < len(members) else "no member",
+                "signature": signature.hex(),
+            }
+            for index, signature in certified.certificate.signatures
+        ],
+        "vote_round": certified.certificate.round,
+        "quorum": quorum(len(members)),
+        "members": len(members),
+    }
+
+
+def record_view(signed: SignedRecord, names: dict[PeerId, str]) -> dict[str, Any]:
+    """Return a record as JSON; `body` has the fields of its kind."""
+    record = signed.record
+    return {
+        "id": signed.id.hex(),
+        "kind": kind_of(record.body),
+        "author": record.author,
+        "author_name": names.get(record.author, ""),
+        "time_ms": record.time_ms,
+        "body": {
+            field: _plain(value)
+            for field, value in msgspec.structs.asdict(record.body).items()  # exactly the public fields
+        },
+        "signature": signed.signature.hex(),
+    }
+
+
+def offer_view(ranked: RankedOffer) -> dict[str, Any]:
+    """Return an offer as JSON, with the place on chain that proves it."""
+    offer = ranked.proof.record.record.body
+    return {
+        **{field: _plain(value) for field, value in msgspec.structs.asdict(offer).items()},
+        "holder": ranked.holder.peer,
+        "holder_name": ranked.holder.name,
+        "machine_type": ranked.holder.machine_type,
+        "addresses": list(ranked.holder.addresses),
+        "reachable": ranked.reachable,
+        "network_load_percent": ranked.network_load_percent,
+        "processing_load_percent": ranked.processing_load_percent,
+        "round_trip_ms": ranked.round_trip_ms,
+        "proof": {
+            "chain": ranked.proof.header.chain,
+            "pool": ranked.proof.genesis.invitation.name,
+            "height": ranked.proof.header.height,
+            "index": ranked.proof.index,
+            "block": ranked.proof.header.id.hex(),
+            "votes": len(ranked.proof.certificate.signatures),
+            "members": len(ranked.proof.genesis.members),
+        },
+    }
+
+
+def published_view(published: Published) -> dict[str, Any]:
+    """Return the outcome of a publication as JSON."""
+    return {
+        "key": str(published.key),
+        "version": published.version,
+        "root": published.root.hex(),
+        "size_bytes": published.size_bytes,
+        "chain": published.ref.chain,
+        "height": published.ref.height,
+        "index": published.ref.index,
+    }
+
+
+def fetched_view(fetched: Fetched, path: str, holder_name: str) -> dict[str, Any]:
+    """Return the outcome of a fetch as JSON; `path` is where the caller wanted the data."""
+    return {
+        "key": str(fetched.key),
+        "version": fetched.version,
+        "root": fetched.root.hex(),
+        "size_bytes": fetched.size_bytes,
+        "path": path,
+        "holder": fetched.holder,
+        "holder_name": holder_name,
+        "duration_ms": fetched.duration_ms,
+    }
+
+
+def member_names(genesis: Genesis) -> dict[PeerId, str]:
+    """Return the names of a pool's members and observers by peer id."""
+    return {member.peer: member.name for member in genesis.invitation.people()}
+
+
+def choose_chain(text: str, pools: Iterable[Genesis]) -> Genesis:
+    """Return the pool whose chain `text` names: by chain id, start or end of it, or pool name.
+
+    LocalError says which chains there are if none fits, or that several do.
+    """
+    pools = list(pools)
+    exact = [g for g in pools if text in (g.chain, g.invitation.name)]
+    found = exact or [g for g in pools if names_chain(text, g.chain, g.invitation.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(g.chain for g in found[:8])
+        raise LocalError(f"'{text[:80]}' names {len(found)} chains: write the id of one of them ({ids})")
+    known = ", ".join(f"{g.invitation.name} ({short(g.chain)})" for g in pools[:8])
+    raise LocalError(
+        f"there is no chain '{text[:80]}' here: " + (f"there are {known}" if known else "there are none yet")
+    )
+
+
+def names_chain(text: str, chain: ChainId, name: str) -> bool:
+    """Say whether `text` can mean the chain: its pool's name, or an end of its id (from 4 digits)."""
+    digits = text.removeprefix("…")
+    return text == name or (len(digits) >= 4 and (chain.startswith(digits) or chain.endswith(digits)))
+
+
+def _plain(value: object) -> Any:
+    """Return a field of a record as JSON can hold it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, DataKey):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

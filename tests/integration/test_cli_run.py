@@ -1,0 +1,103 @@
+"""The command line with real peers in processes of their own, and the examples as they are shipped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def edgepool(*arguments: object, code: int = 0) -> str:
+    """Run a command to its end; return what it printed."""
+    command = [sys.executable, "-m", "edgepool", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[dict[str, Any]]:
+    """Run a peer; give what it says first; end it with SIGTERM, within 3 s and without complaint."""
+    command = [sys.executable, "-m", "edgepool", "run", str(folder), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=5)[1]
+        yield json.loads(line)
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=3)
+        assert (process.returncode, complaints) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make_pool(folder: Path) -> None:
+    edgepool("init", folder / "cloud", "--role", "coordinator")
+    for name in ("mill", "lathe"):
+        edgepool("init", folder / name, "--known", folder / "cloud")
+    settings = folder / "cloud" / "edgepool.toml"
+    settings.write_text(
+        settings.read_text() + '\n[[fixed_pools]]\nname = "cell"\nmembers = ["mill", "lathe"]\n'
+    )
+
+
+def wait_for_pool(folder: Path) -> None:
+    for _ in range(100):
+        if json.loads(edgepool("status", folder, "--json"))["chains"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no pool came to stand")
+
+
+def test_three_processes_exchange_a_file_by_commands_alone(tmp_path: Path) -> None:
+    make_pool(tmp_path)
+    data, copy = tmp_path / "part.stl", tmp_path / "copy.stl"
+    data.write_bytes(b"facet " * 300_000)
+    with running(tmp_path / "cloud"), running(tmp_path / "mill"), running(tmp_path / "lathe") as lathe:
+        assert lathe["event"] == "listening"
+        wait_for_pool(tmp_path / "lathe")
+        published = json.loads(edgepool("publish", tmp_path / "mill", "P-1/model", data, "--json"))
+        (offer,) = json.loads(edgepool("request", tmp_path / "lathe", "P-1/model", "--json"))
+        assert (offer["holder_name"], offer["root"]) == ("mill", published["root"])
+        assert "came from mill" in edgepool("fetch", tmp_path / "lathe", "P-1/model", copy)
+        assert copy.read_bytes() == data.read_bytes()
+        assert json.loads(edgepool("status", tmp_path / "lathe", "--json"))["problems"] == []
+        assert "nobody" in edgepool("fetch", tmp_path / "lathe", "P-2/model", copy, code=1)
+        assert "1 of 2 requests for data failed" in edgepool("status", tmp_path / "lathe")
+        assert "in use by another peer" in edgepool("run", tmp_path / "lathe", code=2)
+    assert not (tmp_path / "lathe" / "api.json").exists()
+    verdicts = json.loads(edgepool("chain", "verify", tmp_path, "--json"))
+    assert {row["peer"] for row in verdicts} == {"cloud", "mill", "lathe"}
+    assert all(row["verified"] and row["height"] > 0 for row in verdicts)
+
+
+@pytest.mark.parametrize(("name", "hops"), [("star.toml", [0, 0, 0]), ("line.toml", [0, 1, 2, 2])])
+def test_the_topologies_run(name: str, hops: list[int]) -> None:
+    result = json.loads(edgepool("topology", "run", EXAMPLES / name, "--json"))
+    assert result["failed"] == 0
+    assert [exchange["hops"] for exchange in result["exchanges"]] == hops
+    assert all(exchange["found"] == [exchange["from"]] for exchange in result["exchanges"])
+
+
+@pytest.mark.parametrize("name", ["embed_gateway.py", "two_peers.py"])
+def test_the_examples_run(name: str) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_embedding_takes_under_thirty_lines() -> None:
+    assert len((EXAMPLES / "embed_gateway.py").read_text().splitlines()) < 30

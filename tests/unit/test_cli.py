@@ -1,0 +1,317 @@
+"""The command line: what a user meets before any network is involved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from edgepool.cli.main import app
+from edgepool.cli.status import StatusScreen
+from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
+from edgepool.gateway.pools import find_members
+from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
+from edgepool.peer.peer import Peer
+from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, Totals
+from edgepool.workshop.demo import DemoOptions
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PEER = "12D3KooWPSjwuwUkYKvFUSk8zv5LVBxUcTVX3aSK5vqMmMeibTBL"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def complaint(*arguments: object, code: int = 2) -> str:
+    """Return the one sentence that a command ends with."""
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    return result.stderr.strip()
+
+
+COMMANDS = ("demo", "init", "run", "status", "publish", "request", "fetch")
+SUBCOMMANDS = ("chain list", "chain show", "chain verify", "topology show", "topology run")
+
+
+@pytest.mark.parametrize("command", COMMANDS + SUBCOMMANDS)
+def test_every_help_teaches_with_an_example(command: str) -> None:
+    result = call(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert f"edgepool {command}" in result.output.split("Example", 1)[1]
+
+
+def test_help_needs_neither_crypto_nor_network_libraries() -> None:
+    heavy = "{'aiohttp', 'nacl', 'networkx', 'numpy', 'cryptography'}"
+    code = f"import sys, edgepool.cli.main; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- init ---------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_folder_that_a_second_peer_can_know(tmp_path: Path) -> None:
+    assert call("init", tmp_path / "cloud", "--role", "coordinator", "--network", "plant").exit_code == 0
+    result = call(
+        "init", tmp_path / "mill", "--machine-type", "Milling", "--known", tmp_path / "cloud", "--json"
+    )
+    made = json.loads(result.stdout)
+    cloud, mill = load_peer_settings(tmp_path / "cloud"), load_peer_settings(tmp_path / "mill")
+    cloud_id = read_peer_id(cloud)
+    assert (mill.name, mill.network, mill.role, mill.machine_type) == ("mill", "plant", "machine", "Milling")
+    assert mill.coordinators == (cloud_id,)
+    assert mill.known_peers == (KnownPeer("cloud", f"{cloud.listen}/p2p/{cloud_id}"),)
+    assert made["id"] == read_peer_id(mill) != cloud_id
+    assert (tmp_path / "mill" / "identity" / "key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_init_never_overwrites_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    call("init", tmp_path / "mill")
+    before = (tmp_path / "mill" / CONFIG_FILE).read_bytes()
+    assert "never overwritten" in complaint("init", tmp_path / "mill")
+    assert (tmp_path / "mill" / CONFIG_FILE).read_bytes() == before
+    assert "not a role" in complaint("init", tmp_path / "new", "--role", "king")
+    assert "is not an address" in complaint("init", tmp_path / "new", "--listen", "here:80")
+    assert "not a peer id" in complaint("init", tmp_path / "new", "--coordinator", "0OIl")
+    assert "does not exist" in complaint("init", tmp_path / "new", "--known", tmp_path / "none")
+    assert "they could not talk" in complaint(
+        "init", tmp_path / "new", "--known", tmp_path / "mill", "--network", "x"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["authority", "mill"]
+
+
+def test_the_settings_file_explains_every_setting_and_shows_its_default(tmp_path: Path) -> None:
+    text = config_text(PeerPlan("mill", "plant", role="coordinator", machine_type='5" drill'))
+    shown = re.sub(r"(?m)^#(\[|[a-z_]+ = )", r"\1", text)
+    tables = tomllib.loads(shown)
+    assert tables.pop("known_peers")
+    assert tables.pop("fixed_pools")
+    settings = convert(tmp_path / CONFIG_FILE, tables, PeerSettings)
+    plain = PeerSettings(name="mill", network="plant", role="coordinator", machine_type='5" drill')
+    assert settings == plain
+    for part in ("api", "limits", "consensus", "identity"):
+        assert set(tables[part]) == set(getattr(plain, part).__struct_fields__)
+
+
+def test_pools_and_known_peers_are_written_as_planned(tmp_path: Path) -> None:
+    known = KnownPeer('a "quoted" name', f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}")
+    pool = FixedPool("cutting", ("mill", "lathe \\ 2"))
+    plan = PeerPlan("cloud", "plant", "coordinator", known_peers=(known,), fixed_pools=(pool,))
+    settings = make_peer_folder(tmp_path / "cloud", plan, tmp_path / "authority")
+    assert (settings.known_peers, settings.fixed_pools) == ((known,), (pool,))
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    call("init", tmp_path / "mill")
+    assert "not running: start it with 'edgepool run" in complaint("status", tmp_path / "mill")
+    assert "edgepool init" in complaint("status", tmp_path / "none")
+    assert "is no gateway's folder" in complaint("status", tmp_path)
+    assert "write PART/KIND" in complaint("request", tmp_path / "mill", "model")
+    assert "is not a file" in complaint("publish", tmp_path / "mill", "P/model", tmp_path / "none")
+    assert "is a folder" in complaint("fetch", tmp_path / "mill", "P/model", tmp_path)
+    assert "does not exist" in complaint("topology", "run", tmp_path / "none.toml")
+    assert "no peer's folder" in complaint("chain", "verify", tmp_path / "authority")
+    settings = tmp_path / "mill" / CONFIG_FILE
+    settings.write_text(settings.read_text() + "\n[api]\nport = 'x'\n")
+    assert "api.port: expected `int`, got `str`" in complaint("run", tmp_path / "mill")
+    settings.write_text("name = = 1")
+    assert "line 1, column 8" in complaint("run", tmp_path / "mill")
+
+
+def test_a_topology_is_drawn_and_its_faults_are_named(tmp_path: Path) -> None:
+    drawn = call("topology", "show", EXAMPLES / "line.toml")
+    assert drawn.exit_code == 0
+    assert "c (Grinding) ⇄ c-d" in drawn.stdout
+    facts = json.loads(call("topology", "show", EXAMPLES / "line.toml", "--json").stdout)
+    assert (facts["most_hops"], facts["bridges"], facts["problems"]) == (2, ["b", "c"], [])
+    broken = tmp_path / "broken.toml"
+    broken.write_text((EXAMPLES / "line.toml").read_text().replace('["b", "c"]', '["b", "x"]'))
+    shown = call("topology", "show", broken)
+    assert shown.exit_code == 1
+    assert "has a member 'x' who is not among the peers" in shown.stdout
+
+
+# --- chains in folders --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one peer's folder, whose pool of one has a chain of three blocks."""
+    folder = tmp_path_factory.mktemp("plant")
+
+    async def work() -> None:
+        async with Peer.open(folder / "solo") as peer:
+            members, _ = find_members(peer, ["solo"])
+            await peer.form_pool("workshop", "fixed", members)
+            for number in (1, 2, 3):
+                await peer.publish(f"P-{number}/model", b"data")
+
+    make_peer_folder(folder / "solo", PeerPlan("solo", "plant", "coordinator"), folder / "authority")
+    asyncio.run(work())
+    return folder
+
+
+def test_chains_are_listed_shown_and_verified_without_their_peer(plant: Path) -> None:
+    (row,) = json.loads(call("chain", "list", plant, "--json").stdout)
+    assert (row["peer"], row["name"], row["height"], row["members"]) == ("solo", "workshop", 3, ["solo"])
+    block = json.loads(call("chain", "show", plant, "workshop", 2, "--json").stdout)
+    assert (block["height"], block["packer_name"]) == (2, "solo")
+    assert block["records"][0]["body"]["key"] == "P-2/model"
+    assert "P-3/model" in call("chain", "show", plant / "solo", row["id"][:6]).stdout
+    assert "its height is 3" in complaint("chain", "show", plant, "workshop", 4)
+    assert "there are workshop" in complaint("chain", "show", plant, "elsewhere")
+    verified = call("chain", "verify", plant)
+    assert (verified.exit_code, "every hash, signature and Merkle root holds" in verified.stdout) == (0, True)
+    assert "there is no chain 'other'" in complaint("chain", "verify", plant, "other")
+
+
+def test_one_changed_byte_makes_verify_fail_and_name_the_block(plant: Path, tmp_path: Path) -> None:
+    shutil.copytree(plant / "solo", tmp_path / "solo")
+    (log,) = (tmp_path / "solo" / "chains").glob("*/blocks.log")
+    raw = bytearray(log.read_bytes())
+    raw[raw.index(b"P-2") + 1] ^= 1
+    log.write_bytes(raw)
+    result = call("chain", "verify", tmp_path)
+    assert result.exit_code == 1
+    assert "block 2" in result.stdout
+    (verdict,) = json.loads(call("chain", "verify", tmp_path, "--json").stdout)
+    assert (verdict["verified"], verdict["bad_height"], verdict["height"]) == (False, 2, 1)
+
+
+# --- status -------------------------------------------------------------------------------------
+
+
+def make_status(**changes: object) -> PeerStatus:
+    chain = ChainStatus(
+        id="ab" * 20,
+        name="milling",
+        kind="fixed",
+        voting=True,
+        height=7,
+        round=0,
+        waiting=0,
+        members=["mill-1", "mill-2", "mill-3"],
+        observers=[],
+        missing=[],
+        quorum=3,
+        combination=[],
+        last_packer="mill-2",
+        last_block_ms=1_000_000,
+        records={},
+    )
+    values: dict[str, object] = {
+        "id": PEER,
+        "name": "mill-1",
+        "network": "plant",
+        "role": "machine",
+        "machine_type": "Milling",
+        "addresses": ["/ip4/127.0.0.1/tcp/4001"],
+        "started_ms": 900_000,
+        "network_load_percent": 3,
+        "processing_load_percent": 10,
+        "wanted": ["mill-2"],
+        "links": [LinkStatus(peer=PEER, name="mill-2", role="machine", machine_type="Milling", up_ms=5)],
+        "chains": [chain],
+        "transfers": [],
+        "totals": Totals(
+            demands=0,
+            answered=0,
+            failed=0,
+            bytes_sent=0,
+            bytes_received=0,
+            transfer_ms=0,
+            received_by_kind={},
+            received_by_holder={},
+            refused={},
+            first_data_ms=0,
+        ),
+        "problems": [],
+    }
+    return PeerStatus(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def explanations(status: PeerStatus, now_ms: int = 1_010_000) -> list[str]:
+    screen = StatusScreen(status, now_ms)
+    screen.render()
+    return screen.explanations
+
+
+def change(status: PeerStatus, **fields: object) -> PeerStatus:
+    (chain,) = status.chains
+    kept = {name: getattr(chain, name) for name in chain.__struct_fields__}
+    return make_status(chains=[ChainStatus(**{**kept, **fields})])
+
+
+def test_a_healthy_peer_has_nothing_red() -> None:
+    assert explanations(make_status()) == []
+
+
+def test_every_red_cell_is_explained() -> None:
+    healthy = make_status()
+    (away,) = explanations(change(healthy, missing=["mill-3"]))
+    assert "mill-3 cannot be reached" in away
+    (stuck,) = explanations(change(healthy, waiting=4), now_ms=2_000_000)
+    assert "4 records wait" in stuck
+    (alone,) = explanations(make_status(wanted=["mill-2", "mill-9"]))
+    assert "no link to mill-9" in alone
+    (busy,) = explanations(make_status(network_load_percent=97))
+    assert "97 %" in busy
+    (stopped,) = explanations(make_status(problems=["this peer has stopped: the disk is full"]))
+    assert stopped == "this peer has stopped: the disk is full"
+
+
+def test_a_pool_that_goes_on_without_a_member_is_not_red() -> None:
+    assert explanations(change(make_status(), missing=["mill-3"], quorum=2)) == []
+
+
+# --- demo ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[DemoOptions]:
+    """Stand in for the demo, which takes minutes; give what it was asked for."""
+    calls: list[DemoOptions] = []
+
+    async def run_demo(options: DemoOptions, _: object) -> dict[str, object]:
+        calls.append(options)
+        return {"ok": options.tasks != 13}
+
+    monkeypatch.setattr("edgepool.workshop.demo.run_demo", run_demo)
+    return calls
+
+
+def test_demo_without_options_is_the_demo_as_its_module_has_it(asked: list[DemoOptions]) -> None:
+    assert call("demo").exit_code == 0
+    assert asked == [DemoOptions()]
+
+
+def test_demo_options_reach_it_and_a_bad_run_is_exit_code_1(asked: list[DemoOptions], tmp_path: Path) -> None:
+    result = call("demo", "--tasks", 13, "--no-cloud", "--no-kill", "--json", "--folder", tmp_path)
+    assert (result.exit_code, json.loads(result.stdout)) == (1, {"ok": False})
+    assert asked == [DemoOptions(folder=tmp_path, tasks=13, cloud=False, kill=False, quiet=True)]
+
+
+def test_a_workshop_is_run_as_the_demo_without_cloud_and_without_kill(asked: list[DemoOptions]) -> None:
+    file = EXAMPLES / "rocket_motor.toml"
+    assert call("topology", "run", file).exit_code == 0
+    assert asked == [DemoOptions(workshop=file, folder=Path("build/topology"), cloud=False, kill=False)]
+
+
+def test_the_demo_clears_no_folder_that_it_has_not_made(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").touch()
+    assert "no demo has made" in complaint("demo", "--folder", tmp_path)
+    assert (tmp_path / "thesis.doc").exists()
