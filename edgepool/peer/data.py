@@ -188,15 +188,17 @@ class DataPlane:
         What was just published may be final on its holder's side and still on its way here.
         """
         started_ms = self._clock.now().monotonic_ms
+        offers: tuple[RankedOffer, ...] = ()
         for pause_ms in (*LOOK_AGAIN_MS, 0):
             budget_ms = started_ms + timeout_ms - self._clock.now().monotonic_ms
             command = FindData(key, version, max(1, budget_ms))
             found = await self._peer.command(command, max(1, budget_ms) + COMMAND_SLACK_MS)
             assert isinstance(found, tuple)
-            if found or not pause_ms or budget_ms <= pause_ms:
+            offers = found
+            if offers or not pause_ms or budget_ms <= pause_ms:
                 break
             await asyncio.sleep(pause_ms / 1000)
-        return found
+        return offers
 
     async def _from(self, offer: RankedOffer, key: DataKey, progress: ProgressCallback | None) -> Path:
         """Confirm with one holder and transfer; the path of the stored data."""
