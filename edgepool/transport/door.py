@@ -1,0 +1,196 @@
+"""The way in and out: accepting and dialling TLS connections, and judging who is there.
+
+Until TLS has proved the other side, nothing of it reaches any decoder. The judgement is made in
+the very call in which TLS completes, before a first byte of data is handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+
+from edgepool.config import Limits
+from edgepool.errors import LocalError, RemoteError
+from edgepool.model.ids import format_address, parse_address
+from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.certificates import identity_of
+from edgepool.transport.identity import Identity
+from edgepool.transport.refusals import BUSY, HANDSHAKE, STRANGER, Counters, count
+
+_BACKLOG = 128
+_ACCEPT_PAUSE_S = 0.1
+
+Judge = Callable[[PeerIdentity, str], asyncio.BufferedProtocol | None]
+"""Is given who is there and the ALPN protocol ('' if none); returns what takes over, or None."""
+
+
+class Doorway(asyncio.BufferedProtocol):
+    """Stands on a connection while TLS shakes hands, then hands it on or ends it.
+
+    `admitted` is what took over, None if nothing did (yet). Once `abandoned`, nobody gets in.
+    """
+
+    def __init__(self, network: str, counters: Counters, judge: Judge) -> None:
+        self.admitted: asyncio.BufferedProtocol | None = None
+        self.abandoned = False
+        self.judged = False
+        self._network = network
+        self._counters = counters
+        self._judge = judge
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TLS stands: find out who is there."""
+        assert isinstance(transport, asyncio.Transport)
+        self.judged = True
+        taker = None if self.abandoned else self._examine(transport)
+        if taker is None:
+            transport.abort()
+            return
+        self.admitted = taker
+        transport.set_protocol(taker)
+        taker.connection_made(transport)
+
+    def _examine(self, transport: asyncio.Transport) -> asyncio.BufferedProtocol | None:
+        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        try:
+            identity = identity_of(tls.getpeercert(binary_form=True) or b"", self._network)
+        except RemoteError:
+            count(self._counters, STRANGER)
+            return None
+        return self._judge(identity, tls.selected_alpn_protocol() or "")
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Nothing is read here; this only satisfies the protocol."""
+        return bytearray(max(sizehint, 1))
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """What was read is thrown away."""
+
+
+async def connect(doorway: Doorway, address: str, context: ssl.SSLContext, timeout_ms: int) -> None:
+    """Dial `address` and shake hands; `doorway` then knows the outcome.
+
+    Raises OSError, ValueError (an address that cannot be one) or TimeoutError if that fails.
+    """
+    host, port, _ = parse_address(address)
+    async with asyncio.timeout(timeout_ms / 1000):
+        await asyncio.get_running_loop().create_connection(
+            lambda: doorway,
+            host,
+            port,
+            ssl=context,
+            server_hostname="",
+            ssl_handshake_timeout=timeout_ms / 1000,
+        )
+
+
+class Listener:
+    """Accepts connections on one port, a bounded number of handshakes at a time."""
+
+    def __init__(self, identity: Identity, limits: Limits, counters: Counters, judge: Judge) -> None:
+        self.addresses: tuple[str, ...] = ()
+        self._identity = identity
+        self._limits = limits
+        self._counters = counters
+        self._judge = judge
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+
+    async def start(self, listen: str) -> None:
+        """Listen on multiaddr `listen`; LocalError if that is not possible."""
+        host, port, _ = parse_address(listen)
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, where = found[0]
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.setblocking(False)
+            # So that a restart need not wait; it does not let two programs share a port.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(where)
+            self._socket.listen(_BACKLOG)
+        except OSError as error:
+            if self._socket is not None:
+                self._socket.close()
+            raise LocalError(f"cannot listen on {listen}: {_advice(error)}") from None
+        bound_host, bound_port = self._socket.getsockname()[:2]
+        self.addresses = (format_address(_reachable(bound_host, family), bound_port),)
+        self._accepting = asyncio.create_task(self._accept(), name="edgepool accept")
+
+    async def close(self) -> None:
+        """Stop listening and give up all handshakes under way."""
+        tasks = [task for task in (self._accepting, *self._handshakes) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _accept(self) -> None:
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._socket)
+            except OSError as error:
+                # The caller went away again, or there are no file descriptors for the moment.
+                if error.errno != errno.ECONNABORTED:
+                    await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if len(self._handshakes) >= self._limits.handshakes:
+                # The oldest is the least likely to be honest: a handshake takes milliseconds.
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                oldest.cancel()
+                count(self._counters, BUSY)
+            task = asyncio.create_task(self._shake_hands(connection), name="edgepool handshake")
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        doorway = Doorway(self._identity.network, self._counters, self._judge)
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: doorway,
+                connection,
+                ssl=self._identity.server_context,
+                ssl_handshake_timeout=self._limits.handshake_timeout_ms / 1000,
+            )
+        except OSError:
+            pass
+        finally:
+            doorway.abandoned = True
+        if not doorway.judged:
+            count(self._counters, HANDSHAKE)
+
+
+def _reachable(host: str, family: int) -> str:
+    """Return `host`, or for a wildcard the address by which this machine goes out."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    # A UDP socket that is connected sends nothing; it only asks the routing table.
+    anywhere = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((anywhere, 9))
+        except OSError:
+            return "127.0.0.1" if family == socket.AF_INET else "::1"
+        return str(probe.getsockname()[0])
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "the port is in use; stop the other program, or set another port in 'listen' (0 takes a free one)"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address; set one of its own in 'listen'"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need special rights; set a higher port in 'listen'"
+    return f"{error.strerror}; set another address in 'listen'"

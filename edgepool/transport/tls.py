@@ -1,0 +1,304 @@
+"""Links over mutual TLS 1.3: the default transport.
+
+One listening port takes links and transfers; ALPN tells them apart. There is at most one link for
+each pair of peers. When both dial at once, the smaller peer id's connection is kept: it refuses
+the other's while its own is through TLS or just up, and gives its own up otherwise. Outside of
+that moment a peer that dials has lost its link, so a new connection replaces an old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from edgepool.config import PeerSettings
+from edgepool.errors import DecodeError
+from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.pool import Member
+from edgepool.runtime.ports import LinkHandler, PeerIdentity
+from edgepool.transport import refusals
+from edgepool.transport.dialler import Dialler
+from edgepool.transport.door import Doorway, Listener, connect
+from edgepool.transport.identity import LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
+from edgepool.transport.link import Link
+from edgepool.transport.refusals import Counters, count
+from edgepool.transport.transfer_server import TransferServer
+
+RELINK_PAUSE_S = 2.0
+"""For so long a peer whose link was ended for misbehaviour is neither dialled nor let in."""
+CLOSE_S = 1.0
+"""How long `close` waits for what is queued."""
+
+_CROSSING_S = 2.0
+_MAX_PAUSED = 4096
+
+logger = logging.getLogger(__name__)
+
+
+class TlsTransport:
+    """The Transport port over mutual TLS 1.3. `counters` is counted in place (see refusals.py)."""
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        identity: Identity,
+        counters: Counters,
+        transfers: TransferServer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._identity = identity
+        self._counters = counters
+        self._transfers = transfers
+        self._listener = Listener(identity, settings.limits, counters, self._judge_inbound)
+        self._handler: LinkHandler | None = None
+        self._closing = False
+        self._wanted: dict[PeerId, Member] = {}
+        self._diallers: dict[PeerId, Dialler] = {}
+        self._up: dict[PeerId, Link] = {}
+        self._awaiting_welcome: dict[PeerId, Link] = {}
+        self._open: dict[Link, None] = {}
+        self._all_closed = asyncio.Event()
+        self._paused_until_s: dict[PeerId, float] = {}
+        self._keepalive: asyncio.TimerHandle | None = None
+
+    # --- the port -----------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs (without /p2p) at which this peer can be dialled; () before `start`."""
+        return self._listener.addresses
+
+    async def start(self, handler: LinkHandler) -> None:
+        """Listen and begin to dial. LocalError if the port is in use."""
+        assert self._handler is None, "a transport is started once"
+        self._handler = handler
+        await self._listener.start(self._settings.listen)
+        self._tick()
+        for member in self._wanted.values():
+            self._dial_from_now_on(member)
+
+    def want(self, member: Member) -> None:
+        """Keep a link to `member`; one with newer addresses replaces what was known of it."""
+        if member.peer == self._identity.peer or self._closing:
+            return
+        if member.peer not in self._wanted and len(self._wanted) >= self._limits.links:
+            count(self._counters, refusals.BUSY)
+            return
+        self._wanted[member.peer] = member
+        if member.peer in self._diallers:
+            self._diallers[member.peer].member = member
+        elif self._keepalive is not None:
+            self._dial_from_now_on(member)
+
+    def send(self, peer: PeerId, frame: bytes) -> bool:
+        """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
+        link = self._up.get(peer)
+        if link is None:
+            count(self._counters, refusals.NO_LINK)
+            return False
+        if len(frame) > self._limits.frame_bytes:
+            count(self._counters, refusals.FRAME_TOO_LONG)
+            return False
+        if not link.send(frame):
+            count(self._counters, refusals.OUTBOX)
+            return False
+        return True
+
+    def close_link(self, peer: PeerId, reason: str) -> None:
+        """End the link to `peer`, who broke the protocol; it may be made again after a pause.
+
+        The handler's link_down follows in a later turn of the loop.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if len(self._paused_until_s) >= _MAX_PAUSED:
+            self._paused_until_s = {p: t for p, t in self._paused_until_s.items() if t > now_s}
+        self._paused_until_s[peer] = now_s + RELINK_PAUSE_S
+        link = self._up.get(peer)
+        if link is not None:
+            link.end(reason)
+
+    async def close(self) -> None:
+        """Flush what can be flushed in 1 s, then end all links; the handler is told nothing more."""
+        self._closing = True
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        tasks = [dialler.task for dialler in self._diallers.values()]
+        for task in tasks:
+            task.cancel()
+        await self._listener.close()
+        for link in list(self._open):
+            link.finish("this peer is closing")
+        if self._transfers is not None:
+            await self._transfers.close()
+        await self._wait_until_closed(CLOSE_S)
+        for link in list(self._open):
+            link.end("this peer is closing")
+        await self._wait_until_closed(CLOSE_S / 10)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_until_closed(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._open:
+                    self._all_closed.clear()
+                    await self._all_closed.wait()
+        except TimeoutError:
+            pass
+
+    # --- who may come in ----------------------------------------------------------------------
+
+    def _judge_inbound(self, identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+        if self._closing:
+            return None
+        if protocol == LINK_PROTOCOL:
+            refusal = self._link_refusal(identity.peer)
+            if not refusal:
+                return Link(identity, False, self, self._limits, self._counters)
+            count(self._counters, refusal)
+            return None
+        if protocol == TRANSFER_PROTOCOL and self._transfers is not None:
+            return self._transfers.connection(identity)
+        count(self._counters, refusals.STRANGER)
+        return None
+
+    def _link_refusal(self, peer: PeerId) -> str:
+        """Say for which reason an accepted connection of `peer` does not become its link, or ''."""
+        if peer == self._identity.peer:
+            return refusals.STRANGER
+        if self._is_paused(peer):
+            return refusals.PAUSED
+        link = self._up.get(peer)
+        mine_comes_first = self._identity.peer < peer
+        if link is None:
+            if peer in self._awaiting_welcome and mine_comes_first:
+                return refusals.DUPLICATE
+            return refusals.BUSY if len(self._up) >= self._limits.links else ""
+        age_s = asyncio.get_running_loop().time() - link.up_at_s
+        crossing = mine_comes_first and link.dialled and age_s < _CROSSING_S
+        return refusals.DUPLICATE if crossing else ""
+
+    def _is_paused(self, peer: PeerId) -> bool:
+        return self._paused_until_s.get(peer, 0.0) > asyncio.get_running_loop().time()
+
+    # --- dialling -----------------------------------------------------------------------------
+
+    def _dial_from_now_on(self, member: Member) -> None:
+        yields = self._identity.peer > member.peer
+        self._diallers[member.peer] = Dialler(member, self._dial, yields, member.peer in self._up)
+
+    async def _dial(self, member: Member, address: str) -> bool:
+        """Try one address of `member`; True once the other side has taken the link."""
+        if self._is_paused(member.peer) or len(self._up) >= self._limits.links:
+            return False
+
+        def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            if identity.peer != member.peer or protocol != LINK_PROTOCOL:
+                count(self._counters, refusals.WRONG_PEER)
+                return None
+            if self._closing or identity.peer in self._up or identity.peer in self._awaiting_welcome:
+                return None
+            return Link(identity, True, self, self._limits, self._counters)
+
+        doorway = Doorway(self._identity.network, self._counters, judge)
+        timeout_ms = self._limits.handshake_timeout_ms
+        welcomed = False
+        try:
+            if parse_address(address)[2] not in (None, member.peer):
+                return False
+            async with asyncio.timeout(timeout_ms / 1000):
+                await connect(doorway, address, self._identity.link_context, timeout_ms)
+                if isinstance(doorway.admitted, Link):
+                    welcomed = await asyncio.shield(doorway.admitted.welcome)
+        except (OSError, ValueError, DecodeError):  # TimeoutError and ssl.SSLError are OSErrors
+            pass
+        finally:
+            doorway.abandoned = True
+            if isinstance(doorway.admitted, Link) and not doorway.admitted.up:
+                doorway.admitted.end("the other side did not take the link")
+        return welcomed
+
+    # --- what links tell (LinkOwner) ----------------------------------------------------------
+
+    def link_connected(self, link: Link) -> None:
+        """A connection was handed over: welcome the other side, or wait for its welcome."""
+        self._open[link] = None
+        if link.dialled:
+            self._awaiting_welcome[link.peer] = link
+            return
+        own = self._awaiting_welcome.get(link.peer)
+        if own is not None:
+            count(self._counters, refusals.DUPLICATE)
+            own.end("the other side's connection was taken instead")
+        if link.peer in self._diallers:
+            self._diallers[link.peer].give_up_attempt()
+        link.ping()
+        self._set_up(link)
+
+    def link_welcomed(self, link: Link) -> None:
+        """The other side took the link that this side dialled."""
+        if self._awaiting_welcome.get(link.peer) is link:
+            del self._awaiting_welcome[link.peer]
+        if not self._closing:
+            self._set_up(link)
+
+    def link_frame(self, link: Link, frame: bytes) -> None:
+        """Hand a frame to the handler."""
+        if link.up and not self._closing and self._handler is not None:
+            handler = self._handler
+            self._guard(link, lambda: handler.frame_received(link.peer, frame))
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """A connection is gone; the handler hears of it if it was the link."""
+        self._open.pop(link, None)
+        self._all_closed.set()
+        if self._awaiting_welcome.get(link.peer) is link:
+            del self._awaiting_welcome[link.peer]
+        self._set_down(link, reason)
+
+    # --- the table of links -------------------------------------------------------------------
+
+    def _set_up(self, link: Link) -> None:
+        old = self._up.get(link.peer)
+        if old is not None:
+            self._set_down(old, "a newer connection replaced the link")
+            old.end("a newer connection replaced the link")
+        link.up = True
+        link.up_at_s = asyncio.get_running_loop().time()
+        self._up[link.peer] = link
+        if link.peer in self._diallers:
+            self._diallers[link.peer].link_up()
+        if self._handler is not None:
+            handler = self._handler
+            self._guard(link, lambda: handler.link_up(link.identity))
+
+    def _set_down(self, link: Link, reason: str) -> None:
+        if self._up.get(link.peer) is not link:
+            return
+        del self._up[link.peer]
+        link.up = False
+        if link.peer in self._diallers:
+            self._diallers[link.peer].link_down()
+        if self._handler is not None and not self._closing:
+            handler = self._handler
+            self._guard(link, lambda: handler.link_down(link.peer, reason))
+
+    def _guard(self, link: Link, call: Callable[[], None]) -> None:
+        """Call the handler; what it raises ends one link and nothing else."""
+        try:
+            call()
+        except Exception:
+            logger.exception("the handler failed on the link to %s", link.identity.name)
+            count(self._counters, refusals.HANDLER)
+            link.end("the handler failed")
+
+    def _tick(self) -> None:
+        """Look after all links: ping where this side is idle, end where the other side is silent."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for link in list(self._up.values()):
+            if not link.check_alive(now_s):
+                count(self._counters, refusals.SILENT)
+                link.end("nothing was heard of the other side")
+        self._keepalive = loop.call_later(self._limits.keepalive_ms / 4000, self._tick)
