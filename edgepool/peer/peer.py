@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from edgepool.config import PeerSettings, check_settings, load_peer_settings
 from edgepool.core.ledger.state import ChainState
@@ -107,7 +108,8 @@ class Peer:
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self._tickets = Tickets(self._loop.post)
-        self._watchers: list[Watcher] = []
+        # A reader that has dropped its iterator takes it out of here.
+        self._watchers: WeakSet[Watcher] = WeakSet()
         self._load_task: asyncio.Task[None] | None = None
         self._started_ms = 0
         self._open = False
@@ -316,16 +318,15 @@ class Peer:
         """Return counters and gauges by their Prometheus names."""
         return metrics_of(self.status())
 
-    async def watch(self) -> AsyncIterator[PeerEvent]:
-        """Yield what happens from now on. A reader that is too slow gets EventsMissed."""
+    def watch(self) -> AsyncIterator[PeerEvent]:
+        """Return an async iterator over what happens from now on.
+
+        A reader that is too slow gets EventsMissed; the iterator ends when the peer closes.
+        """
         self._check_open()
         watcher = Watcher()
-        self._watchers.append(watcher)
-        try:
-            async for event in watcher.read():
-                yield event
-        finally:
-            self._watchers.remove(watcher)
+        self._watchers.add(watcher)
+        return watcher
 
     # --- used by the data plane -------------------------------------------------------------
 

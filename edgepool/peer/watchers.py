@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 
 from edgepool.peer.values import EventsMissed, PeerEvent
 
@@ -12,7 +11,10 @@ MAX_EVENTS = 10_000
 
 
 class Watcher:
-    """One reader. When it is too slow the oldest events go and it is told how many."""
+    """An async iterator over events, from when it was made until the peer closes.
+
+    When its reader is too slow the oldest events go, and it is told how many.
+    """
 
     def __init__(self) -> None:
         self._events: deque[PeerEvent] = deque()
@@ -33,15 +35,17 @@ class Watcher:
         self._closed = True
         self._ready.set()
 
-    async def read(self) -> AsyncIterator[PeerEvent]:
-        """Yield events as they come, until the peer closes."""
+    def __aiter__(self) -> Watcher:
+        return self
+
+    async def __anext__(self) -> PeerEvent:
         while True:
-            while self._events:
-                if self._missed:
-                    missed, self._missed = self._missed, 0
-                    yield EventsMissed(missed)
-                yield self._events.popleft()
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return EventsMissed(missed)
+            if self._events:
+                return self._events.popleft()
             if self._closed:
-                return
+                raise StopAsyncIteration
             self._ready.clear()
             await self._ready.wait()

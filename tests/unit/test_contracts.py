@@ -177,7 +177,7 @@ def test_confirmation_needs_both_sides(world: World) -> None:
     [
         ("valid_until_ms", 100, "requester's signature"),
         ("requester", signer("thief").peer, "requester's signature"),
-        ("requester", PeerId("0" * 50), "not a peer id"),
+        ("requester", PeerId("0" * 50), "requester's signature"),
         ("key", DataKey("a/b", "model"), "not a data key"),
     ],
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgepool.core.ledger.facts import OfferEntry, StepState, TaskState
-from edgepool.errors import DecodeError
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import (
@@ -251,11 +250,9 @@ class ConfirmationContract:
         terms = confirmation_terms(
             view.network, body.key, body.root, body.requester, body.holder, body.valid_until_ms
         )
-        try:
-            holds = verify(body.requester, "confirmation", terms, body.requester_signature)
-        except DecodeError:  # any text can stand where the requester's peer id should
-            return "the requester is not a peer id"
-        return "" if holds else "the requester's signature does not hold"
+        if not verify(body.requester, "confirmation", terms, body.requester_signature):
+            return "the requester's signature does not hold"
+        return ""
 
 
 def _own_step(view: View, signed: SignedRecord, task: str, operation_number: int) -> StepState | str:

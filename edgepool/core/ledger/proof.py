@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from edgepool.errors import DecodeError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.crypto import HASH_BYTES
@@ -35,15 +34,12 @@ def proof_problem(proof: OfferProof, network: str, coordinators: Collection[str]
 
     Costs a signature check for each member, for each signer of the certificate, and two more.
     """
-    try:
-        return (
-            _genesis_problem(proof, network, coordinators)
-            or _record_problem(proof)
-            or _path_problem(proof)
-            or _certificate_problem(proof)
-        )
-    except DecodeError as error:  # any text can stand where a peer id should
-        return str(error)
+    return (
+        _genesis_problem(proof, network, coordinators)
+        or _record_problem(proof)
+        or _path_problem(proof)
+        or _certificate_problem(proof)
+    )
 
 
 def _genesis_problem(proof: OfferProof, network: str, coordinators: Collection[str]) -> str:
