@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from edgepool.cli.console import err, out, print_json, run_async, say
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from edgepool.bench.run import Part, Report
 
 TERMINATED = 143
+_WIDE_COLUMNS = 116
 
 
 def bench(
@@ -70,7 +72,7 @@ async def _run(names: Sequence[str], quick: bool) -> Report:
 
     columns = (SpinnerColumn(), TextColumn("{task.description:<30}"), BarColumn(30), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
-        bar = progress.add_task("starting", total=sum(part.limit_s for part in wanted))
+        bar = progress.add_task("starting", total=sum(part.about_s for part in wanted))
         return await run(names, quick=quick, on_part=_advance(progress, bar))
 
 
@@ -80,7 +82,7 @@ def _advance(progress: Any, bar: Any) -> Callable[[Part], None]:
 
     def on_part(part: Part) -> None:
         if before:
-            progress.advance(bar, before[-1].limit_s)
+            progress.advance(bar, before[-1].about_s)
         before.append(part)
         progress.update(bar, description=f"{part.name}: {part.what}")
 
@@ -98,22 +100,16 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _print(report: Report) -> None:
+    wide = out.width >= _WIDE_COLUMNS
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name, justify in (
-        ("part", "left"),
-        ("figure", "left"),
-        ("median", "right"),
-        ("unit", "left"),
-        ("lowest", "right"),
-        ("highest", "right"),
-        ("bare", "right"),
-        ("ratio", "right"),
-        ("beside", "left"),
-    ):
-        table.add_column(name, header_style="dim", justify=justify, no_wrap=name != "figure")  # type: ignore[arg-type]
+    for name in ("part", "figure", "median", "unit", "lowest", "highest", "bare", "ratio", "beside"):
+        if wide or name not in ("lowest", "highest"):
+            justify: JustifyMethod = "left" if name in ("part", "figure", "unit", "beside") else "right"
+            folds = name in ("figure", "beside")
+            table.add_column(name, header_style="dim", justify=justify, no_wrap=not folds, overflow="fold")
     for part, figures in report.figures.items():
         for number, figure in enumerate(figures):
-            table.add_row(*_cells("" if number else part, figure), end_section=number == len(figures) - 1)
+            table.add_row(*_cells("" if number else part, figure, wide))
     out.print(table)
     machine = report.machine
     say(
@@ -128,19 +124,15 @@ def _print(report: Report) -> None:
         say(f"{part}: {problem}", "red")
 
 
-def _cells(part: str, figure: Figure) -> tuple[str, ...]:
-    many = figure.lowest != figure.highest
-    return (
-        part,
-        figure.what,
-        _number(figure.value),
-        figure.unit,
-        _number(figure.lowest) if many else "",
-        _number(figure.highest) if many else "",
-        _number(figure.bare) if figure.bare is not None else "",
-        f"{figure.ratio:.2f}" if figure.ratio is not None else "",
-        figure.beside,
-    )
+def _cells(part: str, figure: Figure, wide: bool) -> tuple[str, ...]:
+    cells = [part, figure.what, _number(figure.value), figure.unit]
+    if wide:
+        many = figure.lowest != figure.highest
+        cells += [_number(figure.lowest), _number(figure.highest)] if many else ["", ""]
+    if figure.bare is None or figure.ratio is None:
+        return (*cells, "", "", "")
+    ratio = f"{figure.ratio:.2f}" if figure.ratio < 100 else f"{figure.ratio:.0f}"
+    return (*cells, _number(figure.bare), ratio, figure.beside)
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,108 @@
+"""What is measured on: a pool of made-up machines with its genesis, and records as shop floors write them.
+
+Keys come from fixed seeds, so that every machine measures on the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgepool.model.block import (
+    PRECOMMIT,
+    Block,
+    Certificate,
+    CertifiedBlock,
+    Header,
+    quorum,
+    records_root,
+    sign_vote,
+)
+from edgepool.model.crypto import Signer, sha256
+from edgepool.model.pool import Genesis, Invitation, Member, accept, sign_invitation
+from edgepool.model.record import (
+    Body,
+    DataOffer,
+    MachiningCompletion,
+    MachiningProcedure,
+    MachiningRequirement,
+    QualityInspection,
+    SignedRecord,
+    sign_record,
+)
+from edgepool.model.twin import DataKey
+
+NETWORK = "bench"
+TIME_MS = 1_750_000_000_000
+_ADDRESS = "/ip4/192.168.17.204/tcp/40001"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool whose first member is its coordinator; `signers` stand in the order of its members."""
+
+    signers: tuple[Signer, ...]
+    genesis: Genesis
+
+
+def make_pool(members: int) -> Pool:
+    """Return a pool of made-up machines."""
+    signers = tuple(Signer(sha256(b"edgepool bench %d" % number)) for number in range(members))
+    people = tuple(
+        Member(signer.peer, f"machine-{number}", "Milling", (_ADDRESS,))
+        for number, signer in enumerate(signers)
+    )
+    invitation = Invitation(NETWORK, "cell", "fixed", signers[0].peer, people, (), (), TIME_MS, 1)
+    acceptances = tuple(accept(signer, invitation, sha256(signer.peer.encode())) for signer in signers)
+    return Pool(signers, Genesis(invitation, sign_invitation(signers[0], invitation), acceptances))
+
+
+def make_records(pool: Pool, tasks: int) -> list[SignedRecord]:
+    """Return the five records of each of `tasks` one-step tasks, in an order that may stand."""
+    records = []
+    for number in range(tasks):
+        station = pool.signers[number % len(pool.signers)]
+        for place, body in enumerate(_bodies(f"T-{number:05}", station)):
+            author = pool.signers[0] if place == 0 else station
+            chain = pool.genesis.chain
+            records.append(sign_record(author, NETWORK, chain, body, TIME_MS + number, 5 * number + place))
+    return records
+
+
+def make_block(pool: Pool, height: int, previous: bytes, records: Sequence[SignedRecord]) -> CertifiedBlock:
+    """Return a block of `records` with a certificate; it fits a state at the height before."""
+    chain = pool.genesis.chain
+    header = Header(
+        NETWORK,
+        chain,
+        height,
+        0,
+        previous,
+        records_root(records),
+        len(records),
+        pool.signers[0].peer,
+        sha256(previous),
+        TIME_MS,
+    )
+    signatures = tuple(
+        (index, sign_vote(signer, NETWORK, chain, PRECOMMIT, height, 0, header.id).signature)
+        for index, signer in enumerate(pool.signers[: quorum(len(pool.signers))])
+    )
+    return CertifiedBlock(Block(header, tuple(records)), Certificate(height, 0, header.id, signatures))
+
+
+def offer(part: str, version: int) -> DataOffer:
+    """Return the offer of a part's surface measurements."""
+    root = sha256(b"%s %d" % (part.encode(), version))
+    return DataOffer(DataKey(part, "surface"), version, root, 48_000_000, _ADDRESS, 82)
+
+
+def _bodies(task: str, station: Signer) -> tuple[Body, ...]:
+    part = f"PTVA10212-{task}"
+    return (
+        MachiningRequirement(task, part, 10, "rough milling", station.peer, 0, 1, 95, 0, TIME_MS + 7_200_000),
+        MachiningProcedure(task, 10, "pocket 3", "rough milling", (8_000, 1_200, 350), TIME_MS + 7_200_000),
+        QualityInspection(task, 10, "pocket 3", "depth", (12_004, 12_001, 11_998, 12_007), True),
+        MachiningCompletion(task, 10, "rough milling", TIME_MS + 7_100_000),
+        offer(part, 1),
+    )

@@ -1,0 +1,271 @@
+"""The benchmark: shapes of its results, and that what it measures is really done."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import pytest
+from typer.testing import CliRunner
+
+from edgepool.bench import records as records_part
+from edgepool.bench import run as run_module
+from edgepool.bench.answerer import Answerer
+from edgepool.bench.bare import FileReceiver
+from edgepool.bench.chain import NAMES, _burst, _form_pool, _gentle
+from edgepool.bench.figures import Figure, Rounds, alternate, figure_of, percentile, timed
+from edgepool.bench.link import _Asker, _connect, _manifest, _round_trips
+from edgepool.bench.material import NETWORK, make_block, make_pool, make_records
+from edgepool.bench.members import Members
+from edgepool.bench.processes import Helper
+from edgepool.bench.run import PARTS, Part, run
+from edgepool.cli.main import app
+from edgepool.core.ledger.state import ChainState
+from edgepool.errors import LocalError, Unavailable
+from edgepool.gateway.setup import PeerPlan, make_peer_folder, read_peer_id
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.codec import encode
+from edgepool.model.pool import Member
+from edgepool.storage.store import read_chain
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Let parts take two rounds of a millisecond."""
+    monkeypatch.setattr(records_part, "_effort", lambda quick: (2, 0.001))
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_the_median_and_its_ratio_the_median_of_the_rounds_ratios():
+    figure = figure_of("x", "an x", "us", [1.0, 10.0, 4.0], [1.0, 2.0, 4.0], "bare x")
+    assert (figure.value, figure.lowest, figure.highest, figure.bare) == (4.0, 1.0, 10.0, 2.0)
+    assert figure.ratio == 1.0
+
+
+def test_without_a_bare_thing_there_is_no_ratio():
+    assert figure_of("x", "an x", "ms", [1.0]) == Figure("x", "an x", "ms", 1.0, 1.0, 1.0)
+
+
+def test_rates_are_better_when_higher_and_times_when_lower():
+    rounds = Rounds((0.5, 0.5), (0.25, 0.25))
+    assert rounds.figure("t", "", "ms", "b").ratio == 2.0
+    rate = rounds.figure("r", "", "MB/s", "b", amount=100)
+    assert (rate.value, rate.bare, rate.ratio) == (200, 400, 0.5)
+
+
+def test_both_sides_run_in_turn_and_the_first_round_does_not_count():
+    calls = []
+
+    def side(name):
+        def call():
+            calls.append(name)
+            return float(len(calls))
+
+        return call
+
+    rounds = alternate(side("ours"), side("bare"), 3)
+    assert calls == ["ours", "bare"] * 4
+    assert (rounds.ours, rounds.bare) == ((3.0, 5.0, 7.0), (4.0, 6.0, 8.0))
+
+
+def test_what_is_timed_is_called():
+    calls = []
+    round_of = timed(lambda: calls.append(None), 0.001, units=4)
+    before = len(calls)
+    assert round_of() > 0
+    assert len(calls) > before
+
+
+def test_percentiles():
+    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
+    assert percentile([float(n) for n in range(100)], 99) == 99.0
+    assert percentile([7.0], 99) == 7.0
+
+
+# --- parts in this process --------------------------------------------------------------------------
+
+
+def test_the_made_up_records_and_blocks_would_stand_on_a_real_chain():
+    pool = make_pool(4)
+    records = make_records(pool, 3)
+    state = ChainState(pool.genesis)
+    draft = state.draft()
+    assert [draft.add(signed) for signed in records] == [""] * 15
+    assert all(signed.authentic() for signed in records)
+    certified = make_block(pool, 1, state.last_block_id, records)
+    assert certified.block.body_problem() == ""
+    assert certified.certificate.problem(NETWORK, state.chain, state.members) == ""
+    state.apply(certified.block)
+    assert state.counts["completion"] == 3
+    assert pool.genesis.problem(NETWORK) == ""
+
+
+def test_codec_measures_the_encoding_of_real_records(brief, monkeypatch):
+    decoded = []
+    real = records_part.decode
+    monkeypatch.setattr(records_part, "decode", lambda kind, data: decoded.append(real(kind, data)))
+    size, encoding, decoding = records_part.measure_codec(True)
+    records = make_records(make_pool(4), 10)
+    assert size.value == sum(len(encode(record)) for record in records) / len(records)
+    assert set(decoded) == set(records)
+    assert encoding.value > 0
+    assert decoding.ratio > 0
+
+
+def test_signatures_and_ledger_have_their_figures(brief):
+    assert [figure.name for figure in records_part.measure_signatures(True)] == ["sign", "verify"]
+    figures = records_part.measure_ledger(True)
+    assert [figure.name for figure in figures] == ["add", "apply", "draw_4", "draw_30"]
+    assert all(figure.value > 0 and figure.ratio > 0 and figure.beside for figure in figures)
+
+
+def test_store_leaves_real_blocks_on_disk(tmp_path):
+    size, commit = records_part.measure_store(True, tmp_path)
+    _, found = read_chain(tmp_path / "store", make_pool(4).genesis.chain)
+    blocks = [block for _, block in found]
+    assert len(blocks) == 31
+    assert all(isinstance(block, CertifiedBlock) and len(block.block.records) == 100 for block in blocks)
+    assert size.value == pytest.approx(len(encode(blocks[0])), rel=0.01)
+    assert (tmp_path / "bare.log").stat().st_size == pytest.approx(31 * size.value, rel=0.01)
+    assert commit.unit == "ms"
+
+
+# --- links and chains -------------------------------------------------------------------------------
+
+
+async def test_a_link_is_asked_and_all_data_arrives(tmp_path):
+    size_bytes = 2 * 1024 * 1024
+    settings = make_peer_folder(tmp_path / "asker", PeerPlan("asker", NETWORK), tmp_path / "authority")
+    plan = PeerPlan("answerer", NETWORK)
+    holder = read_peer_id(make_peer_folder(tmp_path / "answerer", plan, tmp_path / "authority"))
+    answerer = Answerer(tmp_path)
+    far = await answerer.open(size_bytes)
+    asker = _Asker(settings, Member(holder, "answerer", "", far["addresses"]))
+    try:
+        await asker.open()
+        assert await asker.ask(b"x" * 1024) == b"x" * 1024
+        await asker.transfer(_manifest(far, size_bytes))
+        async with asyncio.timeout(5), AsyncExitStack() as stack:
+            for digest, right in ((far["digest"], True), ("00" * 32, False)):
+                receiver = await _connect(
+                    stack,
+                    asker.identity,
+                    far["file_port"],
+                    lambda digest=digest: FileReceiver(size_bytes, bytes.fromhex(digest)),
+                )
+                if right:
+                    await receiver.receive()
+                else:
+                    with pytest.raises(ConnectionError):
+                        await receiver.receive()
+    finally:
+        await asker.close()
+        await answerer.end()
+
+
+async def test_an_answer_with_other_bytes_is_no_measurement():
+    async def echo(data):
+        return data
+
+    async def liar(data):
+        return data[::-1]
+
+    rounds = await _round_trips(echo, echo, 2, 3)
+    assert (len(rounds.ours), len(rounds.bare)) == (2, 2)
+    with pytest.raises(Unavailable):
+        await _round_trips(echo, liar, 2, 3)
+
+
+class InProcess:
+    """Stands for a helper process, without the process."""
+
+    def __init__(self, folder):
+        self.members = Members(folder)
+
+    async def ask(self, question, **arguments):
+        return await getattr(self.members, question)(**arguments)
+
+
+async def test_a_burst_ends_up_on_the_chain_of_every_member(tmp_path):
+    helper = InProcess(tmp_path)
+    try:
+        await _form_pool([helper], tmp_path)
+        took_ms = await _gentle([helper], 0.05)
+        burst = await _burst([helper], 5)
+        peers = helper.members._peers
+        assert [peer.name for peer in peers] == list(NAMES)
+        for peer in peers:
+            assert peer.chain_state(peer.chains[0]).counts["offer"] == len(took_ms) + 20
+        assert burst["records_per_s"] > 0
+        assert 0 < burst["per_block"] <= 20
+        assert burst["cpu_us"] > 0
+    finally:
+        await helper.members.end()
+
+
+async def test_a_helper_process_tells_what_fails_and_leaves_with_its_pipe(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    async with Helper("members", folder) as helper:
+        with pytest.raises(Unavailable, match="edgepool init"):
+            await helper.ask("open", name="nobody")
+        process = helper._process
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert not folder.exists()
+
+
+# --- the run and the command --------------------------------------------------------------------------
+
+
+async def test_a_part_that_fails_is_a_problem_and_the_others_go_on(monkeypatch):
+    async def fail(quick, folder):
+        (folder / "something").write_text("left behind")
+        folders.append(folder)
+        raise Unavailable("nobody there")
+
+    async def work(quick, folder):
+        folders.append(folder)
+        return [figure_of("one", "a one", "us", [1.0])]
+
+    folders = []
+    parts = {"bad": Part("bad", "", 1, fail), "good": Part("good", "", 1, work)}
+    monkeypatch.setattr(run_module, "PARTS", parts)
+    told = []
+    report = await run(on_part=told.append)
+    assert [part.name for part in told] == ["bad", "good"]
+    assert report.problems == {"bad": "nobody there"}
+    assert list(report.figures) == ["good"]
+    assert len(folders) == 2
+    assert not any(folder.exists() for folder in folders)
+
+
+async def test_a_part_that_hangs_is_given_up(monkeypatch):
+    async def hang(quick, folder):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(run_module, "PARTS", {"slow": Part("slow", "", 1, hang)})
+    monkeypatch.setattr(run_module, "QUICK_LIMIT_S", 0.01)
+    report = await run(quick=True)
+    assert list(report.problems) == ["slow"]
+
+
+async def test_an_unknown_part_is_refused_by_name():
+    with pytest.raises(LocalError, match=r"'nope'.*codec"):
+        await run(["codec", "nope"])
+
+
+def test_json_has_stable_keys(brief):
+    result = CliRunner().invoke(app, ["bench", "--quick", "--only", "codec", "--json"])
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert set(report) == {"format", "edgepool", "quick", "duration_s", "machine", "figures", "problems"}
+    assert list(report["figures"]) == ["codec.record", "codec.encode", "codec.decode"]
+    figure = report["figures"]["codec.decode"]
+    assert set(figure) == {"what", "unit", "value", "lowest", "highest", "bare", "ratio", "beside"}
+
+
+def test_the_help_names_every_part():
+    text = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(part in text for part in PARTS)
