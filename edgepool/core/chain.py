@@ -125,6 +125,7 @@ class Chain:
 
     def submit(self, ticket: int, signed: SignedRecord, now: Instant) -> list[Effect]:
         """Take a record of this peer's owner; `ticket` 0 wants no answer."""
+        # Signed by this very peer a moment ago: its signature is not checked again.
         reason = _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
         if not reason and self.member:
             reason = self._mempool.add(signed)
@@ -238,7 +239,7 @@ class Chain:
     # --- records ----------------------------------------------------------------------------
 
     def _door(self, signed: SignedRecord) -> str:
-        """Say why a record may not even wait here, or return ''. Signatures are checked once."""
+        """Say why a record may not even wait here, or return ''. Its signature is not looked at."""
         record = signed.record
         if record.network != self.state.network or record.chain != self.id:
             return "the record is for another chain"
@@ -249,7 +250,7 @@ class Chain:
             return "the author may not write on this chain"
         if len(encode(signed)) > MAX_RECORD_BYTES:
             return f"the record has more than {MAX_RECORD_BYTES} bytes"
-        return "" if signed.authentic() else "the signature does not hold"
+        return ""
 
     def _receive_records(self, peer: PeerId, message: Records, now: Instant) -> list[Effect]:
         if not self.member:
@@ -261,7 +262,7 @@ class Chain:
             if self._mempool.has(record_id) or self.state.has_record(record_id):
                 continue
             reason = self._door(signed)
-            if reason == "the signature does not hold":
+            if not reason and not signed.authentic():
                 return [*effects, Notify(Misbehaved(peer, "forged record"))]
             reason = reason or self._mempool.add(signed)
             if reason and reason != "duplicate":
@@ -286,7 +287,7 @@ class Chain:
         return [Notify(Failed(entry.ticket, message.reason, refused=True))] if entry.ticket else []
 
     def _pass_on(self, now: Instant) -> list[Effect]:
-        """Send again what has waited long: the leader may not have it yet."""
+        """Send again what waits while no block is committed: the leader may not have it yet."""
         due: list[SignedRecord] = []
         for entry in self._waiting.values():
             if entry.resend_at_ms <= now.monotonic_ms:
@@ -330,16 +331,20 @@ class Chain:
             following: list[Output] = []
             for output in outputs:
                 if isinstance(output, Decided):
-                    effects += self._commit(output.certified)
+                    effects += self._commit(output.certified, now)
                     following = self.engine.advance(now)
                 else:
                     effects.append(output)
             outputs = following
         return effects
 
-    def _commit(self, certified: CertifiedBlock) -> list[Effect]:
+    def _commit(self, certified: CertifiedBlock, now: Instant) -> list[Effect]:
         block = certified.block
         self.state.apply(block)
+        if self._gossip_at_ms is not None:
+            self._gossip_at_ms = now.monotonic_ms + RESEND_MS
+        for entry in self._waiting.values():
+            entry.resend_at_ms = now.monotonic_ms + RESEND_MS
         effects: list[Effect] = [
             Persist(CommitBlock(certified)),
             Notify(BlockCommitted(self.id, certified)),
