@@ -25,7 +25,9 @@ class Tickets:
         self._pending[ticket] = future
         self._post(Submitted(ticket, command))
         try:
-            return await asyncio.wait_for(future, timeout_ms / 1000)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with the result.
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
         except TimeoutError:
             kind = type(command).__name__
             raise Unavailable(f"{kind} got no answer within {timeout_ms / 1000:g} s") from None

@@ -1,0 +1,112 @@
+"""The folders of a workshop: a small authority, a folder for each peer, made afresh [S3.6].
+
+SITE/authority/            the organisation's root
+SITE/peers/NAME/           one for each machine, and for the coordinator
+SITE/relay/                the relay of cloud mode
+SITE/processes/            what each process was told to run, and its log
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepool.config import FixedPool, KnownPeer
+from edgepool.errors import LocalError
+from edgepool.gateway.setup import PeerPlan, known_from_folder, make_peer_folder
+from edgepool.model.ids import format_address
+from edgepool.workshop.orders import Workshop
+
+COORDINATOR = "coordinator"
+HOST = "127.0.0.1"
+
+# Below the ports that systems give to outgoing connections: one of those could take the port of a
+# coordinator that is down for a moment, or, dialled in vain, connect to itself.
+_PORTS = range(20_000, 32_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where everything of one run is. `machines` are the folders by machine name."""
+
+    folder: Path
+    coordinator: Path
+    coordinator_id: str
+    machines: dict[str, Path] = field(default_factory=dict)
+    relay: Path | None = None
+
+    @property
+    def peers(self) -> dict[str, Path]:
+        """The folders of all peers by name, the coordinator first."""
+        return {COORDINATOR: self.coordinator, **self.machines}
+
+    @property
+    def processes(self) -> Path:
+        """Where specifications and logs of processes go."""
+        return self.folder / "processes"
+
+
+def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
+    """Make all folders of `workshop` under `folder`, which must be new or empty; LocalError if not."""
+    if folder.exists() and any(folder.iterdir()):
+        raise LocalError(f"{folder} is not empty: name another folder")
+    authority = folder / "authority"
+    ports = iter(free_ports(len(workshop.function_of) + 1))
+    pools = tuple(FixedPool(name=p.name, members=workshop.machines_of(p.name)) for p in workshop.fixed_pools)
+    coordinator = folder / "peers" / COORDINATOR
+    make_peer_folder(
+        coordinator,
+        PeerPlan(
+            COORDINATOR,
+            workshop.name,
+            "coordinator",
+            listen=format_address(HOST, next(ports)),
+            fixed_pools=pools,
+        ),
+        authority,
+    )
+    known, _, coordinator_id = known_from_folder(coordinator)
+    machines: dict[str, Path] = {}
+    for name, function in workshop.function_of.items():
+        machines[name] = folder / "peers" / name
+        plan = _machine(workshop, name, function, next(ports), coordinator_id, known)
+        make_peer_folder(machines[name], plan, authority)
+    if relay:
+        make_peer_folder(folder / "relay", PeerPlan("relay", workshop.name, "client"), authority)
+    site = Site(folder, coordinator, coordinator_id, machines, folder / "relay" if relay else None)
+    site.processes.mkdir()
+    return site
+
+
+def _machine(
+    workshop: Workshop, name: str, function: str, port: int, coordinator_id: str, known: KnownPeer
+) -> PeerPlan:
+    return PeerPlan(
+        name,
+        workshop.name,
+        "machine",
+        function,
+        listen=format_address(HOST, port),
+        coordinators=(coordinator_id,),
+        known_peers=(known,),
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that are free on loopback now; LocalError if there are not so many."""
+    candidates = list(_PORTS)
+    random.shuffle(candidates)
+    found: list[int] = []
+    for port in candidates:
+        if len(found) == count:
+            return found
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            found.append(port)
+    raise LocalError(f"there are no {count} free ports on {HOST}: end what uses them")
