@@ -86,7 +86,8 @@ class _Asker:
         await self._transport.start(self)
         self._transport.want(self._other)
         try:
-            await asyncio.wait_for(self._up.wait(), _LINK_S)
+            async with asyncio.timeout(_LINK_S):
+                await self._up.wait()
         except TimeoutError:
             raise Unavailable(
                 f"no link on loopback within {_LINK_S:g} s: is a firewall in the way?"

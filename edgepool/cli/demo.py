@@ -32,6 +32,9 @@ def demo(
         Path, typer.Option(help="Where the peers' folders and report.json go; made anew each time.")
     ] = DEFAULT_FOLDER,
     seed: Annotated[int, typer.Option(help="What the twin data is made from.")] = 1,
+    keep_data: Annotated[
+        bool, typer.Option("--keep-data", help="Keep the twin data too (2 GB), not only chains and reports.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live screen.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
@@ -55,6 +58,7 @@ def demo(
         cloud=not no_cloud,
         kill=not no_kill,
         plain=plain,
+        keep_data=keep_data,
         quiet=json,
     )
     _run(options, json)

@@ -179,9 +179,7 @@ class Chain:
     def leader(self, round: int) -> PeerId:
         """Return who may propose at the next height in `round` [S3.11]."""
         if self._order_height != self.state.height:
-            height = self.state.height + 1
-            seed = lottery_seed(self.state.network, self.id, height, self.state.beacon)
-            self._order = leader_order(seed, weights(self.state.work(), self.state.members))
+            self._order = next_leaders(self.state)
             self._order_height = self.state.height
         return self._order[round % len(self._order)]
 
@@ -343,8 +341,8 @@ class Chain:
         self.state.apply(block)
         if self._gossip_at_ms is not None:
             self._gossip_at_ms = now.monotonic_ms + RESEND_MS
-        for entry in self._waiting.values():
-            entry.resend_at_ms = now.monotonic_ms + RESEND_MS
+        for waiting in self._waiting.values():
+            waiting.resend_at_ms = now.monotonic_ms + RESEND_MS
         effects: list[Effect] = [
             Persist(CommitBlock(certified)),
             Notify(BlockCommitted(self.id, certified)),
@@ -363,6 +361,12 @@ class Chain:
         if self._beacon is None:
             self._beacon = BeaconChain(self._beacon_secret)
         return self._beacon
+
+
+def next_leaders(state: ChainState) -> tuple[PeerId, ...]:
+    """Return who may propose at the height after that of `state`: round r is led by [r % n]."""
+    seed = lottery_seed(state.network, state.chain, state.height + 1, state.beacon)
+    return leader_order(seed, weights(state.work(), state.members))
 
 
 def _unreadable(signed: SignedRecord) -> str:

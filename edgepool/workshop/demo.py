@@ -36,7 +36,8 @@ class DemoOptions:
     """What to run. `workshop` None is the example; `tasks` 0 is all of them.
 
     `cloud` runs the orders a second time through the relay; `kill` kills the coordinator half-way.
-    `plain` prints lines even on a terminal; with `quiet` nothing is printed.
+    `plain` prints lines even on a terminal; with `quiet` nothing is printed. `keep_data` leaves
+    the twin data in the folder; else it goes at the end, and chains and reports stay.
     """
 
     workshop: Path | None = None
@@ -49,6 +50,7 @@ class DemoOptions:
     kill: bool = True
     plain: bool = False
     quiet: bool = False
+    keep_data: bool = False
 
 
 async def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, Any]:
@@ -79,6 +81,8 @@ async def run_demo(options: DemoOptions, console: Console | None = None) -> dict
     report["options"] = _told_options(options, source)
     json = msgspec.json.format(msgspec.json.encode(report), indent=2)
     await asyncio.to_thread((options.folder / "report.json").write_bytes, json + b"\n")
+    if not options.keep_data:
+        await asyncio.to_thread(_drop_data, options.folder)
     if not options.quiet:
         print_report(console, report, options.folder)
     return report
@@ -153,6 +157,12 @@ def _example() -> Path:
         if (root / EXAMPLE).is_file():
             return root / EXAMPLE
     raise LocalError(f"{EXAMPLE} is not here: run this in a checkout of edgepool, or name a workshop file")
+
+
+def _drop_data(folder: Path) -> None:
+    """Remove the twin data, some 2 GB; chains, settings and reports stay."""
+    for data in (*folder.glob("*/peers/*/blobs"), folder / "cloud" / "relay"):
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def _clear(folder: Path) -> None:

@@ -338,7 +338,7 @@ def _transfers(view: View, rows: int) -> RenderableType:
             row.key,
             f"{row.source} → {row.target}",
             f"{megabytes(row.done_bytes)} of {megabytes(row.size_bytes)}",
-            f"{row.bytes_per_s / 1e6:,.1f} MB/s",
+            f"{megabytes(row.bytes_per_s)}/s",
             style="cyan" if going else "",
         )
     return table
