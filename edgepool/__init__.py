@@ -1,8 +1,8 @@
 """edgepool: peer-to-peer data exchange between machines on the shop floor.
 
-    async with Peer.open("gateway") as peer:
-        await peer.publish("PTVA10212-03/model", path=Path("part.stl"))
-        fetched = await peer.fetch("PTVA10212-02/surface")
+async with Peer.open("gateway") as peer:
+    await peer.publish("PTVA10212-03/model", path=Path("part.stl"))
+    fetched = await peer.fetch("PTVA10212-02/surface")
 """
 
 from __future__ import annotations

@@ -281,13 +281,14 @@ def _print_block(view: dict[str, Any]) -> None:
     out.print(grid)
     table = columns("#", "record", "kind", "author", "says")
     for number, record in enumerate(view["records"]):
-        says = ", ".join(f"{field} {_brief(value)}" for field, value in record["body"].items())
+        says = ", ".join(f"{field} {brief(value)}" for field, value in record["body"].items())
         author = record["author_name"] or record["author"][-6:]
         table.add_row(str(number), record["id"][:8], record["kind"], author, Text(says))
     out.print()
     out.print(table)
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """Return a field of a record shortened for a table."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgepool.cli import bench, chain, data, demo, init, run, status, topology
+from edgepool.cli import bench, chain, data, demo, init, lottery, proof, query, run, sim, status, topology
 from edgepool.cli.console import show_error
 from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
 
@@ -52,7 +52,12 @@ app.command("status")(status.status)
 app.command("publish")(data.publish)
 app.command("request")(data.request)
 app.command("fetch")(data.fetch)
+chain.app.command("query")(query.query)
+chain.app.command("lottery")(lottery.lottery)
+chain.app.command("genesis")(proof.export_genesis)
 app.add_typer(chain.app, name="chain")
+app.add_typer(sim.app, name="sim")
+app.add_typer(proof.app, name="proof")
 app.add_typer(topology.app, name="topology")
 
 

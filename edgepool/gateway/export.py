@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from edgepool.errors import LocalError
 
@@ -34,11 +37,24 @@ def out_path(text: str) -> Path:
 
 def copy_out(source: Path, out: Path) -> None:
     """Copy `source` to `out` (replacing it), written aside, synced and renamed."""
+    with _aside(out) as written, source.open("rb") as data:
+        shutil.copyfileobj(data, written, 1024 * 1024)
+
+
+def write_out(out: Path, data: bytes) -> None:
+    """Write `data` to `out` (replacing it), written aside, synced and renamed."""
+    with _aside(out) as written:
+        written.write(data)
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that becomes `out` if all goes well; LocalError, and no trace, if not."""
     aside = out.with_name(f".{out.name[:200]}.{secrets.token_hex(4)}.part")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(descriptor, "wb") as written, source.open("rb") as data:
-            shutil.copyfileobj(data, written, 1024 * 1024)
+        with os.fdopen(descriptor, "wb") as written:
+            yield written
             written.flush()
             os.fsync(written.fileno())
         os.replace(aside, out)

@@ -2,6 +2,9 @@
 
 A heap of events, no event loop, no real clock. What a crash takes is what was not synced. The trace
 is a running hash of everything that happens: same seed, same trace, in any process.
+
+The methods `_store`, `_speak`, `_tell` and `_accept` are where a world with faults (`chaos.py`)
+differs from a healthy one.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from edgepool.config import ConsensusSettings, PeerSettings, Role
 from edgepool.core.machine import (
     Broadcast,
     Command,
+    CommitBlock,
     Done,
     Effect,
     Event,
     Failed,
     Holding,
     Instant,
+    NewChain,
     Notice,
     Notify,
     PeerDown,
@@ -32,6 +37,7 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
+    VoteState,
     WantLink,
     Woke,
 )
@@ -50,6 +56,9 @@ EPOCH_MS = 1_700_000_000_000
 NETWORK = "simulated"
 LINK_MS = 5
 REDIAL_MS = 500
+FRAMES_KEPT = 4096
+
+Item = VoteState | NewChain | CommitBlock
 
 
 @dataclass(slots=True)
@@ -63,7 +72,7 @@ class SimPeer:
     node: Node
     up: bool = True
     life: int = 0
-    notices: list[Notice] = field(default_factory=list)
+    wall_offset_ms: int = 0
     held: dict[bytes, int] = field(default_factory=dict)
 
     @property
@@ -78,20 +87,27 @@ class SimPeer:
 
 
 class World:
-    """All peers, the network between them, and virtual time in ms."""
+    """All peers, the network between them, and virtual time in ms.
 
-    def __init__(self, seed: int, conditions: NetworkConditions | None = None) -> None:
+    `cast` makes the peers' keys: worlds with the same cast have the same people.
+    """
+
+    def __init__(
+        self, seed: int, conditions: NetworkConditions | None = None, cast: int | None = None
+    ) -> None:
         self.now_ms = 0
         self.network = SimNetwork(seed, conditions or NetworkConditions())
         self.peers: dict[PeerId, SimPeer] = {}
         self.steps = 0
-        self._seed = seed
+        self._cast = seed if cast is None else cast
         self._random = Random(f"{seed}/world")
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self._tickets = 0
+        self._outcomes: dict[int, Done | Failed] = {}
         self._links: dict[tuple[PeerId, PeerId], bool] = {}
         self._wakes: dict[PeerId, int] = {}
+        self._frames: dict[bytes, Message] = {}
         self._trace = hashlib.sha256()
 
     # --- building ---------------------------------------------------------------------------
@@ -100,7 +116,7 @@ class World:
         self, name: str, role: Role = "machine", machine_type: str = "", coordinator: str = ""
     ) -> SimPeer:
         """Add a peer; `coordinator` is the peer id that may form pools with it."""
-        signer = Signer(hashlib.sha256(f"{self._seed}/{name}".encode()).digest())
+        signer = Signer(hashlib.sha256(f"{self._cast}/{name}".encode()).digest())
         settings = PeerSettings(
             name=name,
             network=NETWORK,
@@ -109,21 +125,24 @@ class World:
             coordinators=(coordinator,) if coordinator else (),
             consensus=ConsensusSettings(),
         )
-        store = MemoryStore()
+        store = self._new_store()
         store.open()
         peer = SimPeer(name, settings, signer, store, Node(settings, signer, store))
         self.peers[peer.id] = peer
-        self._perform(peer, peer.node.start(self._instant()))
+        self._perform(peer, peer.node.start(self._instant(peer)))
         return peer
 
-    def crash(self, peer: SimPeer) -> None:
-        """Cut the power of `peer`: what it had not synced is gone, and so are its links."""
+    def crash(self, peer: SimPeer, kept: int = 0) -> None:
+        """Cut the power of `peer`: what it had not synced is gone, and so are its links.
+
+        Of what was written and not synced, the first `kept` items have reached the disk.
+        """
         peer.up = False
         peer.life += 1
-        peer.store.crash()
+        peer.store.crash(kept)
         self._note("crash", peer.name)
         for other in [b for a, b in self._links if a == peer.id]:
-            self._unlink(peer.id, other)
+            self.unlink(peer, self.peers[other])
 
     def restart(self, peer: SimPeer) -> None:
         """Bring `peer` back with what its store kept."""
@@ -132,35 +151,33 @@ class World:
         for saved in peer.store.open():
             peer.node.load(saved.genesis, saved.height, saved.vote_state)
         for root, size_bytes in peer.held.items():
-            peer.node.step(Holding(root, size_bytes, True), self._instant())
+            peer.node.step(Holding(root, size_bytes, True), self._instant(peer))
         self._note("restart", peer.name)
-        self._perform(peer, peer.node.start(self._instant()))
+        self._perform(peer, peer.node.start(self._instant(peer)))
         for other in self.peers.values():
             if other.id != peer.id and other.up and self._shares_pool(peer, other):
-                self._at(self.now_ms + LINK_MS, partial(self._link, peer.id, other.id))
+                self.at(self.now_ms + LINK_MS, partial(self._link, peer.id, other.id))
 
     # --- acting -----------------------------------------------------------------------------
 
     def command(self, peer: SimPeer, command: Command, limit_ms: int = 60_000) -> object:
         """Give `peer` a command and run until its outcome; raises what a real peer would raise."""
-        self._tickets += 1
-        ticket = self._tickets
-        self.step(peer, Submitted(ticket, command))
-
-        def outcome() -> Done | Failed | None:
-            for notice in reversed(peer.notices):
-                if isinstance(notice, Done | Failed) and notice.ticket == ticket:
-                    return notice
-            return None
-
-        self.run_until(lambda: outcome() is not None, limit_ms)
-        notice = outcome()
+        ticket = self.ask(peer, command)
+        self.run_until(lambda: ticket in self._outcomes, limit_ms)
+        notice = self._outcomes.get(ticket)
         if isinstance(notice, Done):
             return notice.result
         error: EdgepoolError = Unavailable("no answer in time")
         if isinstance(notice, Failed):
             error = Refused(notice.reason) if notice.refused else Unavailable(notice.reason)
         raise error
+
+    def ask(self, peer: SimPeer, command: Command) -> int:
+        """Give `peer` a command and return its ticket, without waiting for the outcome."""
+        self._tickets += 1
+        ticket = self._tickets
+        self.step(peer, Submitted(ticket, command))
+        return ticket
 
     def submit(self, peer: SimPeer, body: Body, chain: ChainId, limit_ms: int = 60_000) -> object:
         """Have `peer` sign `body` and put it on `chain`; return its RecordRef once it is final."""
@@ -177,7 +194,12 @@ class World:
         """Give one event to a peer that is up and perform what comes of it."""
         if peer.up:
             self.steps += 1
-            self._perform(peer, peer.node.step(event, self._instant()))
+            self._perform(peer, peer.node.step(event, self._instant(peer)))
+
+    def at(self, when_ms: int, action: Callable[[], None]) -> None:
+        """Do something at a later moment of virtual time."""
+        self._sequence += 1
+        heappush(self._heap, (when_ms, self._sequence, action))
 
     def run_for(self, duration_ms: int) -> None:
         """Let virtual time pass."""
@@ -188,16 +210,24 @@ class World:
     def run_until(self, reached: Callable[[], bool], limit_ms: int) -> bool:
         """Run until `reached()`; False if that takes longer than `limit_ms` of virtual time."""
         end_ms = self.now_ms + limit_ms
+        heap = self._heap
         while not reached():
-            if not self._heap or self._heap[0][0] > end_ms:
+            if not heap or heap[0][0] > end_ms:
                 return False
-            self.now_ms, _, action = heappop(self._heap)
+            self.now_ms, _, action = heappop(heap)
             action()
         return True
 
     def connect(self, first: SimPeer, second: SimPeer) -> None:
         """Link two peers, as when one is configured to know the other."""
         self._link(first.id, second.id)
+
+    def unlink(self, first: SimPeer, second: SimPeer) -> None:
+        """End the link between two peers; both notice, and neither dials again by itself."""
+        self._links.pop((first.id, second.id), None)
+        self._links.pop((second.id, first.id), None)
+        self.step(first, PeerDown(second.id))
+        self.step(second, PeerDown(first.id))
 
     @property
     def trace(self) -> str:
@@ -207,10 +237,24 @@ class World:
     # --- effects ----------------------------------------------------------------------------
 
     def _perform(self, peer: SimPeer, effects: list[Effect]) -> None:
-        items = [effect.item for effect in effects if isinstance(effect, Persist)]
-        if items:
-            peer.store.write(items)
-            peer.store.sync()
+        if effects:
+            items = [effect.item for effect in effects if isinstance(effect, Persist)]
+            if items and not self._store(peer, items):
+                return
+            self._speak(peer, effects)
+        if peer.up:
+            self._arm(peer)
+
+    def _new_store(self) -> MemoryStore:
+        return MemoryStore()
+
+    def _store(self, peer: SimPeer, items: list[Item]) -> bool:
+        """Make items durable; False if the peer did not live through it."""
+        peer.store.write(items)
+        peer.store.sync()
+        return True
+
+    def _speak(self, peer: SimPeer, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(receiver, message):
@@ -220,49 +264,54 @@ class World:
                     for receiver in receivers:
                         self._send(peer, receiver, frame)
                 case WantLink(member):
-                    self._at(self.now_ms + LINK_MS, partial(self._link, peer.id, member.peer))
+                    self.at(self.now_ms + LINK_MS, partial(self._link, peer.id, member.peer))
                 case Notify(notice):
-                    peer.notices.append(notice)
-                    self._note("notice", peer.name, type(notice).__name__)
+                    self._tell(peer, notice)
                 case Persist():
                     pass
-        self._arm(peer)
+
+    def _tell(self, peer: SimPeer, notice: Notice) -> None:
+        """Give a notice to the peer's owner."""
+        if isinstance(notice, Done | Failed):
+            self._outcomes[notice.ticket] = notice
+        self._note("notice", peer.name, type(notice).__name__)
 
     def _send(self, sender: SimPeer, receiver: PeerId, frame: bytes) -> None:
-        if (sender.id, receiver) not in self._links:
-            return
-        arrival_ms = self.network.arrival_ms(sender.id, receiver, self.now_ms)
-        if arrival_ms is None:
+        pair = (sender.id, receiver)
+        if pair not in self._links:
             return
         life = self.peers[receiver].life
+        for arrival_ms in self.network.arrivals_ms(sender.id, receiver, self.now_ms):
+            self.at(arrival_ms, partial(self._deliver, sender, receiver, life, frame))
 
-        def deliver() -> None:
-            target = self.peers[receiver]
-            if target.up and target.life == life and (sender.id, receiver) in self._links:
-                self._note("deliver", sender.name, target.name, frame)
-                message: Message = decode_message(frame)
-                self.step(target, Received(sender.id, message))
+    def _deliver(self, sender: SimPeer, receiver: PeerId, life: int, frame: bytes) -> None:
+        target = self.peers[receiver]
+        if target.up and target.life == life and (sender.id, receiver) in self._links:
+            self._note("deliver", sender.name, target.name, frame)
+            self._accept(target, sender.id, frame)
 
-        self._at(arrival_ms, deliver)
+    def _accept(self, target: SimPeer, sender: PeerId, frame: bytes) -> None:
+        """Let a frame in; each is decoded once for all who receive it."""
+        message = self._frames.get(frame)
+        if message is None:
+            if len(self._frames) >= FRAMES_KEPT:
+                self._frames.clear()
+            message = self._frames[frame] = decode_message(frame)
+        self.step(target, Received(sender, message))
 
     def _link(self, first: PeerId, second: PeerId) -> None:
         a, b = self.peers[first], self.peers.get(second)
         if b is None or first == second or (first, second) in self._links:
             return
-        if not (a.up and b.up and self.network.reaches(first, second)):
+        passable = self.network.reaches(first, second) and self.network.reaches(second, first)
+        if not (a.up and b.up and passable):
             if a.up:
-                self._at(self.now_ms + REDIAL_MS, partial(self._link, first, second))
+                self.at(self.now_ms + REDIAL_MS, partial(self._link, first, second))
             return
         self._links[(first, second)] = self._links[(second, first)] = True
         self._note("link", a.name, b.name)
         self.step(a, PeerUp(second))
         self.step(b, PeerUp(first))
-
-    def _unlink(self, first: PeerId, second: PeerId) -> None:
-        self._links.pop((first, second), None)
-        self._links.pop((second, first), None)
-        self.step(self.peers[first], PeerDown(second))
-        self.step(self.peers[second], PeerDown(first))
 
     def _shares_pool(self, first: SimPeer, second: SimPeer) -> bool:
         return any(first.id in chain.people for chain in second.node.chains.values())
@@ -279,24 +328,17 @@ class World:
         if planned is not None and self.now_ms < planned <= deadline:
             return
         self._wakes[peer.id] = deadline
-        life = peer.life
+        self.at(deadline, partial(self._wake, peer, deadline))
 
-        def wake() -> None:
-            if self._wakes.get(peer.id) == deadline:
-                del self._wakes[peer.id]
-            if peer.up and peer.life == life:
-                self.step(peer, Woke())
+    def _wake(self, peer: SimPeer, deadline: int) -> None:
+        if self._wakes.get(peer.id) == deadline:
+            del self._wakes[peer.id]
+        if peer.up:
+            self.step(peer, Woke())
 
-        self._at(deadline, wake)
-
-    def _at(self, when_ms: int, action: Callable[[], None]) -> None:
-        self._sequence += 1
-        heappush(self._heap, (when_ms, self._sequence, action))
-
-    def _instant(self) -> Instant:
-        return Instant(self.now_ms, EPOCH_MS + self.now_ms)
+    def _instant(self, peer: SimPeer) -> Instant:
+        return Instant(self.now_ms, max(0, EPOCH_MS + self.now_ms + peer.wall_offset_ms))
 
     def _note(self, *what: str | bytes) -> None:
-        self._trace.update(f"{self.now_ms}".encode())
-        for part in what:
-            self._trace.update(b"\0" + (part.encode() if isinstance(part, str) else part))
+        parts = [part.encode() if isinstance(part, str) else part for part in what]
+        self._trace.update(b"%d\0" % self.now_ms + b"\0".join(parts))

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgepool.errors import StorageError
 from edgepool.storage.files import guarded
-from edgepool.storage.log import AppendLog, BadEntry, read_preface, scan
+from edgepool.storage.log import (
+    PREFACE,
+    AppendLog,
+    BadEntry,
+    read_entry,
+    read_preface,
+    scan,
+    was_acknowledged,
+)
 
 _KIND = b"EPBLOCK1"
 _REMEDY = (
@@ -67,36 +76,97 @@ class BlockLog:
         self._log.close()
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A whole entry of a block log: `start` and `end` are its bytes in the file."""
+
+    height: int
+    start: int
+    end: int
+    payload: bytes
+
+
+class BlockReader:
+    """The block log `path` as it is now, for reading only; its peer may go on writing.
+
+    `salt` tells one log file from another, `size` is its length in bytes on opening. StorageError
+    if it is missing or does not begin like a block log.
+    """
+
+    begin = PREFACE.size
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with guarded(path, "opened"):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with guarded(path, "read"):
+                self.size = os.fstat(self._fd).st_size
+                salt = read_preface(self._fd, _KIND)
+            if salt is None:
+                raise _damage(path, BadEntry(1, 0, "it is not the beginning of a block log"))
+        except BaseException:
+            self.close()
+            raise
+        self.salt = salt
+
+    def __enter__(self) -> BlockReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def scan(self, height: int = 0, end: int = PREFACE.size) -> Iterator[StoredBlock | StorageError]:
+        """Yield the blocks behind that at `height`, which ends at byte `end`.
+
+        What is not whole comes as a StorageError and is the last thing yielded.
+        """
+        try:
+            with guarded(self._path, "read"):
+                for found in scan(self._fd, self.size, self.salt, height + 1, end):
+                    if isinstance(found, BadEntry):
+                        yield _damage(self._path, found)
+                        return
+                    yield StoredBlock(found.number, end, found.end, found.payload)
+                    height, end = found.number, found.end
+        except StorageError as error:
+            yield error
+
+    def read(self, height: int, start: int) -> StoredBlock | None:
+        """Return the block at `height` if it stands, whole, at byte `start`."""
+        with guarded(self._path, "read"):
+            found = read_entry(self._fd, start, self.size, self.salt)
+        if isinstance(found, str) or found.number != height:
+            return None
+        return StoredBlock(height, start, found.end, found.payload)
+
+    def unfinished(self, height: int, start: int) -> bool:
+        """Say whether what begins at byte `start`, not whole, is only a write under way or cut short."""
+        with guarded(self._path, "read"):
+            return not was_acknowledged(self._fd, self.size, self.salt, BadEntry(height, start, ""))
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._fd)
+
+
 def scan_blocks(path: Path) -> Iterator[tuple[int, bytes | StorageError]]:
     """Yield (height, payload) of each block in the log `path`, without ever changing it.
 
     The first block that is not whole comes as (its height, StorageError) and is the last thing
     yielded. A missing file or a damaged beginning counts as damage of block 1.
     """
-    try:
-        with guarded(path, "opened"):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except StorageError as error:
-        yield 1, error
-        return
     height = 0
     try:
-        with guarded(path, "read"):
-            size = os.fstat(fd).st_size
-            salt = read_preface(fd, _KIND)
-            if salt is None:
-                yield 1, _damage(path, BadEntry(1, 0, "it is not the beginning of a block log"))
-                return
-            for found in scan(fd, size, salt):
-                if isinstance(found, BadEntry):
-                    yield found.number, _damage(path, found)
+        with BlockReader(path) as reader:
+            for found in reader.scan():
+                if isinstance(found, StorageError):
+                    yield height + 1, found
                     return
-                height = found.number
+                height = found.height
                 yield height, found.payload
     except StorageError as error:
-        yield height + 1, error
-    finally:
-        os.close(fd)
+        yield 1, error
 
 
 def _damage(path: Path, bad: BadEntry) -> StorageError:

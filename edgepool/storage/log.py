@@ -220,9 +220,10 @@ def read_preface(fd: int, kind: bytes) -> bytes | None:
     return salt if found == kind and crc == zlib.crc32(kind + salt) else None
 
 
-def scan(fd: int, size: int, salt: bytes) -> Iterator[Entry | BadEntry]:
-    """Yield the entries in order, up to and including the first that is bad."""
-    number, offset = 1, PREFACE.size
+def scan(
+    fd: int, size: int, salt: bytes, number: int = 1, offset: int = PREFACE.size
+) -> Iterator[Entry | BadEntry]:
+    """Yield the entries in order, from `number` at `offset` to the first that is bad, included."""
     while offset < size:
         found = read_entry(fd, offset, size, salt)
         if isinstance(found, str):

@@ -34,6 +34,7 @@ from edgepool.storage.files import guarded, make_folder, sync_folder, write_dura
 from edgepool.storage.votes import VoteLog
 
 RECENT_BYTES = 8 * 1024 * 1024
+GENESIS_FILE = "genesis.bin"
 _GENESIS_KIND = b"EPGENES1"
 _CHAIN_NAME = re.compile(r"[0-9a-f]{40}")
 _ASIDE = ".new-"
@@ -101,7 +102,7 @@ class FolderStore:
         if recent is not None:
             return recent
         payload = log.read(height)
-        certified = _decode_block(self._chain_folder(chain), chain, height, payload)
+        certified = decode_block(self._chain_folder(chain), chain, height, payload)
         self._recent.put(chain, height, certified, len(payload))
         return certified
 
@@ -145,12 +146,11 @@ class FolderStore:
             return
         folder = self._chain_folder(chain)
         aside = folder.with_name(_ASIDE + chain)
-        payload = encode(genesis)
         try:
             with guarded(folder, "written"):
                 if not folder.exists():  # it does if an earlier attempt failed behind the rename
                     aside.mkdir()
-                    write_durably(aside / "genesis.bin", _GENESIS_KIND + _crc(payload) + payload)
+                    write_durably(aside / GENESIS_FILE, genesis_file(genesis))
                     BlockLog(aside / "blocks.log").close()
                     sync_folder(aside)
                     aside.rename(folder)
@@ -246,22 +246,36 @@ def read_genesis(folder: Path) -> Genesis:
 
     Checks what was stored, not the signatures: that is `Genesis.problem`.
     """
-    path = folder / "genesis.bin"
+    path = folder / GENESIS_FILE
+    genesis = read_genesis_file(path)
+    if genesis.chain != folder.name:
+        raise _damaged_genesis(path, f"it is that of chain {genesis.chain}")
+    return genesis
+
+
+def read_genesis_file(path: Path) -> Genesis:
+    """Return the genesis in the file `path`, of whatever chain; StorageError if it is damaged."""
     with guarded(path, "read"):
         raw = path.read_bytes()
     kind, crc, payload = raw[:8], raw[8:12], raw[12:]
+    if kind != _GENESIS_KIND or crc != _crc(payload):
+        raise _damaged_genesis(path, "its checksum does not hold")
     try:
-        if kind != _GENESIS_KIND or crc != _crc(payload):
-            raise DecodeError("its checksum does not hold")
-        genesis = decode(Genesis, payload)
-        if genesis.chain != folder.name:
-            raise DecodeError(f"it is that of chain {genesis.chain}")
+        return decode(Genesis, payload)
     except DecodeError as error:
-        raise StorageError(
-            f"{path} is damaged ({error}): restore it from a backup, "
-            f"or copy that of another member of the pool"
-        ) from None
-    return genesis
+        raise _damaged_genesis(path, str(error)) from None
+
+
+def genesis_file(genesis: Genesis) -> bytes:
+    """Return what a genesis file of `genesis` holds."""
+    payload = encode(genesis)
+    return _GENESIS_KIND + _crc(payload) + payload
+
+
+def _damaged_genesis(path: Path, why: str) -> StorageError:
+    return StorageError(
+        f"{path} is damaged ({why}): restore it from a backup, or copy that of another member of the pool"
+    )
 
 
 def read_chain(
@@ -285,14 +299,15 @@ def _read_blocks(folder: Path, chain: ChainId) -> Iterator[tuple[int, CertifiedB
             yield height, found
             return
         try:
-            certified = _decode_block(folder, chain, height, found)
+            certified = decode_block(folder, chain, height, found)
         except StorageError as error:
             yield height, error
             return
         yield height, certified
 
 
-def _decode_block(folder: Path, chain: ChainId, height: int, payload: bytes) -> CertifiedBlock:
+def decode_block(folder: Path, chain: ChainId, height: int, payload: bytes) -> CertifiedBlock:
+    """Return the block that was stored as block `height` of `chain`; StorageError if it is no such."""
     try:
         certified = decode(CertifiedBlock, payload)
     except DecodeError as error:

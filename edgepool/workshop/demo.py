@@ -161,7 +161,7 @@ def _example() -> Path:
 
 def _drop_data(folder: Path) -> None:
     """Remove the twin data, some 2 GB; chains, settings and reports stay."""
-    for data in (*folder.glob("*/peers/*/blobs"), folder / "cloud" / "relay"):
+    for data in (*folder.glob("*/peers/*/*blobs"), folder / "cloud" / "relay"):
         shutil.rmtree(data, ignore_errors=True)
 
 

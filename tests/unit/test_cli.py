@@ -41,7 +41,18 @@ def complaint(*arguments: object, code: int = 2) -> str:
 
 
 COMMANDS = ("demo", "init", "run", "status", "publish", "request", "fetch")
-SUBCOMMANDS = ("chain list", "chain show", "chain verify", "topology show", "topology run")
+SUBCOMMANDS = (
+    "chain list",
+    "chain show",
+    "chain verify",
+    "chain query",
+    "chain lottery",
+    "chain genesis",
+    "proof make",
+    "proof check",
+    "topology show",
+    "topology run",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS + SUBCOMMANDS)
@@ -190,6 +201,78 @@ def test_one_changed_byte_makes_verify_fail_and_name_the_block(plant: Path, tmp_
     assert "block 2" in result.stdout
     (verdict,) = json.loads(call("chain", "verify", tmp_path, "--json").stdout)
     assert (verdict["verified"], verdict["bad_height"], verdict["height"]) == (False, 2, 1)
+
+
+def test_records_are_found_by_part_machine_kind_and_time(plant: Path) -> None:
+    def found(*options: object) -> list[str]:
+        view = json.loads(call("chain", "query", plant, *options, "--json").stdout)
+        assert view["total"] == len(view["records"])
+        return [record["body"]["key"] for record in view["records"]]
+
+    assert found() == ["P-3/model", "P-2/model", "P-1/model"]
+    assert found("--part", "P-2", "--machine", "solo", "--kind", "offer") == ["P-2/model"]
+    assert found("--key", "P-3/model", "--chain", "workshop", "--since", "2020-01-01") == ["P-3/model"]
+    assert found("--until", "2020-01-01T00:00:00+00:00") == found("--task", "T1") == []
+    shown = call("chain", "query", plant / "solo", "--limit", 2).stdout
+    assert "3:0" in shown
+    assert "the newest 2 of 3 records" in shown
+    assert (plant / "solo" / "index.sqlite").is_file()
+    assert "there are solo" in complaint("chain", "query", plant, "--machine", "mill-9")
+    assert "no kind of record: there are requirement" in complaint("chain", "query", plant, "--kind", "x")
+    assert "write ISO 8601" in complaint("chain", "query", plant, "--since", "yesterday")
+    assert "write PART/KIND" in complaint("chain", "query", plant, "--key", "model")
+    assert "not valid text" in complaint("chain", "query", plant, "--part", "\udcff")
+
+
+def test_the_lottery_shows_odds_leaders_and_turns(plant: Path) -> None:
+    view = json.loads(call("chain", "lottery", plant, "workshop", "--json").stdout)
+    (row,) = view["members"]
+    assert (row["odds"], row["odds_percent"], row["packed"], row["expected"]) == ("1", 100, 3, 3)
+    assert (view["next_height"], [leader["name"] for leader in view["leaders"]]) == (4, ["solo"])
+    assert "block 4 is led, by round, by: 0 solo" in call("chain", "lottery", plant, "workshop").stdout
+
+
+def test_a_proof_file_holds_far_from_the_chain_and_no_bit_of_it_may_flip(plant: Path, tmp_path: Path) -> None:
+    file, genesis = tmp_path / "offer.proof", tmp_path / "workshop.genesis"
+    made = json.loads(call("proof", "make", plant, "workshop:2:0", "--out", file, "--json").stdout)
+    assert call("chain", "genesis", plant, "workshop", "--out", genesis).exit_code == 0
+    checked = call("proof", "check", file, "--genesis", genesis)
+    assert checked.exit_code == 0
+    assert "P-2/model" in checked.stdout
+    assert "1 of 1 members (1 needed): solo" in checked.stdout
+    view = json.loads(call("proof", "check", file, "--genesis", made["chain"], "--json").stdout)
+    assert (view["holds"], view["height"], view["packer_name"]) == (True, 2, "solo")
+    assert view["record"]["id"] == made["record"]["id"]
+    same = tmp_path / "same.proof"
+    assert call("proof", "make", plant, made["record"]["id"][:12], "--out", same).exit_code == 0
+    assert same.read_bytes() == file.read_bytes()
+
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(b"P-2") + 1] ^= 1
+    file.write_bytes(raw)
+    bad = call("proof", "check", file, "--genesis", genesis)
+    assert (bad.exit_code, bad.stdout.startswith("the proof does not hold, by its record")) == (1, True)
+    told = json.loads(call("proof", "check", file, "--genesis", genesis, "--json").stdout)
+    assert (told["holds"], told["part"]) == (False, "record")
+    stranger = call("proof", "check", same, "--genesis", "0" * 40)
+    assert (stranger.exit_code, "not given as trusted" in stranger.stdout) == (1, True)
+
+
+def test_what_is_no_proof_no_genesis_or_no_record_gets_one_sentence(plant: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"EPPROOF\x02...")
+    assert "its version is 2" in complaint("proof", "check", file, "--genesis", "0" * 40)
+    file.write_bytes(b"PK\x03\x04")
+    assert "does not begin like a proof" in complaint("proof", "check", file, "--genesis", "0" * 40)
+    assert "neither a genesis file nor a chain id" in complaint("proof", "check", file, "--genesis", "abcd")
+    assert "is damaged" in complaint("proof", "check", file, "--genesis", file)
+    assert "cannot be read" in complaint("proof", "check", tmp_path / "none", "--genesis", "0" * 40)
+    assert "its height is 3" in complaint("proof", "make", plant, "workshop:9:0")
+    assert "has 1 records" in complaint("proof", "make", plant, "workshop:1:1")
+    assert "is no record" in complaint("proof", "make", plant, "xyz")
+    assert "begins with '0000000" in complaint("proof", "make", plant, "0" * 32)
+    assert "is no place of a record" in complaint("proof", "make", plant, "workshop:1")
+    assert "is a folder" in complaint("proof", "make", plant, "workshop:1:0", "--out", tmp_path)
 
 
 # --- status -------------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def test_genesis_with_text_for_a_peer_id_is_refused_not_raised(world: World) -> 
 def test_record_must_be_an_authentic_offer_of_a_member(world: World) -> None:
     proof = prove(world.genesis, block_of(world, 3, 1), 1)
     forged = replace(proof.record, signature=bytes(64))
-    assert "holder's signature" in problem(world, replace(proof, record=forged))
+    assert "author's signature" in problem(world, replace(proof, record=forged))
     stranger = world.record(world.outsider, proof.record.record.body)
-    assert "holder is no member" in problem(world, replace(proof, record=stranger))
+    assert "author is no member" in problem(world, replace(proof, record=stranger))
     assert "no data offer" in problem(world, replace(proof, record=world.demand(0)))
     other = World(members=5).offer(0)
     assert "another chain" in problem(world, replace(proof, record=other))
