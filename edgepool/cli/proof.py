@@ -1,0 +1,309 @@
+"""`edgepool proof make|check` and `edgepool chain genesis`: a record that proves itself elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from edgepool.cli.console import moment, out, print_json, say, size
+from edgepool.errors import DecodeError, LocalError, StorageError
+
+if TYPE_CHECKING:
+    from edgepool.core.ledger.proof import Fault
+    from edgepool.core.ledger.recordproof import RecordProof
+    from edgepool.model.block import CertifiedBlock
+    from edgepool.model.ids import ChainId
+    from edgepool.model.pool import Genesis
+
+MIN_ID_DIGITS = 4
+MAX_GENESIS_BYTES = 4 * 1024 * 1024
+_CHAIN_ID = re.compile(r"[0-9a-f]{40}")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Prove a record to somebody who has neither the chain nor a peer, and check such proofs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(help="A peer's folder; the peer may run.")],
+    record: Annotated[
+        str, typer.Argument(help="A record's id or its beginning, or its place as CHAIN:HEIGHT:INDEX.")
+    ],
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file to write; it is replaced (default: the id's beginning.proof)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a small file that proves a record: record, Merkle path, header, votes and members.
+
+    'edgepool chain query' shows the ids and places of records. Whoever gets the file needs to know
+    nothing but the pool's chain id (or its genesis) to check it.
+
+    Example: edgepool proof make plant/mill-1 milling:12:0 --out inspection.proof
+    """
+    from edgepool.core.ledger.recordproof import prove_record, record_proof_fault, write_proof
+
+    genesis, certified, index = _find(folder, record)
+    proof = prove_record(genesis, certified, index)
+    fault = record_proof_fault(proof, [genesis.chain])
+    if fault is not None:
+        raise StorageError(
+            f"block {proof.header.height} of chain '{genesis.invitation.name}' proves nothing "
+            f"({_reason(proof, fault)}): 'edgepool chain verify {folder}' checks all of it"
+        )
+    data = write_proof(proof)
+    path = out_file or Path(f"{proof.record.id.hex()[:16]}.proof")
+    _write(path, data)
+    if json:
+        print_json({"file": str(path), "size_bytes": len(data), **_view(proof)})
+        return
+    view = _view(proof)
+    say(
+        f"{path} ({size(len(data))}) proves the {view['record']['kind']} {view['record']['id'][:16]} of "
+        f"{view['record']['author_name']} in block {proof.header.height} of chain {view['name']}"
+    )
+    say(f"check it anywhere with: edgepool proof check {path} --genesis {genesis.chain}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A file that 'edgepool proof make' has written.")],
+    genesis: Annotated[
+        list[str],
+        typer.Option(help="The pool that is trusted: its genesis file, or its chain id. May be repeated."),
+    ],
+    json: Json = False,
+) -> None:
+    """Check a proof file with nothing but the pool's genesis; no peer, chain or network is needed.
+
+    The chain id is the hash of the genesis, so the id says as much as the file ('edgepool chain
+    genesis' writes it). Take either from somebody you trust, not from who brings the proof. Exit
+    code 1 if the proof does not hold; the part that does not is named.
+
+    Example: edgepool proof check inspection.proof --genesis milling.genesis
+    """
+    from edgepool.core.ledger.proof import Fault
+    from edgepool.core.ledger.recordproof import MAX_PROOF_BYTES, read_proof, record_proof_fault
+
+    chains = [_trusted_chain(text) for text in genesis]
+    data = _read(file, "proof", MAX_PROOF_BYTES)
+    try:
+        proof = read_proof(data)
+    except DecodeError as error:
+        raise LocalError(f"'{file}' is no proof that can be checked here: {error}") from None
+    fault = proof if isinstance(proof, Fault) else record_proof_fault(proof, chains)
+    if fault is not None:
+        reason = fault.reason if isinstance(proof, Fault) else _reason(proof, fault)
+        if json:
+            print_json({"holds": False, "part": fault.part, "problem": reason})
+        else:
+            say(f"the proof does not hold, by its {fault.part}: {reason}", "red")
+        raise typer.Exit(1)
+    assert not isinstance(proof, Fault)
+    if json:
+        print_json({"holds": True, "part": "", "problem": "", **_view(proof)})
+    else:
+        _print_proof(_view(proof))
+
+
+def export_genesis(
+    folder: Annotated[Path, typer.Argument(help="A peer's folder; the peer may run.")],
+    chain: Annotated[str, typer.Argument(help="A pool's name, or a chain id or its beginning.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="The file to write; it is replaced.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Write a pool's genesis to a file: all that is needed to check proofs of its records.
+
+    It holds who the members are, and that the coordinator and each of them signed for it; no keys.
+
+    Example: edgepool chain genesis plant/mill-1 milling --out milling.genesis
+    """
+    from edgepool.cli.query import one_peer_folder, stored_pools
+    from edgepool.gateway.views import choose_chain
+    from edgepool.storage.store import genesis_file
+
+    pool = choose_chain(chain, stored_pools(one_peer_folder(folder)))
+    problem = pool.problem(pool.invitation.network)
+    if problem:
+        raise StorageError(f"the genesis of chain '{pool.invitation.name}' does not hold: {problem}")
+    data = genesis_file(pool)
+    _write(out_file, data)
+    if json:
+        print_json({"file": str(out_file), "size_bytes": len(data), "chain": pool.chain})
+    else:
+        say(f"{out_file} ({size(len(data))}) is the genesis of chain {pool.invitation.name} ({pool.chain})")
+
+
+def _find(folder: Path, text: str) -> tuple[Genesis, CertifiedBlock, int]:
+    """Return the block that a record is in, the pool it belongs to and the record's place in it."""
+    from edgepool.cli.query import one_peer_folder, open_index, stored_pools
+    from edgepool.gateway.views import choose_chain
+
+    peer_folder = one_peer_folder(folder)
+    pools = stored_pools(peer_folder)
+    if ":" in text:
+        chain, height, index = _place(text)
+        pool = choose_chain(chain, pools)
+        certified = _block(peer_folder, pool, height)
+        count = len(certified.block.records)
+        if index >= count:
+            raise LocalError(f"block {height} of chain '{chain}' has {count} records, which count from 0")
+        return pool, certified, index
+    prefix = text.lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{MIN_ID_DIGITS},64}}", prefix):
+        raise LocalError(
+            f"'{text[:80]}' is no record: write its id in hexadecimal, at least {MIN_ID_DIGITS} digits, "
+            "or CHAIN:HEIGHT:INDEX"
+        )
+    with open_index(peer_folder) as found_in:
+        found = found_in.find_id(prefix)
+        if not found:
+            raise LocalError(f"no record in '{folder}' has an id that begins with '{prefix}'")
+        if len(found) > 1:
+            some = ", ".join(one.signed.id.hex()[:16] for one in found)
+            raise LocalError(f"'{prefix}' begins the ids of several records: write more of it ({some})")
+        (one,) = found
+        return choose_chain(one.ref.chain, pools), found_in.block(one), one.ref.index
+
+
+def _place(text: str) -> tuple[str, int, int]:
+    chain, *numbers = text.rsplit(":", 2)
+    if len(numbers) != 2 or not all(re.fullmatch("[0-9]{1,15}", number) for number in numbers):
+        raise LocalError(
+            f"'{text[:80]}' is no place of a record: write CHAIN:HEIGHT:INDEX, such as milling:12:0"
+        )
+    return chain, int(numbers[0]), int(numbers[1])
+
+
+def _block(folder: Path, pool: Genesis, height: int) -> CertifiedBlock:
+    from edgepool.storage.blocks import scan_blocks
+    from edgepool.storage.store import decode_block
+
+    where = folder / "chains" / pool.chain
+    top = 0
+    for at, payload in scan_blocks(where / "blocks.log"):
+        if isinstance(payload, StorageError):
+            if at <= height:
+                raise payload
+            break
+        top = at
+        if at == height:
+            return decode_block(where, pool.chain, height, payload)
+    raise LocalError(f"chain '{pool.invitation.name}' has no block {height}: its height is {top}")
+
+
+def _trusted_chain(text: str) -> ChainId:
+    """Return the chain id that `text` is, or that of the genesis in the file that it names."""
+    from edgepool.model.ids import ChainId
+    from edgepool.storage.store import read_genesis_file
+
+    if _CHAIN_ID.fullmatch(text.lower()):
+        return ChainId(text.lower())
+    path = Path(text)
+    if path.is_dir() or not path.exists():
+        raise LocalError(
+            f"'{text[:200]}' is neither a genesis file nor a chain id, which has 40 hexadecimal digits"
+        )
+    if path.stat().st_size > MAX_GENESIS_BYTES:
+        raise LocalError(f"'{path}' is too large for a genesis file")
+    return read_genesis_file(path).chain
+
+
+def _read(path: Path, what: str, max_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(max_bytes + 1)
+    except OSError as error:
+        raise LocalError(f"'{path}' cannot be read: {error.strerror}") from None
+    if len(data) > max_bytes:
+        raise LocalError(f"'{path}' is too large for a {what}: it may have {max_bytes} bytes")
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    from edgepool.gateway.export import write_out
+
+    if path.is_dir():
+        raise LocalError(f"'{path}' is a folder: name the file to write")
+    if not path.absolute().parent.is_dir():
+        raise LocalError(f"'{path.parent}' does not exist: make the folder first")
+    write_out(path, data)
+
+
+# --- showing a proof ----------------------------------------------------------------------------
+
+
+def _view(proof: RecordProof) -> dict[str, Any]:
+    """Return what a proof that holds says, as JSON."""
+    from edgepool.gateway.views import member_names, record_view
+    from edgepool.model.block import quorum
+
+    plan, header = proof.genesis.invitation, proof.header
+    names = member_names(proof.genesis)
+    members = proof.genesis.members
+    return {
+        "record": record_view(proof.record, names),
+        "chain": header.chain,
+        "name": plan.name,
+        "kind": plan.kind,
+        "network": plan.network,
+        "height": header.height,
+        "index": proof.index,
+        "records": header.records_count,
+        "block": header.id.hex(),
+        "time_ms": header.time_ms,
+        "packer": header.proposer,
+        "packer_name": names.get(header.proposer, ""),
+        "signers": [
+            {"peer": members[index], "name": names[members[index]]}
+            for index, _ in proof.certificate.signatures
+        ],
+        "members": [{"peer": peer, "name": names[peer]} for peer in members],
+        "quorum": quorum(len(members)),
+    }
+
+
+def _print_proof(view: dict[str, Any]) -> None:
+    record = view["record"]
+    says = ", ".join(f"{field} {value}" for field, value in record["body"].items())
+    signers = ", ".join(signer["name"] for signer in view["signers"])
+    rows = {
+        "record": record["id"],
+        record["kind"]: says,
+        "author": f"{record['author_name']} ({record['author']}), {moment(record['time_ms'])}",
+        "chain": f"{view['name']} ({view['chain']}) of network {view['network']}",
+        "place": f"block {view['height']}, record {view['index']} of {view['records']}, counted from 0",
+        "packed by": f"{view['packer_name']}, {moment(view['time_ms'])}",
+        "signed by": f"{len(view['signers'])} of {len(view['members'])} members "
+        f"({view['quorum']} needed): {signers}",
+    }
+    say("the proof holds: the record stands on this chain", "green")
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        grid.add_row(name, _printable(value))
+    out.print(grid)
+
+
+def _reason(proof: RecordProof, fault: Fault) -> str:
+    """Return why a proof does not hold, with the names of members beside their ids."""
+    reason = fault.reason
+    for member in proof.genesis.invitation.members:
+        reason = reason.replace(member.peer, f"{member.name} ({member.peer})")
+    return _printable(reason)
+
+
+def _printable(text: str) -> str:
+    """Return text that a stranger wrote without what would steer a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
