@@ -62,9 +62,9 @@ class ApiSettings(Settings, frozen=True):
 
 
 class Limits(Settings, frozen=True):
-    """Bounds on everything that others can make grow."""
+    """Bounds on everything that others can make grow. A frame must have room for a whole block."""
 
-    frame_bytes: Annotated[int, Meta(ge=65536, le=4 * 1024 * 1024)] = 2 * 1024 * 1024
+    frame_bytes: Annotated[int, Meta(ge=1536 * 1024, le=4 * 1024 * 1024)] = 2 * 1024 * 1024
     outbox_bytes: Annotated[int, Meta(ge=65536)] = 8 * 1024 * 1024
     links: Positive = 256
     handshakes: Positive = 32

@@ -230,6 +230,9 @@ class Node:
     def _begin(self, genesis: Genesis, now: Instant) -> list[Effect]:
         if genesis.chain in self.chains:
             return []
+        if len(self.chains) >= self._settings.limits.chains:
+            coordinator = genesis.invitation.coordinator
+            return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
         chain = self._add_chain(genesis, 0, b"")
         effects: list[Effect] = [Persist(NewChain(genesis)), Notify(PoolJoined(genesis))]
         return effects + self._want_people(chain) + chain.start(now)

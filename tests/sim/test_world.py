@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from edgepool.core.machine import ConfirmTransfer, FindData, FormPool, RankedOffer, RecordRef
+from edgepool.config import Limits
+from edgepool.core.machine import (
+    ConfirmTransfer,
+    FindData,
+    FormPool,
+    RankedOffer,
+    RecordRef,
+)
 from edgepool.model.block import quorum
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis, Invitation
@@ -185,3 +193,20 @@ def test_minority_side_of_a_partition_commits_nothing_and_catches_up() -> None:
     assert workshop.world.run_until(
         lambda: all(p.node.chains[chain].state.height >= height for p in minority), 60_000
     )
+
+
+def test_a_peer_is_in_no_more_pools_than_its_limit() -> None:
+    world = World(seed=10)
+    cloud = world.add("cloud", role="coordinator")
+    machine = world.add("m1", coordinator=cloud.id)
+    machine.settings = msgspec.structs.replace(machine.settings, limits=Limits(chains=3))
+    world.crash(machine)
+    world.restart(machine)
+    world.connect(cloud, machine)
+    for n in range(6):
+        invitation = Invitation(
+            NETWORK, f"p{n}", "fixed", cloud.id, (cloud.member,), (machine.member,), (), EPOCH_MS, n
+        )
+        world.command(cloud, FormPool(invitation))
+    world.run_for(1_000)
+    assert len(machine.node.chains) == 3

@@ -18,6 +18,7 @@ from typing import TypeVar
 from edgepool.core.machine import Effect, Failed, Instant, Misbehaved, Notify, Send
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.codec import encode
 from edgepool.model.message import MAX_OFFERS, MAX_VISITED, OfferProof, Query, QueryAnswer
 from edgepool.model.record import DataOffer
 from edgepool.model.twin import DataKey
@@ -27,6 +28,8 @@ T = TypeVar("T")
 FIRST_HOPS = 3
 """How often the question of a searching peer is passed outward by others."""
 MAX_BUDGET_MS = 60_000
+ANSWER_BYTES = 1024 * 1024
+"""An answer with more than one offer is not longer, so that it fits into a frame."""
 _MIN_BUDGET_MS = 10
 _MAX_GATHERED = 64
 
@@ -249,7 +252,7 @@ class Searches:
             del self._searches[query]
         if search.asker is None:
             return [Found(query, search.ticket, search.gathered.offers, search.give_up_ms)]
-        answer = QueryAnswer(query, search.gathered.offers[:MAX_OFFERS], tuple(search.visited))
+        answer = QueryAnswer(query, _fitting(search.gathered.offers), tuple(search.visited))
         return [Send(search.asker, answer)]
 
     def _has_enough_of(self, peer: PeerId) -> bool:
@@ -261,3 +264,15 @@ class Searches:
         memory[item] = None
         if len(memory) > 8 * self._limit:
             del memory[next(iter(memory))]
+
+
+def _fitting(offers: tuple[OfferProof, ...]) -> tuple[OfferProof, ...]:
+    """Return as many of `offers` as one answer may hold: proofs of large pools are large."""
+    fitting: list[OfferProof] = []
+    size_bytes = 0
+    for offer in offers[:MAX_OFFERS]:
+        size_bytes += len(encode(offer))
+        if fitting and size_bytes > ANSWER_BYTES:
+            break
+        fitting.append(offer)
+    return tuple(fitting)
