@@ -101,7 +101,7 @@ class World:
         self.steps = 0
         self._cast = seed if cast is None else cast
         self._random = Random(f"{seed}/world")
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, Callable[[], object]]] = []
         self._sequence = 0
         self._tickets = 0
         self._outcomes: dict[int, Done | Failed] = {}
@@ -196,7 +196,7 @@ class World:
             self.steps += 1
             self._perform(peer, peer.node.step(event, self._instant(peer)))
 
-    def at(self, when_ms: int, action: Callable[[], None]) -> None:
+    def at(self, when_ms: int, action: Callable[[], object]) -> None:
         """Do something at a later moment of virtual time."""
         self._sequence += 1
         heappush(self._heap, (when_ms, self._sequence, action))

@@ -1,0 +1,328 @@
+"""A pool under faults: a world whose peers crash where the plan says, lie, and are judged at every step."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from edgepool.config import Role
+from edgepool.core.machine import (
+    Broadcast,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    FormPool,
+    Notice,
+    Notify,
+    Persist,
+    Received,
+    Send,
+    SubmitRecord,
+    WantLink,
+)
+from edgepool.errors import StorageError
+from edgepool.model.codec import encode
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Message
+from edgepool.model.pool import Genesis, Invitation
+from edgepool.model.record import Body, sign_record
+from edgepool.sim.byzantine import Liar
+from edgepool.sim.checkers import Judge, Violation
+from edgepool.sim.faults import SPOKEN, Faults, SimStore
+from edgepool.sim.plan import Plan
+from edgepool.sim.workload import THINK_MS, Owner, due
+from edgepool.sim.world import EPOCH_MS, NETWORK, Item, SimPeer, World
+from edgepool.storage.memory import MemoryStore
+
+CASTS = 16
+"""Keys are made for as many casts, not for each seed: beacon chains are computed once a process."""
+DISK_RETRY_MS = 1_000
+STEPS_A_SECOND = 100_000
+"""No pool needs so many steps in one second of virtual time."""
+
+
+class Chaos(World):
+    """The pool (or two) of a plan, with its faults and its judge. `people` are in the plan's order."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.seed, cast=plan.seed % CASTS)
+        self.plan = plan
+        self.chains: list[ChainId] = []
+        self.liars: dict[PeerId, Liar] = {}
+        self.judge = Judge()
+        self.faults = Faults(self)
+        self._words: dict[PeerId, int] = {}
+        self._busy: dict[PeerId, list[Event]] = {}
+        """What has come for peers that wait for a slow disk."""
+        self._working = False
+        self._second = (-1, 0)
+        self.cloud = self.add("cloud", role="coordinator")
+        machines = plan.members if plan.observed else plan.members - 1
+        self.people = [
+            self.add(f"m{place}", machine_type="milling", coordinator=self.cloud.id)
+            for place in range(machines)
+        ] + [self.cloud]
+        self.members = self.people[: plan.members]
+        self.faults.people = self.people
+        self._owners = [
+            Owner(plan.seed, place, peer.id, peer is self.cloud) for place, peer in enumerate(self.people)
+        ]
+
+    def form(self) -> None:
+        """Form the plan's pools, in calm weather."""
+        for peer in self.people[:-1]:
+            self.connect(self.cloud, peer)
+        for number in range(self.plan.chains):
+            self.chains.append(self._form(number))
+
+    @property
+    def honest(self) -> list[SimPeer]:
+        """All people who do not lie."""
+        return [peer for peer in self.people if peer.id not in self.liars]
+
+    def add(
+        self, name: str, role: Role = "machine", machine_type: str = "", coordinator: str = ""
+    ) -> SimPeer:
+        """Add a peer, known to the judge by its name."""
+        peer = super().add(name, role, machine_type, coordinator)
+        self.judge.names[peer.id] = name
+        return peer
+
+    def corrupt(self) -> None:
+        """Turn those into liars whom the plan has named so far."""
+        for place, peer in enumerate(self.people):
+            role = self.faults.to_be_liars.get(peer.id)
+            if role is not None and peer.id not in self.liars:
+                draw = Random(f"{self.plan.seed}/liar/{place}")
+                self.liars[peer.id] = Liar(peer.signer, role, NETWORK, draw)
+                self.judge.liars[peer.id] = None
+
+    def put(self, peer: SimPeer, body: Body, chain: ChainId, draw: Random) -> int:
+        """Have `peer` sign `body` for `chain` by its own clock; return the ticket."""
+        time_ms = self._instant(peer).wall_ms
+        record = sign_record(peer.signer, NETWORK, chain, body, time_ms, draw.getrandbits(52))
+        self.judge.asked(peer.id, self._tickets + 1, record.id)
+        return self.ask(peer, SubmitRecord(record))
+
+    def settled(self, ticket: int) -> bool:
+        """Say whether the command with this ticket has an outcome."""
+        return ticket in self._outcomes
+
+    def done(self, ticket: int) -> bool:
+        """Say whether the command with this ticket was carried out."""
+        return isinstance(self._outcomes.get(ticket), Done)
+
+    def refusal(self, ticket: int) -> str:
+        """Return why the command with this ticket was refused, or ''."""
+        outcome = self._outcomes.get(ticket)
+        return outcome.reason if isinstance(outcome, Failed) else ""
+
+    def height(self, peer: SimPeer, chain: ChainId) -> int:
+        """Return how many blocks of `chain` the node of `peer` has applied."""
+        found = peer.node.chains.get(chain)
+        return found.state.height if found is not None else 0
+
+    def unanswered(self) -> list[str]:
+        """Return the names of honest peers whose owners wait for an answer that can still come."""
+        return [
+            peer.name
+            for peer, owner in zip(self.people, self._owners, strict=True)
+            if owner.ticket and not self.settled(owner.ticket) and owner.life == peer.life
+            if peer.id not in self.liars
+        ]
+
+    # --- owners ---------------------------------------------------------------------------------
+
+    def work(self, working: bool) -> None:
+        """Let the owners ask for records from now on, or let them rest."""
+        if working and not self._working:
+            for place in range(len(self.people)):
+                self.at(self.now_ms + 1 + place, partial(self._own, place))
+        self._working = working
+
+    def _own(self, place: int) -> None:
+        """An owner's turn: ask for something if the last wish is settled; think; have a turn again."""
+        if not self._working:
+            return
+        owner, peer = self._owners[place], self.people[place]
+        pause_ms = 1 + owner.random.randrange(THINK_MS)
+        second = owner.random.random() < 0.08
+        if peer.up and due(owner, self.now_ms, self.settled):
+            chain = peer.node.chains.get(self.chains[-1 if second else 0])
+            body = owner.next_body(chain) if chain is not None else None
+            if chain is not None and body is not None:
+                owner.asked_ms, owner.life = self.now_ms, peer.life
+                owner.ticket = self._tickets + 1
+                self.put(peer, body, chain.id, owner.random)
+        self.at(self.now_ms + pause_ms, partial(self._own, place))
+
+    # --- peers that die, lie and are judged -----------------------------------------------------
+
+    def step(self, peer: SimPeer, event: Event) -> None:
+        """Give one event to a peer; whatever it raises is judged."""
+        second = self.now_ms // 1000
+        self._second = (second, self._second[1] + 1 if self._second[0] == second else 0)
+        if self._second[1] > STEPS_A_SECOND:
+            raise Violation("order", f"{STEPS_A_SECOND} steps within one second of virtual time")
+        liar = self.liars.get(peer.id)
+        if liar is not None and isinstance(event, Received):
+            liar.heard(event.message)
+        if peer.id in self._busy and peer.up:
+            self._busy[peer.id].append(event)
+        elif peer.up:
+            self._perform(peer, self._decide(peer, event))
+
+    def _decide(self, peer: SimPeer, event: Event) -> list[Effect]:
+        self.steps += 1
+        try:
+            return peer.node.step(event, self._instant(peer))
+        except Exception as error:
+            where = f"{type(event).__name__}: {type(error).__name__}: {error}"
+            raise Violation("order", f"{peer.name} has failed at {where}") from error
+
+    def crash(self, peer: SimPeer, kept: int = 0) -> None:
+        """Cut the power of `peer`; what waited for its disk is gone too."""
+        self._busy.pop(peer.id, None)
+        super().crash(peer, kept)
+
+    def restart(self, peer: SimPeer) -> None:
+        """Bring `peer` back and see that it has forgotten nothing."""
+        try:
+            super().restart(peer)
+        except (AssertionError, StorageError) as error:
+            raise Violation("durability", f"{peer.name} cannot be restarted: {error}") from error
+        self.judge.restarted(peer.id, peer.store)
+
+    def _new_store(self) -> MemoryStore:
+        return SimStore()
+
+    def _perform(self, peer: SimPeer, effects: list[Effect]) -> None:
+        """Store, then speak. Over a slow disk, what comes meanwhile is taken in one batch afterwards."""
+        sync_ms = self.faults.sync_ms.get(peer.id, 0) if self.faults.sync_ms else 0
+        items = [effect.item for effect in effects if isinstance(effect, Persist)] if sync_ms else []
+        if not items:
+            super()._perform(peer, effects)
+        elif self._write(peer, items):
+            self._busy[peer.id] = []
+            self.at(self.now_ms + sync_ms, partial(self._written, peer, peer.life, items, effects))
+
+    def _written(self, peer: SimPeer, life: int, items: list[Item], effects: list[Effect]) -> None:
+        if not peer.up or peer.life != life:
+            return
+        self._sync(peer, items)
+        waiting = self._busy.pop(peer.id)
+        self._speak(peer, effects)
+        batch: list[Effect] = []
+        for event in waiting:
+            if peer.up:
+                batch += self._decide(peer, event)
+        if peer.up:
+            self._perform(peer, batch)
+
+    def _store(self, peer: SimPeer, items: list[Item]) -> bool:
+        written = self._write(peer, items)
+        if written:
+            self._sync(peer, items)
+        return written
+
+    def _sync(self, peer: SimPeer, items: list[Item]) -> None:
+        peer.store.sync()
+        self.judge.synced(peer.id, items)
+
+    def _write(self, peer: SimPeer, items: list[Item]) -> bool:
+        """Write items; False if the peer dies of it."""
+        trap = self.faults.traps.get(peer.id)
+        try:
+            peer.store.write(items)
+        except StorageError:
+            self.faults.stop(peer, len(peer.store.unsynced), DISK_RETRY_MS)
+            return False
+        if trap is not None:
+            trap.skip -= 1
+            if trap.skip < 0:
+                del self.faults.traps[peer.id]
+                if trap.kept != SPOKEN:
+                    self.faults.stop(peer, trap.kept, trap.for_ms)
+                    return False
+                self._words[peer.id] = trap.said
+                life = peer.life
+                self.at(self.now_ms, partial(self._die, peer, life, trap.for_ms))
+        return True
+
+    def _die(self, peer: SimPeer, life: int, for_ms: int) -> None:
+        """The end of a trap that let the peer store everything, and say a part of it."""
+        self._words.pop(peer.id, None)
+        if peer.up and peer.life == life:
+            self.faults.stop(peer, 0, for_ms)
+
+    def _speak(self, peer: SimPeer, effects: list[Effect]) -> None:
+        liar = self.liars.get(peer.id)
+        for effect in effects:
+            match effect:
+                case Send(receiver, message):
+                    self._say(peer, (receiver,), message, liar)
+                case Broadcast(receivers, message):
+                    self._say(peer, receivers, message, liar)
+                case Notify(notice):
+                    self._tell(peer, notice)
+                case WantLink():
+                    super()._speak(peer, [effect])
+
+    def _say(self, peer: SimPeer, receivers: tuple[PeerId, ...], message: Message, liar: Liar | None) -> None:
+        if liar is None:
+            words = self._words.get(peer.id)
+            if words is not None:
+                receivers = receivers[:words]
+                self._words[peer.id] = words - len(receivers)
+            if receivers:
+                self.judge.spoke(peer.id, message)
+                frame = encode(message)
+                for receiver in receivers:
+                    self._send(peer, receiver, frame)
+            return
+        for receiver in receivers:
+            for speaker, to, said in liar.speak(peer.node, receiver, message):
+                frame = encode(said)
+                if speaker == peer.id:
+                    self.judge.spoke(peer.id, said)
+                    self._send(peer, to, frame)
+                else:
+                    self._impersonate(speaker, to, frame)
+
+    def _impersonate(self, speaker: PeerId, to: PeerId, frame: bytes) -> None:
+        """A frame comes on a link whose key is no member's."""
+        target = self.peers[to]
+        if target.up:
+            self.at(self.now_ms + 1, partial(self._accept, target, speaker, frame))
+
+    def _tell(self, peer: SimPeer, notice: Notice) -> None:
+        if peer.id in self._words and isinstance(notice, Done):
+            return  # it dies before its owner hears of it
+        self.judge.told(peer.id, notice, peer.store)
+        super()._tell(peer, notice)
+
+    # --- pools ----------------------------------------------------------------------------------
+
+    def _form(self, number: int) -> ChainId:
+        plan = self.plan
+        observers = (self.cloud.member,) if plan.observed else ()
+        invitation = Invitation(
+            NETWORK,
+            f"pool-{number}",
+            "manufacturing" if plan.observed else "fixed",
+            self.cloud.id,
+            tuple(peer.member for peer in self.members),
+            observers,
+            (),
+            EPOCH_MS,
+            number,
+        )
+        genesis = self.command(self.cloud, FormPool(invitation))
+        assert isinstance(genesis, Genesis)
+        formed = self.run_until(
+            lambda: all(genesis.chain in peer.node.chains for peer in self.people), 10_000
+        )
+        if not formed:
+            raise Violation("liveness", "a pool in calm weather was not formed")
+        return genesis.chain

@@ -1,0 +1,223 @@
+"""A fault plan: plain data, made from a seed, written as JSON, run and shrunk.
+
+A plan is a list of faults in rising time. Each carries its own end (`for_ms`), so any of them can be
+taken out alone. Faults come in episodes, and each ends with 'heal': everything is mended, and the
+pool must prove that it goes on. The plan's clock stands still during that proof.
+
+Peers are named by their place: 0 to members - 1 vote; the coordinator, where it only observes, is
+`members`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import msgspec
+
+from edgepool.errors import LocalError
+
+ROLES = (
+    "silent",
+    "equivocate",
+    "flood",
+    "false-work",
+    "withhold",
+    "replay",
+    "old-key",
+    "forge",
+)
+"""What a Byzantine member does; see byzantine.py."""
+
+KINDS = (
+    "delay",
+    "loss",
+    "duplication",
+    "reordering",
+    "partition",
+    "one-way",
+    "reset",
+    "crash",
+    "persist-crash",
+    "blackout",
+    "clock",
+    "disk",
+    "slow-disk",
+    "byzantine",
+)
+"""The kinds of faults that can be asked for; see faults.py."""
+
+MAX_MEMBERS = 30
+BLOCKS_AN_EPISODE = 20
+_YEAR_MS = 365 * 24 * 3600 * 1000
+_CLOCKS_MS = (-50 * _YEAR_MS, -60_000, -1, 1, 3_600_000, 10 * _YEAR_MS)
+
+Value = int | str | list[int]
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One fault: when on the plan's clock, which kind, and its arguments by name."""
+
+    time_ms: Annotated[int, msgspec.Meta(ge=0)]
+    kind: str
+    arguments: dict[str, Value]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that a run depends on. `observed`: the coordinator follows, it does not vote.
+
+    `chains` is 2 where the same members have a second pool, so that there is something to mix up.
+    """
+
+    seed: int
+    heights: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    members: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)]
+    observed: bool
+    chains: Annotated[int, msgspec.Meta(ge=1, le=2)]
+    faults: tuple[Fault, ...]
+
+    @property
+    def people(self) -> int:
+        """How many peers the plan has, with the coordinator."""
+        return self.members + 1 if self.observed else self.members
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Return the kinds in 'all', 'none' or a list such as 'loss,crash'; LocalError for others."""
+    if text in ("all", "none"):
+        return KINDS if text == "all" else ()
+    kinds = tuple(part.strip() for part in text.split(",") if part.strip())
+    for kind in kinds:
+        if kind not in KINDS:
+            raise LocalError(
+                f"'{kind[:40]}' is no kind of fault: choose from {', '.join(KINDS)}, all or none"
+            )
+    return kinds
+
+
+def make_plan(seed: int, heights: int, members: int, kinds: Sequence[str] = KINDS) -> Plan:
+    """Return the plan of a seed; a kind that is left out changes nothing about the others."""
+    shape = Random(f"{seed}/shape")
+    observed = members == 1 or shape.random() < 0.5
+    plan = Plan(seed, heights, members, observed, 1 + (shape.random() < 0.25), ())
+    faults: list[Fault] = []
+    start_ms = 0
+    for episode in range(-(-heights // BLOCKS_AN_EPISODE) if kinds else 0):
+        # Most storms are short, so that many things meet; in long ones rounds and locks pile up.
+        length_ms = (
+            shape.randrange(1_000, 5_000) if shape.random() < 0.85 else shape.randrange(10_000, 40_000)
+        )
+        for kind in KINDS:
+            if kind in kinds and kind != "byzantine":
+                draw = Random(f"{seed}/{episode}/{kind}")
+                faults += _some(plan, kind, start_ms, length_ms, draw)
+        start_ms += length_ms
+        faults.append(Fault(start_ms, "heal", {}))
+    faults.sort(key=lambda fault: fault.time_ms)
+    if "byzantine" in kinds:
+        faults = _liars(plan, Random(f"{seed}/liars")) + faults
+    return msgspec.structs.replace(plan, faults=tuple(faults))
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan from a JSON file; LocalError says what is wrong with it."""
+    try:
+        return check_plan(msgspec.json.decode(path.read_bytes(), type=Plan))
+    except OSError as error:
+        raise LocalError(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LocalError(f"{path} is not a fault plan: {error}") from None
+
+
+def check_plan(plan: Plan) -> Plan:
+    """Return `plan` if its faults are possible in it; LocalError otherwise."""
+    for number, fault in enumerate(plan.faults):
+        where = f"fault {number} of the plan"
+        if fault.kind not in (*KINDS, "heal"):
+            raise LocalError(f"{where} has the unknown kind '{fault.kind[:40]}'")
+        missing = [name for name in SHAPES[fault.kind] if name not in fault.arguments]
+        if missing or len(fault.arguments) != len(SHAPES[fault.kind]):
+            raise LocalError(
+                f"{where} ({fault.kind}) needs exactly {', '.join(SHAPES[fault.kind]) or 'nothing'}"
+            )
+        for name, value in fault.arguments.items():
+            wanted: type = {"side": list, "role": str}.get(name, int)
+            if not isinstance(value, wanted):
+                raise LocalError(f"{where} ({fault.kind}): {name} has the wrong type")
+            places = value if isinstance(value, list) else [value] if name in ("peer", "other") else []
+            if any(not isinstance(place, int) or not 0 <= place < plan.people for place in places):
+                raise LocalError(f"{where} ({fault.kind}): {name} names a peer that does not exist")
+        if fault.kind == "byzantine" and fault.arguments["role"] not in ROLES:
+            raise LocalError(f"{where} has the unknown role '{fault.arguments['role']}'")
+    return plan
+
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "heal": (),
+    "delay": ("most_ms", "for_ms"),
+    "loss": ("per_mille", "for_ms"),
+    "duplication": ("per_mille", "for_ms"),
+    "reordering": ("per_mille", "most_ms", "for_ms"),
+    "partition": ("side", "links", "for_ms"),
+    "one-way": ("peer", "inward", "for_ms"),
+    "reset": ("peer", "other"),
+    "crash": ("peer", "for_ms"),
+    "persist-crash": ("peer", "skip", "kept", "said", "for_ms"),
+    "blackout": ("kept", "for_ms"),
+    "clock": ("peer", "offset_ms"),
+    "disk": ("peer", "room", "for_ms"),
+    "slow-disk": ("peer", "sync_ms", "for_ms"),
+    "byzantine": ("peer", "role"),
+}
+"""The names of the arguments of each kind of fault."""
+
+_MOST = {"crash": 3, "persist-crash": 5, "reset": 2, "partition": 2, "slow-disk": 3}
+
+
+def _some(plan: Plan, kind: str, start_ms: int, length_ms: int, draw: Random) -> list[Fault]:
+    count = draw.randrange(_MOST.get(kind, 1) + 1) if draw.random() < 0.8 else 0
+    return [
+        Fault(start_ms + draw.randrange(length_ms), kind, _arguments(plan, kind, length_ms, draw))
+        for _ in range(count)
+    ]
+
+
+def _arguments(plan: Plan, kind: str, length_ms: int, draw: Random) -> dict[str, Value]:
+    for_ms = draw.randrange(100, max(101, length_ms))
+    peer = draw.randrange(plan.people)
+    drawn: dict[str, Value] = {"peer": peer, "for_ms": for_ms}
+    match kind:
+        case "delay":
+            drawn["most_ms"] = draw.choice((30, 100, 400, 1_500, 4_000))
+        case "loss" | "duplication":
+            drawn["per_mille"] = draw.choice((20, 100, 300, 600))
+        case "reordering":
+            drawn |= {"per_mille": draw.choice((50, 300)), "most_ms": draw.choice((50, 500, 3_000))}
+        case "partition":
+            drawn["side"] = [place for place in range(plan.people) if draw.random() < 0.5]
+            drawn["links"] = draw.randrange(2)
+        case "one-way":
+            drawn["inward"] = draw.randrange(2)
+        case "reset":
+            drawn["other"] = draw.randrange(plan.people)
+        case "persist-crash":
+            drawn |= {"skip": draw.randrange(12), "kept": draw.randrange(-2, 3), "said": draw.randrange(6)}
+        case "clock":
+            drawn["offset_ms"] = draw.choice(_CLOCKS_MS)
+        case "blackout":
+            drawn["kept"] = draw.randrange(-2, 3)
+        case "slow-disk":
+            drawn["sync_ms"] = draw.choice((3, 30, 300))
+        case "disk":
+            drawn["room"] = draw.randrange(3)
+    return {name: drawn[name] for name in SHAPES[kind]}
+
+
+def _liars(plan: Plan, draw: Random) -> list[Fault]:
+    """Return up to f Byzantine members, mostly all that the pool can bear."""
+    most = (plan.members - 1) // 3
+    count = most if draw.random() < 0.7 else draw.randrange(most + 1)
+    places = draw.sample(range(plan.members), count)
+    return [Fault(0, "byzantine", {"peer": place, "role": draw.choice(ROLES)}) for place in places]

@@ -1,0 +1,240 @@
+"""Runs a fault plan from beginning to end and says what came of it.
+
+After each episode everything is mended, and the pool must go on: every honest member gets a record
+onto each chain, and all honest peers come to one height, within a bounded time and number of rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import msgspec
+
+from edgepool.model.ids import ChainId
+from edgepool.model.record import DataDemand
+from edgepool.model.twin import DataKey
+from edgepool.sim.chaos import Chaos
+from edgepool.sim.checkers import Violation
+from edgepool.sim.memo import ideal_signatures
+from edgepool.sim.plan import KINDS, Plan, make_plan
+from edgepool.sim.world import SimPeer
+
+HEAL_LIMIT_MS = 60_000
+"""Within this much virtual time after healing, all must stand at one height with new records."""
+HEAL_ROUNDS = 10
+"""Within as many rounds after healing, the height that was stuck must be decided."""
+MS_A_HEIGHT = 20_000
+"""More virtual time than this for each height, and the pool counts as stuck."""
+ANSWER_LIMIT_MS = 120_000
+"""Within as much virtual time after that, each owner knows whether its record stands or never will."""
+PROBE_RETRY_MS = 1_000
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a run came to. `faults` are those injected, by kind; `blocks` those of all its chains.
+
+    `heal_p99_ms` and `heal_rounds` are the slowest (99 of 100) of its healings; virtual time.
+    """
+
+    seed: int
+    heights: int
+    members: int
+    faults: dict[str, int]
+    violations: list[str]
+    trace: str
+    virtual_ms: int
+    blocks: int
+    steps: int
+    heals_ms: list[int]
+    heal_rounds: int
+    accused: dict[str, int]
+
+    @property
+    def heal_p99_ms(self) -> int:
+        """The time that 99 of 100 healings took at most, in virtual ms."""
+        return percentile(self.heals_ms, 99)
+
+
+def run_seed(seed: int, heights: int, members: int, faults: Sequence[str] = KINDS) -> Result:
+    """Make the plan of `seed` and run it. `faults` are kinds of plan.KINDS."""
+    return run_plan(make_plan(seed, heights, members, faults))
+
+
+def run_plan(plan: Plan) -> Result:
+    """Run `plan`; the first violation ends it and stands in the result."""
+    with ideal_signatures():
+        collecting = gc.isenabled()
+        gc.disable()  # worlds are small and short, and full of cycles that live as long as they do
+        try:
+            return _Run(plan).result()
+        finally:
+            if collecting:
+                gc.enable()
+                gc.collect(1)
+
+
+def percentile(values: Sequence[int], percent: int) -> int:
+    """Return the nearest-rank percentile of `values`; 0 if there are none."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
+
+
+def combined_trace(results: Sequence[Result]) -> str:
+    """Return the trace of one result, or one hash over the traces of several."""
+    if len(results) == 1:
+        return results[0].trace
+    return hashlib.sha256("".join(result.trace for result in results).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Probe:
+    """A record by which a member shows that it can still write on a chain."""
+
+    peer: SimPeer
+    chain: ChainId
+    ticket: int = 0
+    asked_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Healing:
+    """When a healing began, and where each chain's highest honest members stood then."""
+
+    began_ms: int
+    places: dict[ChainId, tuple[int, int]] = field(default_factory=dict)
+
+
+class _Run:
+    """One run of one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._random = Random(f"{plan.seed}/probe")
+        self._heals_ms: list[int] = []
+        self._heal_rounds = 0
+        self._world = Chaos(plan)
+
+    def result(self) -> Result:
+        """Run to the end, or to the first violation."""
+        violations: list[str] = []
+        try:
+            self._run()
+        except Violation as violation:
+            violations.append(str(violation))
+        world, plan = self._world, self._plan
+        oracles = world.judge.oracles.values()
+        return Result(
+            seed=plan.seed,
+            heights=plan.heights,
+            members=plan.members,
+            faults=dict(sorted(world.faults.injected.items())),
+            violations=violations,
+            trace=world.trace,
+            virtual_ms=world.now_ms,
+            blocks=sum(oracle.height for oracle in oracles),
+            steps=world.steps,
+            heals_ms=self._heals_ms,
+            heal_rounds=self._heal_rounds,
+            accused={world.judge.names.get(peer, "a stranger"): n for peer, n in world.judge.accused.items()},
+        )
+
+    def _run(self) -> None:
+        world = self._world
+        world.form()
+        start_ms = world.now_ms
+        for fault in self._plan.faults:
+            self._until(start_ms + fault.time_ms)
+            if fault.kind == "heal":
+                began_ms = world.now_ms
+                self._heal()
+                start_ms += world.now_ms - began_ms
+            else:
+                world.faults.inject(fault)
+                world.corrupt()
+            if self._height() >= self._plan.heights:
+                break
+            world.work(True)
+        world.work(True)
+        limit_ms = MS_A_HEIGHT * self._plan.heights
+        if not world.run_until(lambda: self._height() >= self._plan.heights, limit_ms):
+            raise Violation("liveness", f"only {self._height()} heights after {world.now_ms} ms")
+        self._heal()
+
+    def _until(self, time_ms: int) -> None:
+        """Run up to `time_ms`, or up to the wanted height."""
+        world, heights = self._world, self._plan.heights
+        if not world.run_until(lambda: self._height() >= heights, max(0, time_ms - world.now_ms)):
+            world.now_ms = max(world.now_ms, time_ms)
+
+    def _height(self) -> int:
+        return self._world.judge.oracles[self._world.chains[0]].height
+
+    # --- healing --------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        world = self._world
+        world.work(False)
+        world.faults.heal()
+        healing = _Healing(world.now_ms)
+        for chain in world.chains:
+            engines = [peer.node.chains[chain].engine for peer in world.honest]
+            healing.places[chain] = max((engine.height, engine.round) for engine in engines)
+        probes = [
+            _Probe(peer, chain) for chain in world.chains for peer in world.honest if peer in world.members
+        ]
+        if not world.run_until(lambda: self._proven(probes), HEAL_LIMIT_MS):
+            raise Violation("liveness", f"{HEAL_LIMIT_MS} ms after healing: {self._stuck(probes)}")
+        self._heals_ms.append(world.now_ms - healing.began_ms)
+        self._check_rounds(healing)
+        if not world.run_until(lambda: not world.unanswered() and self._level(), ANSWER_LIMIT_MS):
+            raise Violation("liveness", f"owners never get an answer: {', '.join(world.unanswered())}")
+        for peer in world.honest:
+            world.judge.at_rest(peer.id, peer.store)
+        world.judge.forget_promises()
+
+    def _proven(self, probes: list[_Probe]) -> bool:
+        """Say whether all probes stand and all honest peers are at one height."""
+        world = self._world
+        for probe in probes:
+            if world.done(probe.ticket):
+                continue
+            if not probe.ticket or (
+                world.refusal(probe.ticket) and world.now_ms - probe.asked_ms >= PROBE_RETRY_MS
+            ):
+                key = DataKey("probe", "model")
+                probe.asked_ms = world.now_ms
+                body = DataDemand(key, 0, "", "")
+                probe.ticket = world.put(probe.peer, body, probe.chain, self._random)
+            return False
+        return self._level()
+
+    def _level(self) -> bool:
+        """Say whether all honest peers are at one height on each chain."""
+        world = self._world
+        heights = [{world.height(peer, chain) for peer in world.honest} for chain in world.chains]
+        return all(len(one) == 1 for one in heights)
+
+    def _check_rounds(self, healing: _Healing) -> None:
+        world = self._world
+        for chain, (height, round) in healing.places.items():
+            certified = world.honest[0].store.block(chain, height)
+            if certified is None:
+                raise Violation("liveness", f"height {height} was not decided by the probes")
+            rounds = certified.certificate.round - round
+            self._heal_rounds = max(self._heal_rounds, rounds)
+            if rounds > HEAL_ROUNDS:
+                raise Violation("liveness", f"height {height} took {rounds} rounds after healing")
+
+    def _stuck(self, probes: list[_Probe]) -> str:
+        world = self._world
+        waiting = sum(not world.done(probe.ticket) for probe in probes)
+        places = []
+        for chain in world.chains:
+            for peer in world.honest:
+                engine = peer.node.chains[chain].engine
+                places.append(f"{peer.name} {engine.height}/{engine.round}/{engine.step}")
+        return f"{waiting} of {len(probes)} probes wait; height/round/step: {', '.join(places)}"

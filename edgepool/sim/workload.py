@@ -1,0 +1,110 @@
+"""Owners of simulated machines: each asks its peer for one record, and for the next when it is done.
+
+What an owner writes follows from what its own peer knows: it starts and ends the steps that were given
+to it, inspects them, and offers and demands data in between; the coordinator plans tasks. Draws come
+from a stream for each peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from random import Random
+
+from edgepool.core.chain import Chain
+from edgepool.core.ledger.facts import TaskState
+from edgepool.model.crypto import sha256
+from edgepool.model.ids import PeerId
+from edgepool.model.record import (
+    Body,
+    DataDemand,
+    DataOffer,
+    MachiningCompletion,
+    MachiningProcedure,
+    MachiningRequirement,
+    QualityInspection,
+)
+from edgepool.model.twin import DataKey
+
+STEPS = 3
+THINK_MS = 150
+PATIENCE_MS = 20_000
+"""An owner whose peer does not answer (because it has died meanwhile) asks for something new."""
+TASKS_OPEN = 6
+
+
+class Owner:
+    """The owner of one peer: what it wants to write next."""
+
+    def __init__(self, seed: int, place: int, me: PeerId, coordinator: bool) -> None:
+        self.me = me
+        self.random = Random(f"{seed}/owner/{place}")
+        self.ticket = 0
+        self.asked_ms = 0
+        self.life = 0
+        """Which life of the peer was asked: a peer that dies forgets what its owner waits for."""
+        self._coordinator = coordinator
+
+    def next_body(self, chain: Chain) -> Body | None:
+        """Return what to write on `chain` now, or None if there is nothing to say."""
+        if self._coordinator:
+            return self._plan(chain)
+        if self.random.random() < 0.75:
+            work = self._work(chain)
+            if work is not None:
+                return work
+        return self._data(chain)
+
+    def _plan(self, chain: Chain) -> Body | None:
+        """Give the next missing step of an unfinished task, or begin a task."""
+        for task in _recent(chain):
+            if len(task.steps) < task.steps_planned:
+                return self._requirement(chain, task.task, len(task.steps))
+        if sum(not task.complete for task in _recent(chain)) >= TASKS_OPEN:
+            return None
+        return self._requirement(chain, f"task-{len(chain.state.tasks) + 1}", 0)
+
+    def _requirement(self, chain: Chain, task: str, step: int) -> MachiningRequirement:
+        # Low places get more work, so that weights differ.
+        members = chain.state.members
+        place = min(self.random.randrange(len(members)), self.random.randrange(len(members)))
+        minutes = self.random.randrange(10, 600)
+        return MachiningRequirement(
+            task, "liner", 10 * (step + 1), "milling", members[place], step, STEPS, minutes, 0, 1
+        )
+
+    def _work(self, chain: Chain) -> Body | None:
+        for task in _recent(chain):
+            for place, step in task.steps.items():
+                given = step.requirement
+                if given.station != self.me:
+                    continue
+                number = given.operation_number
+                ready = place == 0 or (place - 1 in task.steps and task.steps[place - 1].done)
+                if step.procedure is None:
+                    if ready:
+                        return MachiningProcedure(task.task, number, "hole", "milling", (1, 2), 1)
+                elif not step.done:
+                    return MachiningCompletion(task.task, number, "lathe-1", 1)
+                elif not step.inspections:
+                    return QualityInspection(task.task, number, "hole", "bore", (10_000,), True)
+        return None
+
+    def _data(self, chain: Chain) -> Body:
+        """Demand data, or offer its next version; of owners who do so at once, one is too late."""
+        key = DataKey(f"liner-{self.random.randrange(8)}", "model")
+        if self.random.random() < 0.5:
+            return DataDemand(key, 0, "hole", "steel")
+        standing = chain.state.offers(key)
+        version = standing[0].offer.version + 1 if standing else 1
+        root = sha256(f"{self.me}/{key}/{version}".encode())
+        return DataOffer(key, version, root, 1000, "", 50)
+
+
+def _recent(chain: Chain) -> list[TaskState]:
+    return list(islice(reversed(chain.state.tasks.values()), 2 * TASKS_OPEN))
+
+
+def due(owner: Owner, now_ms: int, settled: Callable[[int], bool]) -> bool:
+    """Say whether `owner` may ask for something: it has an answer, or no more patience."""
+    return not owner.ticket or settled(owner.ticket) or now_ms - owner.asked_ms > PATIENCE_MS

@@ -1,0 +1,142 @@
+"""A check that has never failed proves nothing: each seeded bug must be found within its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import canaries
+import pytest
+from canaries import CANARIES, switched_on
+from consensus_cluster import CHAIN, NETWORK, PEERS, SIGNERS, Cluster, at, make_block
+from msgspec.structs import replace
+
+from edgepool.core import chain as chain_module
+from edgepool.core.consensus import lottery
+from edgepool.core.consensus.votes import VoteBook
+from edgepool.core.ledger.state import ChainState
+from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, Block, Vote, sign_vote
+from edgepool.model.codec import encode
+from edgepool.model.crypto import sha256
+from edgepool.model.ids import PeerId
+from edgepool.model.message import Proposal, Votes, sign_proposal
+from edgepool.model.pool import Genesis
+from edgepool.sim.chaos import Chaos
+from edgepool.sim.memo import ideal_signatures
+from edgepool.sim.plan import Plan
+from edgepool.sim.run import run_plan
+
+Switch = Callable[[ExitStack], None]
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_random_schedules_find_the_canary(name: str) -> None:
+    canary = CANARIES[name]
+    with switched_on(canary.switch):
+        for seed in range(canary.seeds):
+            violations = run_plan(canary.plan(seed)).violations
+            if violations and violations[0].partition(":")[0] in canary.rules:
+                return
+    pytest.fail(f"not found within {canary.seeds} seeds")
+
+
+@pytest.mark.parametrize("name", ["no lock", "missing fsync of votes", "stale certificate accepted"])
+def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:
+    canary = CANARIES[name]
+    for seed in range(3):
+        assert run_plan(canary.plan(seed)).violations == []
+
+
+# --- directed schedules: for what random ones cannot find, or find by comparison only ---------------
+
+
+def second_vote_counts() -> bool:
+    """An equivocator's first vote was nil; with its second, three of four have prevoted a block."""
+    book = VoteBook(PEERS[:4])
+    block_id = bytes(32)
+    for place, value in ((3, NIL), (3, block_id), (0, block_id), (1, block_id)):
+        book.add(sign_vote(SIGNERS[place], NETWORK, CHAIN, PREVOTE, 1, 0, value))
+    return book.polkas.get(0) == block_id
+
+
+def a_lock_survives_a_restart() -> bool:
+    """Locked on a block in round 0 and restarted, a member prevotes nil for another one in round 1."""
+    cluster = Cluster(4, goal=1)
+    spoken: list[Vote] = []
+    member, previous = 3, cluster.seats[3].app.previous()
+
+    def note(place: int, output: object) -> None:
+        message = getattr(output, "message", None)
+        if place == member and isinstance(message, Votes):
+            spoken.extend(message.votes)
+
+    def hear(sender: int, message: Proposal | Votes) -> None:
+        seat = cluster.seats[member]
+        cluster.perform(seat, seat.engine.receive(PEERS[sender], message, at(0)))
+
+    def vote(sender: int, round: int, block_id: bytes) -> None:
+        signed = sign_vote(SIGNERS[sender], NETWORK, CHAIN, PREVOTE, 1, round, block_id)
+        hear(sender, Votes(CHAIN, (signed,)))
+
+    cluster.trace = note
+    first = make_block(1, 0, previous, PEERS[0])
+    other = make_block(1, 1, previous, PEERS[1], time_ms=5)
+    cluster.perform(cluster.seats[member], cluster.seats[member].engine.start(at(0)))
+    hear(0, sign_proposal(SIGNERS[0], NETWORK, CHAIN, 0, first, -1, ()))
+    for sender in range(3):
+        vote(sender, 0, first.header.id)
+    assert spoken[-1].kind == PRECOMMIT, "a quorum of prevotes must lock"
+    cluster.restart(member)
+    for sender in (0, 2):
+        vote(sender, 1, NIL)
+    hear(1, sign_proposal(SIGNERS[1], NETWORK, CHAIN, 1, other, -1, ()))
+    prevotes = [one for one in spoken if (one.kind, one.round) == (PREVOTE, 1)]
+    return bool(prevotes) and all(one.block_id == NIL for one in prevotes)
+
+
+def turns_follow_work() -> bool:
+    """Over 4,000 draws, first turns fit the weights: chi-square per degree of freedom below 3."""
+    weights = dict(zip(PEERS, (70, 15, 10, 5), strict=False))
+    draws = 4_000
+    turns = dict.fromkeys(weights, 0)
+    for number in range(draws):
+        turns[chain_module.leader_order(sha256(encode(number)), weights)[0]] += 1
+    total = sum(weights.values())
+    expected = {peer: draws * weight / total for peer, weight in weights.items()}
+    return sum((turns[p] - expected[p]) ** 2 / expected[p] for p in weights) / (len(weights) - 1) < 3
+
+
+def choosing_a_block_gains_nothing() -> bool:
+    """Whatever time and records a packer chooses, the turns of the next height are the same."""
+    with ideal_signatures():
+        world = Chaos(Plan(seed=1, heights=1, members=4, observed=True, chains=1, faults=()))
+        world.form()
+        world.work(True)
+        world.run_until(lambda: world.height(world.members[0], world.chains[0]) >= 1, 10_000)
+        block = world.members[0].store.block(world.chains[0], 1)
+        assert block is not None
+        genesis = world.judge.oracles[world.chains[0]].genesis
+        return len({_turns_after(genesis, block.block, time_ms) for time_ms in range(20)}) == 1
+
+
+def _turns_after(genesis: Genesis, block: Block, time_ms: int) -> tuple[PeerId, ...]:
+    state = ChainState(genesis)
+    state.apply(Block(replace(block.header, time_ms=time_ms), block.records))
+    seed = lottery.lottery_seed(NETWORK, state.chain, 2, state.beacon)
+    return lottery.leader_order(seed, dict.fromkeys(state.members, 1))
+
+
+DIRECTED: dict[str, tuple[Switch, Callable[[], bool]]] = {
+    "lock forgotten at restart": (canaries.lock_forgotten_at_restart, a_lock_survives_a_restart),
+    "first vote only": (canaries.first_vote_only, second_vote_counts),
+    "biased lottery": (canaries.biased_lottery, turns_follow_work),
+    "grindable beacon": (canaries.grindable_beacon, choosing_a_block_gains_nothing),
+}
+
+
+@pytest.mark.parametrize("name", DIRECTED)
+def test_a_directed_schedule_finds_the_canary(name: str) -> None:
+    switch, holds = DIRECTED[name]
+    assert holds(), "the rule must hold without the canary"
+    with switched_on(switch):
+        assert not holds(), "the canary was not found"
