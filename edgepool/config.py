@@ -6,6 +6,7 @@ wrong types and broken TOML are refused with the file, the place and what to wri
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -133,7 +134,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        last = f"(at line {len(raw.decode().splitlines())}, the end)"
+        fault = str(error).replace("(at end of document)", last)
+        raise ConfigError(f"{path} is not valid TOML: {fault}") from None
 
 
 def convert(path: Path, tables: object, kind: type[T]) -> T:
@@ -147,6 +150,11 @@ def convert(path: Path, tables: object, kind: type[T]) -> T:
 def load_peer_settings(folder_or_file: Path) -> PeerSettings:
     """Read a peer's settings from its folder, or from a TOML file that stands in its folder."""
     path = folder_or_file / CONFIG_FILE if folder_or_file.is_dir() else folder_or_file
+    if folder_or_file.is_dir() and not path.exists():
+        raise ConfigError(
+            f"'{folder_or_file}' is no gateway's folder (there is no {CONFIG_FILE} in it): "
+            "name one that 'edgepool init' has made"
+        )
     if not path.exists() and path.suffix != ".toml":
         raise ConfigError(f"{path} does not exist: make a gateway's folder with 'edgepool init {path}'")
     tables = read_toml(path)
@@ -184,5 +192,12 @@ def _sentence(text: str) -> str:
     """Turn 'Expected `int`, got `str` - at `$.api.port`' into 'api.port: expected ...'."""
     fault, _, place = text.partition(" - at ")
     place = place.strip("`").removeprefix("$.").removeprefix("$")
+    unknown = re.fullmatch("Object contains unknown field `(.*)`", fault)
+    missing = re.fullmatch("Object missing required field `(.*)`", fault)
+    table = f"in {place}" if place else "at its top"
+    if unknown:
+        return f"there is no setting '{unknown[1]}' {table}: correct its name, or move it to its table"
+    if missing:
+        return f"the setting '{missing[1]}' is missing {table}"
     fault = fault[:1].lower() + fault[1:]
     return f"{place}: {fault}" if place else fault

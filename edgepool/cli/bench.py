@@ -17,13 +17,32 @@ from edgepool.cli.console import err, out, print_json, run_async, say
 
 if TYPE_CHECKING:
     from edgepool.bench.figures import Figure
+    from edgepool.bench.load import LoadReport
     from edgepool.bench.run import Part, Report
 
 TERMINATED = 143
 _WIDE_COLUMNS = 116
+_LOAD_ROWS = (
+    ("final under flood", "committed_per_s", "records/s"),
+    ("bare processes could do", "ceiling_per_s", "records/s"),
+    ("ratio", "ratio", ""),
+    ("records in a block", "records_per_block", ""),
+    ("processor time a record and member", "cpu_us_per_record", "us"),
+    ("the same, bare", "bare_cpu_us", "us"),
+    ("steady rate", "steady_per_s", "records/s"),
+    ("submit to final at that rate, p50", "p50_ms", "ms"),
+    ("the same, p99", "p99_ms", "ms"),
+    ("bare request on a link", "rtt_ms", "ms"),
+    ("memory of a process", "rss_MiB", "MiB"),
+    ("lost records", "lost", ""),
+)
+
+app = typer.Typer(help="Measure what a peer costs here, or what a chain can carry.")
 
 
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer rounds, less data, one process: within 15 seconds.")
     ] = False,
@@ -44,7 +63,11 @@ def bench(
     behind. Exit code 1 if a part fails.
 
     Example: edgepool bench --quick --only link
+
+    What a chain carries under load is measured by 'edgepool bench ledger'.
     """
+    if context.invoked_subcommand is not None:
+        return
     try:
         report = run_async(_run(only or (), quick))
     except asyncio.CancelledError:
@@ -57,14 +80,73 @@ def bench(
         raise typer.Exit(1)
 
 
-async def _run(names: Sequence[str], quick: bool) -> Report:
-    from edgepool.bench.run import PARTS, run
+@app.command()
+def ledger(
+    validators: Annotated[int, typer.Option(help="How many members vote.", min=1, max=30)] = 4,
+    seconds: Annotated[
+        float, typer.Option(help="How long to measure; beginning and ending come on top.", min=3, max=600)
+    ] = 20.0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+) -> None:
+    """Put a chain under load: records a second, how soon they are final, what they cost each member.
 
+    Validators are processes with TLS links and disks of their own (larger pools share processes).
+    Records of 400 bytes are signed by their authors and verified by every other member. First a
+    flood, in rounds that alternate with the same necessary work done by one bare process: 'ratio' is
+    what is committed by what bare processes could do on these processors, shared by as many. Then a
+    steady rate, at which the time from submit to final is taken. Exit code 1 if a record was lost.
+
+    Example: edgepool bench ledger --validators 4 --seconds 20 --json
+    """
+    try:
+        report = run_async(_load(validators, seconds))
+    except asyncio.CancelledError:
+        raise typer.Exit(TERMINATED) from None
+    if json:
+        print_json(asdict(report))
+    else:
+        _print_load(report)
+    if report.lost:
+        raise typer.Exit(1)
+
+
+async def _load(validators: int, seconds: float) -> LoadReport:
+    from edgepool.bench.load import measure_load
+
+    _clean_up_when_ended()
+    if not err.is_terminal:
+        return await measure_load(validators, seconds)
+    with err.status("starting") as status:
+        return await measure_load(validators, seconds, status.update)
+
+
+def _clean_up_when_ended() -> None:
+    """Let processes and folders be cleaned up when somebody ends this process."""
     task = asyncio.current_task()
     assert task is not None
     with suppress(NotImplementedError):
-        # So that processes and folders are cleaned up when somebody ends this one.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _print_load(report: LoadReport) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for what, name, unit in _LOAD_ROWS:
+        table.add_row(what, _number(getattr(report, name)) if name != "lost" else str(report.lost), unit)
+    out.print(table)
+    say(
+        f"{report.validators} validators in {report.processes} processes on {report.processors} processors, "
+        f"records of {report.record_bytes} bytes",
+        "dim",
+    )
+
+
+async def _run(names: Sequence[str], quick: bool) -> Report:
+    from edgepool.bench.run import PARTS, run
+
+    _clean_up_when_ended()
     wanted = [part for part in PARTS.values() if not names or part.name in names]
     if not err.is_terminal:
         return await run(names, quick=quick)

@@ -14,7 +14,7 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any, TypeVar
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -35,12 +35,17 @@ err = _console(stderr=True)
 
 def say(text: str, style: str = "") -> None:
     """Print a line for people as it is, without breaking it; `style` is rich's."""
-    out.print(Text(text, style=style), soft_wrap=True)
+    out.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def show_error(error: Exception) -> None:
     """Print an error's one sentence to standard error."""
-    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), printable(str(error))), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return text that others may have written without what would steer a terminal; lines stay."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def print_json(value: Any) -> None:
@@ -67,15 +72,31 @@ def run_async(work: Coroutine[Any, Any, _T]) -> _T:
         return runner.run(work)
 
 
+class PlainTable(Table):
+    """A table whose cells are shown as they are, without what would steer a terminal."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row; see rich's Table."""
+        super().add_row(*map(_plain_cell, cells), **options)
+
+
 def columns(*names: str, title: str = "") -> Table:
     """Return an empty table in the one style of all commands; numbers stand in 'height' columns."""
-    empty = Table(
+    empty = PlainTable(
         box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left", title_style="bold"
     )
     for column in names:
         justify: JustifyMethod = "right" if column == "height" else "left"
         empty.add_column(column, header_style="dim", justify=justify, overflow="fold")
     return empty
+
+
+def _plain_cell(cell: RenderableType | None) -> RenderableType | None:
+    if isinstance(cell, str):
+        return printable(cell)
+    if isinstance(cell, Text) and not cell.plain.isprintable():
+        return Text(printable(cell.plain), style=cell.style)
+    return cell
 
 
 def size(size_bytes: float) -> str:
@@ -99,4 +120,10 @@ def duration(duration_ms: float) -> str:
 
 def moment(time_ms: int) -> str:
     """Return a wall time as this machine's clocks show it; '' for 0."""
-    return datetime.fromtimestamp(time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S") if time_ms else ""
+    if not time_ms:
+        return ""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        # Others write the times of blocks and records, and no calendar has all of them.
+        return f"{time_ms} ms"

@@ -14,7 +14,11 @@ from edgepool.errors import LocalError
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a running peer.")]
 Key = Annotated[str, typer.Argument(help="The part and the kind of data, as PART/KIND.")]
-Version = Annotated[int, typer.Option(min=0, help="The version of the data; 0 is the newest.")]
+MAX_VERSION = 2**31
+LONGEST_FETCH_S = 24 * 3600
+Version = Annotated[
+    int, typer.Option(min=0, max=MAX_VERSION, help="The version of the data; 0 is the newest.")
+]
 Chain = Annotated[
     str, typer.Option(help="The chain to record it on: a pool's name or an id (default: the first).")
 ]
@@ -25,7 +29,9 @@ def publish(
     folder: Folder,
     key: Key,
     file: Annotated[Path, typer.Argument(help="The file whose content is published.")],
-    version: Annotated[int, typer.Option(min=0, help="Its version; 0 is one above the newest.")] = 0,
+    version: Annotated[
+        int, typer.Option(min=0, max=MAX_VERSION, help="Its version; 0 is one above the newest.")
+    ] = 0,
     chain: Chain = "",
     json: Json = False,
 ) -> None:
@@ -95,7 +101,9 @@ def fetch(
     out_file: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; it is replaced.")],
     version: Version = 0,
     chain: Chain = "",
-    timeout: Annotated[float, typer.Option(min=1, help="How long it may take, in seconds.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=LONGEST_FETCH_S, help="How long it may take, in seconds.")
+    ] = 60,
     json: Json = False,
 ) -> None:
     """Get data straight from whoever has it, every chunk checked against the hash on chain.

@@ -6,6 +6,7 @@ import what they need when they run, so that `edgepool --help` is quick.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgepool.cli import bench, chain, data, demo, init, lottery, proof, query, run, sim, status, topology
 from edgepool.cli.console import show_error
-from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
+from edgepool.errors import EdgepoolError, LocalError, Refused, RemoteError, Unavailable
 
 INTERRUPTED = 130
 
@@ -31,8 +32,19 @@ class _Commands(TyperGroup):
         except EdgepoolError as error:
             show_error(error)
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has enough: typer ends quietly
+                raise
+            show_error(LocalError(_of_system(error)))
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the system refused as a sentence: no right to a file, no room on the disk, and so on."""
+    what = f"'{error.filename}'" if error.filename else "the system refused"
+    return f"{what}: {error.strerror or error}; check the path, its owner and the room on its disk"
 
 
 app = typer.Typer(
@@ -45,7 +57,6 @@ app = typer.Typer(
 )
 
 app.command("demo")(demo.demo)
-app.command("bench")(bench.bench)
 app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("status")(status.status)
@@ -56,6 +67,7 @@ chain.app.command("query")(query.query)
 chain.app.command("lottery")(lottery.lottery)
 chain.app.command("genesis")(proof.export_genesis)
 app.add_typer(chain.app, name="chain")
+app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")
 app.add_typer(proof.app, name="proof")
 app.add_typer(topology.app, name="topology")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from edgepool.cli.console import moment, out, print_json, say, size
+from edgepool.cli.console import PlainTable, moment, out, print_json, say, size
 from edgepool.errors import DecodeError, LocalError, StorageError
 
 if TYPE_CHECKING:
@@ -290,9 +289,9 @@ def _print_proof(view: dict[str, Any]) -> None:
         f"({view['quorum']} needed): {signers}",
     }
     say("the proof holds: the record stands on this chain", "green")
-    grid = Table.grid(padding=(0, 2))
+    grid = PlainTable.grid(padding=(0, 2))
     for name, value in rows.items():
-        grid.add_row(name, _printable(value))
+        grid.add_row(name, value)
     out.print(grid)
 
 
@@ -301,9 +300,4 @@ def _reason(proof: RecordProof, fault: Fault) -> str:
     reason = fault.reason
     for member in proof.genesis.invitation.members:
         reason = reason.replace(member.peer, f"{member.name} ({member.peer})")
-    return _printable(reason)
-
-
-def _printable(text: str) -> str:
-    """Return text that a stranger wrote without what would steer a terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return reason

@@ -8,16 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from edgepool.cli.console import columns, duration, moment, out, print_json, run_async, size
+from edgepool.cli.console import PlainTable, columns, duration, moment, out, print_json, run_async, size
 
 if TYPE_CHECKING:
     from edgepool.peer.values import ChainStatus, PeerStatus
 
 BUSY_PERCENT = 90
 STANDSTILL_MS = 30_000
+
+ORDINARY = ("dropped_no_link", "dropped_duplicate", "dropped_outbox", "lost_silent", "refused_paused")
+"""What links that come and go count by themselves: what mattered was said again, nobody did wrong."""
+
+MEANINGS = {
+    "refused_handshake": "callers had no certificate of this network's authority, or did not speak its "
+    "protocol, and got nowhere; if it goes on rising, look for a foreign program or another authority's peer",
+    "refused_stranger": "callers had a certificate of this authority, but for another network or role, and "
+    "got nowhere; look for a peer with the wrong 'network' in its settings",
+    "refused_wrong_peer": "at the address of a known peer somebody else answers: correct its address in "
+    "known_peers",
+    "refused_oversize": "a member announced a message over limits.frame_bytes, and its link was ended; the "
+    "log says whose: its software is broken or hostile",
+    "refused_garbage": "a member sent what is no message, and its link was ended; the log says whose: its "
+    "software is broken or hostile",
+    "refused_misbehaviour": "a member sent what its role or its chains do not allow, and it was ignored: its "
+    "software is broken or hostile",
+    "refused_busy": "all places for handshakes, links or transfers were taken, and callers were put off; if "
+    "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
+    "dropped_events": "messages came faster than this machine takes them and were dropped; others say them "
+    "again, but blocks slow down",
+    "dropped_frame_too_long": "this peer made messages over limits.frame_bytes: raise it on all peers",
+    "failed_handler": "this peer failed inside while it took a message: its log says where",
+}
+"""What each count of things turned away means, and what to do."""
 
 
 def status(
@@ -89,7 +113,7 @@ class StatusScreen:
     def _head(self) -> RenderableType:
         status = self._status
         what = status.role if not status.machine_type else f"{status.role}, {status.machine_type}"
-        table = Table.grid(padding=(0, 2))
+        table = PlainTable.grid(padding=(0, 2))
         table.add_row("peer", Text.assemble((status.name, "bold"), f" ({what}) of '{status.network}'"))
         table.add_row("id", status.id)
         table.add_row("listens on", ", ".join(status.addresses))
@@ -153,7 +177,7 @@ class StatusScreen:
                 chain.id[:8],
                 str(chain.height),
                 chain.last_packer,
-                duration(self._now_ms - chain.last_block_ms) + " ago" if chain.height else "",
+                duration(max(0, self._now_ms - chain.last_block_ms)) + " ago" if chain.height else "",
                 self._reached(chain),
                 self._waiting(chain),
             )
@@ -202,7 +226,7 @@ class StatusScreen:
 
     def _totals(self) -> RenderableType:
         totals = self._status.totals
-        table = Table.grid(padding=(0, 2))
+        table = PlainTable.grid(padding=(0, 2))
         failed: Text = Text(f"{totals.failed} failed")
         if totals.failed:
             failed = self.red(
@@ -217,11 +241,12 @@ class StatusScreen:
         if totals.first_data_ms:
             table.add_row("first data", moment(totals.first_data_ms))
         for reason, count in sorted(totals.refused.items()):
-            sentence = (
-                f"turned away {count} times, and nothing else came of it: {reason}; "
-                "if it goes on rising, look for a broken or foreign peer on this network"
-            )
-            table.add_row("refused", self.red(f"{count} × {reason}", sentence))
+            text = f"{count} × {reason}"
+            if reason in ORDINARY:
+                table.add_row("counted", Text(text, style="dim"))
+                continue
+            meaning = MEANINGS.get(reason, "if it goes on rising, look at this peer's log")
+            table.add_row("refused", self.red(text, f"{text}: {meaning}"))
         return table
 
 

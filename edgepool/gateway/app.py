@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 1024
 MAX_REQUESTS = 64
 PROGRESS_INTERVAL_S = 0.1
-CLOSE_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 0.5
 
 _log = logging.getLogger(__name__)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -114,7 +114,7 @@ class ApiServer:
         write_private(self._folder / ENDPOINT_FILE, msgspec.json.encode(endpoint) + b"\n")
 
     async def close(self) -> None:
-        """Stop listening, give requests under way a second to end, and remove `api.json`."""
+        """Stop listening, give requests under way half a second to end, and remove `api.json`."""
         if self._runner is not None:
             runner, self._runner = self._runner, None
             with suppress(OSError):
@@ -136,7 +136,8 @@ class ApiServer:
     # --- routes ---------------------------------------------------------------------------------
 
     async def _healthz(self, _: web.Request) -> web.StreamResponse:
-        return _json({"ok": True})
+        failure = self._peer.failure
+        return _json({"ok": False, "problem": failure}, 503) if failure else _json({"ok": True})
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
         text = render_metrics(self._peer.metrics())

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -27,6 +27,8 @@ from edgepool.peer.values import ChainStatus, PeerStatus
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
 ANSWER_TIMEOUT_S = 30
+
+_T = TypeVar("_T")
 
 _ERRORS: dict[str, type[EdgepoolError]] = {
     "refused": Refused,
@@ -71,30 +73,27 @@ class ApiClient:
 
     async def status(self) -> PeerStatus:
         """Return the peer's status."""
-        return msgspec.convert(await self._get("/v1/status"), PeerStatus)
+        return _as(PeerStatus, await self._get("/v1/status"))
 
     async def chains(self) -> list[ChainStatus]:
         """Return the chains that the peer keeps."""
-        return msgspec.convert(await self._get("/v1/chains"), list[ChainStatus])
+        return _as(list[ChainStatus], await self._get("/v1/chains"))
 
     async def block(self, chain: str, height: int) -> dict[str, Any]:
         """Return a block (views.block_view) of the chain with this id or name."""
-        answer: dict[str, Any] = await self._get(f"/v1/chains/{quote(chain, safe='')}/blocks/{height}")
-        return answer
+        path = f"/v1/chains/{quote(chain, safe='')}/blocks/{height}"
+        return _as(dict[str, Any], await self._get(path))
 
     async def publish(self, key: str, path: Path, *, version: int = 0, chain: str = "") -> dict[str, Any]:
         """Have the peer publish the file at `path`; return views.published_view."""
         body = {"key": key, "path": _absolute(path), "version": version, "chain": chain}
-        answer: dict[str, Any] = await self._post("/v1/publish", body, timeout_s=3600)
-        return answer
+        return _as(dict[str, Any], await self._post("/v1/publish", body, timeout_s=3600))
 
     async def request(self, key: str, *, version: int = 0, timeout_ms: int = 5_000) -> list[dict[str, Any]]:
         """Return who has `key`, best first, as views.offer_view."""
         body = {"key": key, "version": version, "timeout_ms": timeout_ms}
-        answer: list[dict[str, Any]] = await self._post(
-            "/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S
-        )
-        return answer
+        answer = await self._post("/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
+        return _as(list[dict[str, Any]], answer)
 
     async def fetch(
         self,
@@ -119,23 +118,22 @@ class ApiClient:
         }
         async with self._call("POST", "/v1/fetch", body, timeout_s=None) as response:
             async for raw in response.content:
-                line = msgspec.json.decode(raw)
+                line = _as(dict[str, Any], _decoded(raw))
                 if "error" in line:
                     raise _error_of(line)
                 if "done_bytes" not in line:
-                    result: dict[str, Any] = line
-                    return result
+                    return line
                 if progress is not None:
                     progress(line["done_bytes"], line["size_bytes"])
         raise Unavailable("the peer ended before the data was whole: look at its log, and fetch again")
 
     async def _get(self, path: str) -> Any:
         async with self._call("GET", path, None, timeout_s=ANSWER_TIMEOUT_S) as response:
-            return msgspec.json.decode(await response.read())
+            return _decoded(await response.read())
 
     async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float) -> Any:
         async with self._call("POST", path, body, timeout_s=timeout_s) as response:
-            return msgspec.json.decode(await response.read())
+            return _decoded(await response.read())
 
     @asynccontextmanager
     async def _call(
@@ -156,6 +154,10 @@ class ApiClient:
             raise Unavailable(
                 f"the peer at {self.url} has not answered in time: it may be overloaded"
             ) from None
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            raise Unavailable(
+                f"the peer at {self.url} ended before it had answered: look at its log, and ask again"
+            ) from None
         except aiohttp.ClientError as error:
             raise Unavailable(
                 f"the peer at {self.url} cannot be reached ({error}): is it still running?"
@@ -167,7 +169,7 @@ def find_endpoint(folder: Path) -> Endpoint | None:
 
     LocalError if `folder` is no peer's folder.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise LocalError(f"'{folder}' does not exist: make a gateway's folder with 'edgepool init {folder}'")
     if not (folder / CONFIG_FILE).is_file():
         raise LocalError(
@@ -181,8 +183,33 @@ def find_endpoint(folder: Path) -> Endpoint | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         raise LocalError(f"{path} cannot be read: restart the peer, which writes it anew") from None
-    check_loopback(urlsplit(endpoint.url).hostname or "")
+    try:
+        host = urlsplit(endpoint.url).hostname or ""
+    except ValueError:
+        host = ""
+    check_loopback(host)
     return endpoint if _runs(endpoint.pid) else None
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _foreign() from None
+
+
+def _as(kind: type[_T], value: Any) -> _T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        raise _foreign() from None
+
+
+def _foreign() -> Unavailable:
+    return Unavailable(
+        f"what answers at the address in {ENDPOINT_FILE} is no peer of this version: "
+        "restart the peer, which writes that file anew"
+    )
 
 
 def _absolute(path: Path) -> str:
@@ -210,5 +237,5 @@ def _error_json(raw: bytes, status: int) -> dict[str, str]:
 
 
 def _error_of(described: dict[str, str]) -> EdgepoolError:
-    kind = _ERRORS.get(described.get("kind", ""), EdgepoolError)
+    kind = _ERRORS.get(described.get("kind", ""), Unavailable)
     return kind(described.get("error", "the API gave no reason"))

@@ -282,6 +282,16 @@ class DataPlane:
         )
 
 
+def checked_key(key: DataKey | str) -> DataKey:
+    """Return `key`, or the key that it is written as; LocalError says what is wrong with it."""
+    if isinstance(key, str):
+        return DataKey.parse(key)
+    problem = key.problem()
+    if problem:
+        raise LocalError(f"'{key}' is not a data key: {problem}")
+    return key
+
+
 class _Receiver:
     """Hands verified chunks to a blob writer, which exists once the manifest is known."""
 

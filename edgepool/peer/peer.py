@@ -36,7 +36,7 @@ from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
 from edgepool.model.record import Body, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
-from edgepool.peer.data import DataPlane, ProgressCallback
+from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
 from edgepool.peer.known import known_members
 from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.tickets import Tickets
@@ -158,8 +158,7 @@ class Peer:
         await self._loop.close()
         self._store.close()
         self._tickets.fail_all(LocalError(f"peer {self.name} is closed"))
-        for watcher in self._watchers:
-            watcher.close()
+        self._end_watchers()
 
     # --- data -------------------------------------------------------------------------------
 
@@ -178,14 +177,14 @@ class Peer:
         its offer is final. Raises LocalError, Refused, StorageError, Unavailable.
         """
         self._check_open()
-        return await self.data.publish(_key(key), data, path, version, self._pick(chain))
+        return await self.data.publish(checked_key(key), data, path, version, self._pick(chain))
 
     async def request(
         self, key: DataKey | str, *, version: int = 0, timeout_ms: int = 5_000
     ) -> tuple[RankedOffer, ...]:
         """Find who has `key` by Algorithm 2 [S3.14]; proven offers, least busy holder first."""
         self._check_open()
-        return await self.data.find(_key(key), version, timeout_ms)
+        return await self.data.find(checked_key(key), version, timeout_ms)
 
     async def fetch(
         self,
@@ -205,7 +204,7 @@ class Peer:
         it, Refused with the condition that failed, RemoteError naming a holder that cheated.
         """
         self._check_open()
-        demand = (_key(key), version, features[:256], composition[:256])
+        demand = (checked_key(key), version, features[:256], composition[:256])
         return await self.data.fetch(*demand, self._pick(chain), timeout_ms, progress)
 
     # --- records and pools ------------------------------------------------------------------
@@ -300,6 +299,11 @@ class Peer:
             return self._node.directory.member(peer)
         return Member(peer, identity.name, identity.machine_type, addresses)
 
+    @property
+    def failure(self) -> str:
+        """Why this peer has stopped by itself (its disk failed), or ''."""
+        return str(self._failure or "")
+
     def status(self) -> PeerStatus:
         """Return everything that a screen shows of this peer."""
         return status_of(
@@ -311,7 +315,7 @@ class Peer:
             self._accounting,
             self._clock.now(),
             self._started_ms,
-            str(self._failure or ""),
+            self.failure,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -321,7 +325,8 @@ class Peer:
     def watch(self) -> AsyncIterator[PeerEvent]:
         """Return an async iterator over what happens from now on.
 
-        A reader that is too slow gets EventsMissed; the iterator ends when the peer closes.
+        A reader that is too slow gets EventsMissed; the iterator ends when the peer closes or its
+        disk fails.
         """
         self._check_open()
         watcher = Watcher()
@@ -356,6 +361,8 @@ class Peer:
             case Done() | Failed():
                 self._tickets.settle(notice)
             case BlockCommitted(chain, certified):
+                if not self._watchers:
+                    return
                 self.tell(BlockAdded(chain, certified))
                 height = certified.block.header.height
                 for index, record in enumerate(certified.block.records):
@@ -379,6 +386,11 @@ class Peer:
         """The disk failed: what cannot be stored may not be promised, so this peer falls silent."""
         self._failure = error
         self._tickets.fail_all(error)
+        self._end_watchers()
+
+    def _end_watchers(self) -> None:
+        for watcher in self._watchers:
+            watcher.close()
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -402,12 +414,3 @@ class Peer:
             network = self._accounting.network_load_percent(now.monotonic_ms)
             self._loop.post(Load(network, processing_load_percent()))
             await asyncio.sleep(_LOAD_EVERY_S)
-
-
-def _key(key: DataKey | str) -> DataKey:
-    if isinstance(key, str):
-        return DataKey.parse(key)
-    problem = key.problem()
-    if problem:
-        raise LocalError(f"'{key}' is not a data key: {problem}")
-    return key

@@ -5,8 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from typing import assert_never
 
-from edgepool.core.machine import Command, Done, Event, Failed, Submitted
+from edgepool.core.machine import (
+    Command,
+    ConfirmTransfer,
+    Done,
+    Event,
+    Failed,
+    FindData,
+    FormPool,
+    SubmitRecord,
+    Submitted,
+)
 from edgepool.errors import EdgepoolError, Refused, Unavailable
 
 
@@ -29,8 +40,7 @@ class Tickets:
             async with asyncio.timeout(timeout_ms / 1000):
                 return await future
         except TimeoutError:
-            kind = type(command).__name__
-            raise Unavailable(f"{kind} got no answer within {timeout_ms / 1000:g} s") from None
+            raise Unavailable(_missed(command, f"within {timeout_ms / 1000:g} s")) from None
         finally:
             self._pending.pop(ticket, None)
 
@@ -57,3 +67,21 @@ class Tickets:
     def _take(self, ticket: int) -> asyncio.Future[object] | None:
         future = self._pending.pop(ticket, None)
         return None if future is None or future.done() else future
+
+
+def _missed(command: Command, in_time: str) -> str:
+    """Return in a sentence what did not come about."""
+    match command:
+        case SubmitRecord():
+            return (
+                f"the record has not become final {in_time}; it still may, as soon as more than two "
+                "thirds of the pool are reached: 'edgepool status' names who is missing"
+            )
+        case FindData(key):
+            return f"the search for {key} did not end {in_time}"
+        case ConfirmTransfer(holder):
+            return f"{holder.name} did not confirm the transfer {in_time}"
+        case FormPool(invitation):
+            return f"pool '{invitation.name}' was not formed {in_time}"
+        case _:
+            assert_never(command)

@@ -56,7 +56,7 @@ def make_pool(folder: Path) -> None:
 
 def wait_for_pool(folder: Path) -> None:
     for _ in range(100):
-        if json.loads(edgepool("status", folder, "--json"))["chains"]:
+        if (folder / "api.json").exists() and json.loads(edgepool("status", folder, "--json"))["chains"]:
             return
         time.sleep(0.1)
     raise AssertionError("no pool came to stand")
@@ -82,6 +82,41 @@ def test_three_processes_exchange_a_file_by_commands_alone(tmp_path: Path) -> No
     verdicts = json.loads(edgepool("chain", "verify", tmp_path, "--json"))
     assert {row["peer"] for row in verdicts} == {"cloud", "mill", "lathe"}
     assert all(row["verified"] and row["height"] > 0 for row in verdicts)
+
+
+SLOW_DISK = """
+import time
+from edgepool.cli.main import main
+from edgepool.storage.blobs import BlobStore
+
+def import_file(self, path):
+    print("copying", flush=True)
+    time.sleep(60)
+
+BlobStore.import_file = import_file
+main()
+"""
+
+
+def test_sigterm_ends_a_peer_in_time_though_a_thread_of_it_copies(tmp_path: Path) -> None:
+    edgepool("init", tmp_path / "solo", "--role", "coordinator")
+    settings = tmp_path / "solo" / "edgepool.toml"
+    settings.write_text(settings.read_text() + '\n[[fixed_pools]]\nname = "cell"\nmembers = ["solo"]\n')
+    run = [sys.executable, "-c", SLOW_DISK, "run", str(tmp_path / "solo")]
+    ask = [sys.executable, "-m", "edgepool", "publish", str(tmp_path / "solo"), "P/model", str(settings)]
+    peer = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert peer.stdout is not None
+        wait_for_pool(tmp_path / "solo")
+        with subprocess.Popen(ask, stderr=subprocess.PIPE) as asker:
+            assert any(line == "copying\n" for line in peer.stdout)
+            peer.send_signal(signal.SIGTERM)
+            _, complaint = peer.communicate(timeout=3)
+            assert asker.wait(timeout=5) == 1
+        assert (peer.returncode, "nothing acknowledged is lost" in complaint) == (0, True)
+    finally:
+        peer.kill()
+        peer.wait()
 
 
 @pytest.mark.parametrize(("name", "hops"), [("star.toml", [0, 0, 0]), ("line.toml", [0, 1, 2, 2])])

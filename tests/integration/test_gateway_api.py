@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from edgepool.config import KnownPeer
 from edgepool.errors import LocalError, Refused, RemoteError, StorageError, Unavailable
@@ -29,6 +30,7 @@ class StandIn:
 
     id = "12D3KooWStandIn"
     pools = ()
+    failure = ""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -81,6 +83,37 @@ async def test_health_and_metrics_are_open_and_the_rest_needs_the_token(door: Do
         async with door.http.post(door.server.url + "/v1/request", headers=headers, json={}) as answer:
             assert answer.status == 401
             assert (await answer.json())["kind"] == "access"
+
+
+async def test_a_peer_that_cannot_store_is_not_healthy(door: Door) -> None:
+    door.peer.failure = "no space left"
+    async with door.http.get(door.server.url + "/healthz") as answer:
+        assert (answer.status, await answer.json()) == (503, {"ok": False, "problem": "no space left"})
+
+
+@pytest.mark.parametrize("body", [b"hello", b"[1]", b'{"done_bytes": 1', b"\xff", b""])
+async def test_what_is_no_peer_at_the_address_gets_one_sentence(body: bytes, tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    app = web.Application()
+    app.add_routes([web.route("*", "/{path:.*}", answer)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with ApiClient(f"http://127.0.0.1:{runner.addresses[0][1]}", "0" * 64) as client:
+            for call in (
+                client.status(),
+                client.chains(),
+                client.block("cell", 1),
+                client.publish("P/model", tmp_path),
+                client.fetch("P/model", tmp_path / "out"),
+            ):
+                with pytest.raises(Unavailable, match=r"is no peer|ended before"):
+                    await call
+    finally:
+        await runner.cleanup()
 
 
 async def test_the_token_is_made_once_and_is_for_its_owner_only(door: Door) -> None:

@@ -147,11 +147,15 @@ async def test_storage_failure_silences_the_peer_and_says_why(
             raise StorageError("no space left for votes.log")
 
         monkeypatch.setattr(machine._store, "write", fail)
+        events = machine.watch()
         with pytest.raises(StorageError, match="no space left"):
             await machine.submit(demand(1), chain=cell.chain)
         with pytest.raises(StorageError, match="no space left"):
             await machine.submit(demand(2), chain=cell.chain)
         assert "no space left" in " ".join(machine.status().problems)
+        assert "no space left" in machine.failure
+        async with asyncio.timeout(5):
+            assert [event async for event in events] == []
 
 
 # --- strangers at the door ------------------------------------------------------------------------

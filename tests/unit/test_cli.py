@@ -12,15 +12,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
+from edgepool.cli import console
+from edgepool.cli.console import columns, moment
 from edgepool.cli.main import app
-from edgepool.cli.status import StatusScreen
+from edgepool.cli.status import MEANINGS, ORDINARY, StatusScreen
 from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
 from edgepool.peer.peer import Peer
 from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, Totals
+from edgepool.transport import refusals
 from edgepool.workshop.demo import DemoOptions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -141,6 +145,44 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "api.port: expected `int`, got `str`" in complaint("run", tmp_path / "mill")
     settings.write_text("name = = 1")
     assert "line 1, column 8" in complaint("run", tmp_path / "mill")
+    settings.write_text('name = "mill"\nnetwork = [\n')
+    assert "at line 2, the end" in complaint("run", tmp_path / "mill")
+    settings.write_text('name = "mill"\nnetwork = "plant"\n[api]\ncolour = 1\n')
+    assert "there is no setting 'colour' in api" in complaint("run", tmp_path / "mill")
+    settings.write_text('name = "mill"\n')
+    assert "the setting 'network' is missing" in complaint("run", tmp_path / "mill")
+    assert "is no gateway's folder" in complaint("run", tmp_path)
+    assert "is no gateway's folder" in complaint("status", settings)
+    assert "is not a folder" in complaint("chain", "verify", settings)
+
+
+def test_numbers_beyond_all_bounds_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    for option in (("--timeout", "inf"), ("--timeout", "nan"), ("--timeout", 1e30), ("--version", 2**31 + 1)):
+        result = call("fetch", tmp_path, "P/model", tmp_path / "out", *option)
+        assert (result.exit_code, "Invalid value" in result.stderr) == (2, True)
+
+
+def test_what_the_system_refuses_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+
+    def iterdir(_: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "closed"))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert "closed': Permission denied" in complaint("chain", "verify", tmp_path)
+
+
+def test_nothing_that_others_wrote_steers_the_terminal() -> None:
+    table = columns("says")
+    table.add_row("\x1b[2Jgone")
+    table.add_row(Text("\x9b2J", style="red"))
+    with console.out.capture() as captured:
+        console.out.print(table)
+        console.say("title \x1b]0;mine\x07")
+    assert "\x1b[2J" not in captured.get()
+    assert "\x9b" not in captured.get()
+    assert "\x1b]0" not in captured.get()
+    assert moment(2**53) == f"{2**53} ms"
 
 
 def test_a_topology_is_drawn_and_its_faults_are_named(tmp_path: Path) -> None:
@@ -201,6 +243,38 @@ def test_one_changed_byte_makes_verify_fail_and_name_the_block(plant: Path, tmp_
     assert "block 2" in result.stdout
     (verdict,) = json.loads(call("chain", "verify", tmp_path, "--json").stdout)
     assert (verdict["verified"], verdict["bad_height"], verdict["height"]) == (False, 2, 1)
+
+
+def test_many_copies_are_one_row_for_each_chain_and_every_bad_copy(plant: Path, tmp_path: Path) -> None:
+    for site in ("north", "south"):
+        for peer in ("mill", "lathe"):
+            shutil.copytree(plant / "solo", tmp_path / site / peer)
+    (row,) = re.findall("(?m)^.*workshop.*$", call("chain", "verify", tmp_path).stdout)
+    assert row.split()[-3:] == ["1", "4", "whole"]
+    (row,) = re.findall("(?m)^.*workshop.*$", call("chain", "list", tmp_path).stdout)
+    assert row.split()[-2:] == ["4", "solo"]
+    for command in ("list", "verify"):
+        assert call("chain", command, tmp_path, "--all").stdout.count("workshop") == 4
+        assert len(json.loads(call("chain", command, tmp_path, "--json").stdout)) == 4
+
+    (log,) = (tmp_path / "south" / "mill" / "chains").glob("*/blocks.log")
+    raw = bytearray(log.read_bytes())
+    raw[-1] ^= 1
+    log.write_bytes(raw)
+    (genesis,) = (tmp_path / "south" / "lathe" / "chains").glob("*/genesis.bin")
+    genesis.write_bytes(b"")
+    for arguments in ((), ("workshop",)):
+        shown = call("chain", "verify", tmp_path, *arguments)
+        assert shown.exit_code == 1
+        assert "2 of 4 bad" in shown.stdout
+        assert re.search("south/mill, chain .*block 3 is damaged", shown.stdout)
+        assert re.search("south/lathe, chain .*genesis", shown.stdout)
+    listed = call("chain", "list", tmp_path)
+    assert (listed.exit_code, "2 to 3" in listed.stdout) == (1, True)
+
+
+def test_a_chain_named_by_nothing_is_not_verified(plant: Path) -> None:
+    assert "there is no chain ''" in complaint("chain", "verify", plant, "")
 
 
 def test_records_are_found_by_part_machine_kind_and_time(plant: Path) -> None:
@@ -355,6 +429,19 @@ def test_every_red_cell_is_explained() -> None:
     assert "97 %" in busy
     (stopped,) = explanations(make_status(problems=["this peer has stopped: the disk is full"]))
     assert stopped == "this peer has stopped: the disk is full"
+
+
+def test_what_is_turned_away_is_explained_and_what_is_ordinary_is_not_red() -> None:
+    def counted(**refused: int) -> list[str]:
+        healthy = make_status()
+        kept = {name: getattr(healthy.totals, name) for name in healthy.totals.__struct_fields__}
+        return explanations(make_status(totals=Totals(**{**kept, "refused": refused})))
+
+    reasons = {value for name, value in vars(refusals).items() if name.isupper() and isinstance(value, str)}
+    assert reasons <= {*ORDINARY, *MEANINGS}
+    assert counted(dropped_no_link=13, dropped_duplicate=2) == []
+    (strangers,) = counted(refused_handshake=7)
+    assert "no certificate of this network's authority" in strangers
 
 
 def test_a_pool_that_goes_on_without_a_member_is_not_red() -> None:
