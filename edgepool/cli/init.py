@@ -21,7 +21,8 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make; it must be new or empty.")],
     name: Annotated[str, typer.Option(help="What the peer is called (default: the folder's name).")] = "",
     network: Annotated[
-        str, typer.Option(help="The network's name (default: that of --known, or 'workshop').")
+        str,
+        typer.Option(help="The network's name (default: that of --known, of the authority, or 'workshop')."),
     ] = "",
     role: Annotated[
         str, typer.Option(help="machine, coordinator, witness, inspector, regulator or client.")
@@ -62,10 +63,14 @@ def init(
     """
     from edgepool.config import CONFIG_FILE
     from edgepool.gateway.setup import make_peer_folder, read_peer_id
+    from edgepool.transport.certificates import organisation_of
 
     folder = Path(str(folder).rstrip("/") or "/")
-    plan = _plan(folder, name, network, role, machine_type, listen, known or [], coordinator or [])
     authority = authority or folder.absolute().parent / "authority"
+    if not network and not known:
+        # Peers of another network could not talk to those that this authority has admitted before.
+        network = organisation_of(authority)
+    plan = _plan(folder, name, network, role, machine_type, listen, known or [], coordinator or [])
     new_authority = not authority.exists()
     settings = make_peer_folder(folder, plan, authority)
     peer = read_peer_id(settings)

@@ -149,13 +149,22 @@ async def _tell_events(peer: Peer, tell: _Tell, blocks: bool) -> None:
 
 def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]] | None:
     """Return an event's name, sentence and facts, or None if it is not told."""
-    from edgepool.peer.values import BlockAdded, EventsMissed, LinkChanged, PoolEntered, TransferEnded
+    from edgepool.peer.values import (
+        BlockAdded,
+        EventsMissed,
+        LinkChanged,
+        PeerMisbehaved,
+        PoolEntered,
+        TransferEnded,
+    )
 
     facts: dict[str, Any]
     match event:
         case LinkChanged(peer, name, up, reason):
             sentence = f"linked to {name}" if up else f"lost the link to {name}: {reason}"
             return "link", sentence, {"peer": peer, "name": name, "up": up, "reason": reason}
+        case PeerMisbehaved(peer, reason):
+            return "misbehaved", f"{peer} misbehaves: {reason}", {"peer": peer, "reason": reason}
         case PoolEntered(genesis):
             plan = genesis.invitation
             members = [member.name for member in plan.members]

@@ -22,6 +22,7 @@ from edgepool.core.machine import (
     FormPool,
     Holding,
     Load,
+    Misbehaved,
     Notice,
     PoolJoined,
     RankedOffer,
@@ -29,7 +30,7 @@ from edgepool.core.machine import (
     SubmitRecord,
 )
 from edgepool.core.node import Node
-from edgepool.errors import EdgepoolError, LocalError, StorageError
+from edgepool.errors import EdgepoolError, LocalError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
@@ -45,6 +46,7 @@ from edgepool.peer.values import (
     Fetched,
     LinkChanged,
     PeerEvent,
+    PeerMisbehaved,
     PeerStatus,
     PoolEntered,
     Published,
@@ -369,6 +371,8 @@ class Peer:
                     self.tell(RecordCommitted(RecordRef(chain, height, index), record))
             case PoolJoined(genesis):
                 self.tell(PoolEntered(genesis))
+            case Misbehaved(peer, reason):
+                self.tell(PeerMisbehaved(peer, reason))
             case _:
                 pass
 
@@ -382,8 +386,8 @@ class Peer:
         self._up_since_ms.pop(who, None)
         self.tell(LinkChanged(who, identity.name if identity else "", False, reason))
 
-    def _stop_for(self, error: StorageError) -> None:
-        """The disk failed: what cannot be stored may not be promised, so this peer falls silent."""
+    def _stop_for(self, error: EdgepoolError) -> None:
+        """The disk failed, or a fault of ours showed: nothing can be promised, so fall silent."""
         self._failure = error
         self._tickets.fail_all(error)
         self._end_watchers()

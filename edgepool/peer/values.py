@@ -95,13 +95,23 @@ class TransferEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerMisbehaved:
+    """A peer provably did what no honest peer does, such as forging a record or voting twice."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventsMissed:
     """The reader of watch() was too slow: this many events are not in its sequence."""
 
     count: int
 
 
-PeerEvent = RecordCommitted | BlockAdded | PoolEntered | LinkChanged | TransferEnded | EventsMissed
+PeerEvent = (
+    RecordCommitted | BlockAdded | PoolEntered | LinkChanged | TransferEnded | PeerMisbehaved | EventsMissed
+)
 
 
 # --- status -------------------------------------------------------------------------------------

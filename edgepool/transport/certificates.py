@@ -38,6 +38,7 @@ __all__ = [
     "identity_of",
     "issue_certificate",
     "load_identity",
+    "organisation_of",
 ]
 
 AUTHORITY_CERTIFICATE = "authority.pem"
@@ -82,6 +83,18 @@ def create_authority(folder: Path, organisation: str) -> None:
     except LocalError:
         (folder / AUTHORITY_KEY).unlink(missing_ok=True)
         raise
+
+
+def organisation_of(authority: Path) -> str:
+    """Return the organisation that an authority's certificate names; '' if there is no authority."""
+    try:
+        root = x509.load_pem_x509_certificate((authority / AUTHORITY_CERTIFICATE).read_bytes())
+    except OSError:
+        return ""
+    except ValueError:
+        raise LocalError(f"{authority / AUTHORITY_CERTIFICATE} is not a certificate in PEM") from None
+    names = root.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(names[0].value) if names else ""
 
 
 def create_key(path: Path) -> PeerId:

@@ -91,6 +91,12 @@ def test_init_makes_a_folder_that_a_second_peer_can_know(tmp_path: Path) -> None
     assert (tmp_path / "mill" / "identity" / "key.pem").stat().st_mode & 0o077 == 0
 
 
+def test_init_stays_in_the_network_of_the_authority(tmp_path: Path) -> None:
+    call("init", tmp_path / "cloud", "--network", "plant")
+    assert call("init", tmp_path / "mill").exit_code == 0
+    assert load_peer_settings(tmp_path / "mill").network == "plant"
+
+
 def test_init_never_overwrites_and_leaves_nothing_half_made(tmp_path: Path) -> None:
     call("init", tmp_path / "mill")
     before = (tmp_path / "mill" / CONFIG_FILE).read_bytes()
