@@ -90,6 +90,9 @@ class ToyChain:
     def has_waiting(self) -> bool:
         return self.height < self.goal
 
+    def has_enough(self) -> bool:
+        return False
+
     def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
         return self.blocks.get(height)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ async def measure_chain(quick: bool, folder: Path) -> list[Figure]:
         helpers = await asyncio.gather(
             *(stack.enter_async_context(Helper("members", folder)) for _ in range(processes))
         )
-        await _form_pool(helpers, folder)
+        await form_pool(helpers, folder, NAMES)
         took_ms = await _gentle(helpers, 1.5 if quick else 6.0)
         records = 250 if quick else BURST_RECORDS
         await _burst(helpers, records)  # does not count
@@ -60,9 +61,10 @@ async def measure_chain(quick: bool, folder: Path) -> list[Figure]:
     ]
 
 
-async def _form_pool(helpers: list[Helper], folder: Path) -> None:
+async def form_pool(helpers: Sequence[Helper], folder: Path, names: Sequence[str]) -> None:
+    """Have the helpers open peers with these names, in turn, and make a pool of them that stands."""
     authority = folder / "authority"
-    first, others = NAMES[0], NAMES[1:]
+    first, *others = names
     make_peer_folder(folder / first, PeerPlan(first, NETWORK, "coordinator", "Milling"), authority)
     opened: dict[str, str] = await helpers[0].ask("open", name=first)
     known = (KnownPeer(first, opened["address"]),)
@@ -71,7 +73,7 @@ async def _form_pool(helpers: list[Helper], folder: Path) -> None:
         make_peer_folder(folder / name, plan, authority)
     for number, name in enumerate(others, start=1):
         await helpers[number % len(helpers)].ask("open", name=name)
-    await helpers[0].ask("form", names=list(NAMES))
+    await helpers[0].ask("form", names=list(names))
     await asyncio.gather(*(helper.ask("stand") for helper in helpers))
 
 

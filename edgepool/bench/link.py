@@ -36,15 +36,8 @@ _P = TypeVar("_P", bound=asyncio.BufferedProtocol)
 async def measure_link(quick: bool, folder: Path) -> list[Figure]:
     """Measure 1 KB there and back over a link, and a transfer, each beside its bare counterpart."""
     size_bytes = QUICK_BYTES if quick else FULL_BYTES
-    authority = folder / "authority"
-    settings = make_peer_folder(folder / "asker", PeerPlan("asker", NETWORK), authority)
-    holder = read_peer_id(make_peer_folder(folder / "answerer", PeerPlan("answerer", NETWORK), authority))
     async with AsyncExitStack() as stack:
-        helper = await stack.enter_async_context(Helper("answerer", folder))
-        far: dict[str, Any] = await helper.ask("open", size_bytes=size_bytes)
-        asker = _Asker(settings, Member(holder, "answerer", "", tuple(far["addresses"])))
-        stack.push_async_callback(asker.close)
-        await asker.open()
+        asker, helper, far = await _open_link(stack, folder, size_bytes)
         echo = await _connect(stack, asker.identity, far["echo_port"], EchoClient)
         asking = await _round_trips(asker.ask, echo.ask, 5 if quick else 15, 200 if quick else 500)
         manifest = _manifest(far, size_bytes)
@@ -68,6 +61,34 @@ async def measure_link(quick: bool, folder: Path) -> list[Figure]:
         ),
         working.figure("transfer_cpu", "processor time for it, both sides", "ms", "asyncio TLS, BLAKE3"),
     ]
+
+
+async def measure_round_trip(folder: Path, trips: int) -> float:
+    """Return how many ms 1 KB takes there and back over a link to another process, p50."""
+    data = sha256(b"1 KB") * (ECHO_BYTES // 32)
+    took_s = []
+    async with AsyncExitStack() as stack:
+        asker, _, _ = await _open_link(stack, folder, ECHO_BYTES)
+        for _ in range(trips):
+            start_s = perf_counter()
+            await asker.ask(data)
+            took_s.append(perf_counter() - start_s)
+    return percentile(took_s, 50) * 1000
+
+
+async def _open_link(
+    stack: AsyncExitStack, folder: Path, size_bytes: int
+) -> tuple[_Asker, Helper, dict[str, Any]]:
+    """Return a link to a helper process that holds data of this size; both are ended with `stack`."""
+    authority = folder / "authority"
+    settings = make_peer_folder(folder / "asker", PeerPlan("asker", NETWORK), authority)
+    holder = read_peer_id(make_peer_folder(folder / "answerer", PeerPlan("answerer", NETWORK), authority))
+    helper = await stack.enter_async_context(Helper("answerer", folder))
+    far: dict[str, Any] = await helper.ask("open", size_bytes=size_bytes)
+    asker = _Asker(settings, Member(holder, "answerer", "", tuple(far["addresses"])))
+    stack.push_async_callback(asker.close)
+    await asker.open()
+    return asker, helper, far
 
 
 class _Asker:

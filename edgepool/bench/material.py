@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from edgepool.model.block import (
     PRECOMMIT,
     Block,
@@ -35,6 +37,7 @@ from edgepool.model.twin import DataKey
 NETWORK = "bench"
 TIME_MS = 1_750_000_000_000
 _ADDRESS = "/ip4/192.168.17.204/tcp/40001"
+_ADDRESSES = " ".join([_ADDRESS] * 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,14 @@ def make_block(pool: Pool, height: int, previous: bytes, records: Sequence[Signe
 
 
 def offer(part: str, version: int) -> DataOffer:
-    """Return the offer of a part's surface measurements."""
+    """Return the offer of a part's surface measurements; signed, it has about 290 bytes."""
     root = sha256(b"%s %d" % (part.encode(), version))
     return DataOffer(DataKey(part, "surface"), version, root, 48_000_000, _ADDRESS, 82)
+
+
+def wide_offer(part: str) -> DataOffer:
+    """Return an offer that has about 400 bytes once it is signed: its holder names many addresses."""
+    return structs.replace(offer(part, 1), address=_ADDRESSES)
 
 
 def _bodies(task: str, station: Signer) -> tuple[Body, ...]:

@@ -37,7 +37,7 @@ _LOAD_ROWS = (
     ("lost records", "lost", ""),
 )
 
-app = typer.Typer(help="Measure what a peer costs here, or what a chain can carry.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ block is made or checked, so a record that overtook its predecessor waits instea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from edgepool.config import ConsensusSettings, Limits
 from edgepool.core.consensus.engine import Decided, Engine, Output
@@ -29,7 +30,7 @@ from edgepool.core.machine import (
     RecordRef,
     Send,
 )
-from edgepool.errors import DecodeError
+from edgepool.errors import DecodeError, StorageError
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.block import (
     MAX_BLOCK_BYTES,
@@ -51,6 +52,9 @@ RESEND_MS = 1_000
 
 UNFIT_MS = 30_000
 """How long a record that no contract lets stand is kept waiting for what it depends on."""
+
+JUDGE_MS = 10_000
+"""How often waiting records are judged again."""
 
 _RESEND_RECORDS = 64
 
@@ -91,13 +95,16 @@ class Chain:
         self._beacon: BeaconChain | None = None
         self._mempool = Mempool(limits.mempool_records, len(self.people) + 1)
         self._waiting: dict[bytes, _Waiting] = {}
+        self._most_waiting = limits.mempool_records
         self._unfit_since_ms: dict[bytes, int] = {}
         self._gossip_at_ms: int | None = None
+        self._judge_at_ms: int | None = None
         self._order_height = -1
         self._order: tuple[PeerId, ...] = ()
         for past in range(1, height + 1):
             certified = source.block(self.id, past)
-            assert certified is not None, f"chain {self.id} lacks block {past}"
+            if certified is None:
+                raise StorageError(f"chain {self.id} lacks block {past}: it is missing in the store")
             self.state.apply(certified.block)
         self.engine = Engine(
             network=genesis.invitation.network,
@@ -125,13 +132,19 @@ class Chain:
 
     def submit(self, ticket: int, signed: SignedRecord, now: Instant) -> list[Effect]:
         """Take a record of this peer's owner; `ticket` 0 wants no answer."""
-        # Signed by this very peer a moment ago: its signature is not checked again.
-        reason = _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
+        # This peer has signed it a moment ago, so its signature is not checked again.
+        own = signed.record.author == self._me
+        reason = "" if own else "the record is another peer's"
+        reason = reason or _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
+        if not reason and len(self._waiting) >= self._most_waiting:
+            reason = f"{self._most_waiting} records of this peer wait already"
         if not reason and self.member:
             reason = self._mempool.add(signed)
         if reason:
             return [Notify(Failed(ticket, reason, refused=True))] if ticket else []
         self._waiting[signed.id] = _Waiting(ticket, signed, now.monotonic_ms + RESEND_MS, [])
+        if self._judge_at_ms is None:
+            self._judge_at_ms = now.monotonic_ms + JUDGE_MS
         effects: list[Effect] = []
         if self._others:
             effects.append(Broadcast(self._others, Records(self.id, (signed,))))
@@ -163,15 +176,15 @@ class Chain:
         effects: list[Effect] = []
         if self.engine.deadline is not None and self.engine.deadline <= now.monotonic_ms:
             effects += self._settle(self.engine.wake(now), now)
-        return effects + self._pass_on(now)
+        return effects + self._pass_on(now) + self._drop_unfit(now)
 
     def wakeup_at(self) -> int | None:
         """Return when to call `wake`, in monotonic ms."""
-        deadlines = [entry.resend_at_ms for entry in self._waiting.values()]
+        # They stand in the order in which they are due.
+        deadlines = [entry.resend_at_ms for entry in islice(self._waiting.values(), 1)]
         if self.engine.deadline is not None:
             deadlines.append(self.engine.deadline)
-        if self._gossip_at_ms is not None:
-            deadlines.append(self._gossip_at_ms)
+        deadlines += [at for at in (self._gossip_at_ms, self._judge_at_ms) if at is not None]
         return min(deadlines, default=None)
 
     # --- Application: what the engine asks ---------------------------------------------------
@@ -187,6 +200,10 @@ class Chain:
         """Say whether the mempool has a record that may stand now."""
         draft = self.state.draft()
         return any(not draft.add(signed) for signed in self._mempool.in_order())
+
+    def has_enough(self) -> bool:
+        """Say whether the mempool has as many records as a block can hold."""
+        return len(self._mempool) >= MAX_BLOCK_RECORDS
 
     def make_block(self, round: int, now: Instant) -> Block | None:
         """Pack the records that may stand, fairly between their authors."""
@@ -225,6 +242,9 @@ class Chain:
             return reason
         if header.proposer != self.leader(header.round):
             return f"the lottery gave round {header.round} to {self.leader(header.round)}"
+        size_bytes = sum(len(encode(signed)) for signed in block.records)
+        if size_bytes > MAX_BLOCK_BYTES:
+            return f"the records have {size_bytes} bytes, more than the {MAX_BLOCK_BYTES} of a block"
         draft = self.state.draft()
         for index, signed in enumerate(block.records):
             reason = draft.add(signed)
@@ -269,6 +289,8 @@ class Chain:
         if added:
             if self._gossip_at_ms is None:
                 self._gossip_at_ms = now.monotonic_ms + RESEND_MS
+            if self._judge_at_ms is None:
+                self._judge_at_ms = now.monotonic_ms + JUDGE_MS
             effects += self._settle(self.engine.nudge(now), now)
         return effects
 
@@ -281,30 +303,42 @@ class Chain:
         if len(entry.refused_by) <= (len(self.state.members) - 1) // 3:
             return []
         del self._waiting[message.record_id]
+        self._unfit_since_ms.pop(message.record_id, None)
         self._mempool.discard([message.record_id])
         return [Notify(Failed(entry.ticket, message.reason, refused=True))] if entry.ticket else []
 
     def _pass_on(self, now: Instant) -> list[Effect]:
         """Send again what waits while no block is committed: the leader may not have it yet."""
         due: list[SignedRecord] = []
-        for entry in self._waiting.values():
-            if entry.resend_at_ms <= now.monotonic_ms:
-                entry.resend_at_ms = now.monotonic_ms + RESEND_MS
-                due.append(entry.signed)
+        for record_id, entry in tuple(self._waiting.items()):
+            if entry.resend_at_ms > now.monotonic_ms:
+                break
+            entry.resend_at_ms = now.monotonic_ms + RESEND_MS
+            self._waiting[record_id] = self._waiting.pop(record_id)
+            due.append(entry.signed)
         effects: list[Effect] = []
         if self._gossip_at_ms is not None and self._gossip_at_ms <= now.monotonic_ms:
             due += [signed for signed in self._mempool.in_order() if signed.id not in self._waiting]
             self._gossip_at_ms = now.monotonic_ms + RESEND_MS if len(self._mempool) else None
-            effects += self._drop_unfit(now)
-        if due and self._others:
-            records = Records(self.id, tuple(due[:_RESEND_RECORDS]))
+        for start in range(0, len(due) if self._others else 0, _RESEND_RECORDS):
+            records = Records(self.id, tuple(due[start : start + _RESEND_RECORDS]))
             effects.append(Broadcast(self._others, records))
         return effects
 
     def _drop_unfit(self, now: Instant) -> list[Effect]:
-        """Give up on records that no contract has let stand for long."""
+        """Give up on records that no contract has let stand for long, and tell their owner.
+
+        Also on those that only pass through here, as an observer's do. This goes by a clock of its
+        own: it is due however busy the chain is.
+        """
+        if self._judge_at_ms is None or self._judge_at_ms > now.monotonic_ms:
+            return []
         draft = self.state.draft()
         reasons = {signed.id: draft.add(signed) for signed in self._mempool.in_order()}
+        for record_id, entry in self._waiting.items():
+            if record_id not in reasons:
+                reasons[record_id] = draft.add(entry.signed)
+        self._judge_at_ms = now.monotonic_ms + JUDGE_MS if reasons else None
         effects: list[Effect] = []
         for record_id, reason in reasons.items():
             if not reason:
@@ -315,9 +349,9 @@ class Chain:
                 continue
             self._mempool.discard([record_id])
             self._unfit_since_ms.pop(record_id)
-            entry = self._waiting.pop(record_id, None)
-            if entry is not None and entry.ticket:
-                effects.append(Notify(Failed(entry.ticket, reason, refused=True)))
+            given_up = self._waiting.pop(record_id, None)
+            if given_up is not None and given_up.ticket:
+                effects.append(Notify(Failed(given_up.ticket, reason, refused=True)))
         return effects
 
     # --- decisions --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ stands when a certificate has precommits of more than two thirds of the members 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def quorum(members: int) -> int:
     return 2 * members // 3 + 1
 
 
-class Header(Wire, frozen=True):
+class Header(Wire, frozen=True, dict=True, gc=True):
     """What is hashed of a block.
 
     `previous` is the id of the block before (the chain id's bytes at height 1). `proposer` is the
@@ -57,13 +58,13 @@ class Header(Wire, frozen=True):
     reveal: MaybeHash
     time_ms: TimeMs
 
-    @property
+    @cached_property
     def id(self) -> bytes:
         """The block's id: the 32-byte SHA-256 of the encoded header."""
         return sha256(encode(self))
 
 
-class Block(Wire, frozen=True):
+class Block(Wire, frozen=True, dict=True, gc=True):
     """A header and the records under it."""
 
     header: Header
@@ -73,9 +74,13 @@ class Block(Wire, frozen=True):
         """Say how header and records disagree, or return ''."""
         if self.header.records_count != len(self.records):
             return "the header counts other records than the block has"
-        if self.header.records_root != records_root(self.records):
+        if self.header.records_root != self._records_root:
             return "the Merkle root of the records is not the header's"
         return ""
+
+    @cached_property
+    def _records_root(self) -> bytes:
+        return records_root(self.records)
 
 
 def records_root(records: Sequence[SignedRecord]) -> bytes:

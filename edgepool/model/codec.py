@@ -22,8 +22,11 @@ MAX_VALUE_BYTES = 4 * 1024 * 1024
 _encoder = msgspec.msgpack.Encoder()
 
 
-class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Base of everything that travels or is stored: an immutable, positionally encoded array."""
+class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False):
+    """Base of everything that travels or is stored: an immutable, positionally encoded array.
+
+    Such values are trees, never cycles, so the garbage collector need not look through them.
+    """
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ coordinator gave; `operation_number` counts the steps of a route as shop floors 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from msgspec import Meta
@@ -157,13 +158,13 @@ class Record(Wire, frozen=True):
     body: Body
 
 
-class SignedRecord(Wire, frozen=True):
+class SignedRecord(Wire, frozen=True, dict=True, gc=True):
     """A record with its author's signature over it. Its `id` is the hash of the whole."""
 
     record: Record
     signature: Signature
 
-    @property
+    @cached_property
     def id(self) -> bytes:
         """The 32-byte SHA-256 of the encoded signed record."""
         return sha256(encode(self))

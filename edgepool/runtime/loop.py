@@ -8,6 +8,7 @@ barrier, and under load many steps share one sync. The node has a single writer:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,15 +33,23 @@ from edgepool.core.machine import (
     Woke,
 )
 from edgepool.core.node import Node
-from edgepool.errors import DecodeError, StorageError
+from edgepool.errors import DecodeError, EdgepoolError, LocalError, StorageError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import decode_message
+from edgepool.model.message import Records, decode_message
+from edgepool.model.record import SignedRecord
 from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
 
 MAX_QUEUED_EVENTS = 20_000
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
 MAX_BATCH_EVENTS = 256
+MAX_JOINED_RECORDS = 128
+MAX_JOINED_BYTES = 60 * 1024
+"""Records of one message, which fits into the smallest frame that anybody may have set."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class FreshBlocks:
@@ -68,8 +77,8 @@ class FreshBlocks:
 class NodeLoop:
     """Feeds one node and performs its effects. It is the transport's LinkHandler.
 
-    `on_notice` gets the node's notices, `on_link` link changes, `on_failure` the storage error
-    that stops the loop: a peer that cannot store may not speak.
+    `on_notice` gets the node's notices, `on_link` link changes, `on_failure` the error that stops the
+    loop, most often the disk's: a peer that cannot store may not speak.
     """
 
     def __init__(
@@ -83,7 +92,7 @@ class NodeLoop:
         counters: dict[str, int],
         on_notice: Callable[[Notice], None],
         on_link: Callable[[PeerIdentity | PeerId, str], None],
-        on_failure: Callable[[StorageError], None],
+        on_failure: Callable[[EdgepoolError], None],
     ) -> None:
         self.node = node
         self._store = store
@@ -94,7 +103,8 @@ class NodeLoop:
         self._on_notice = on_notice
         self._on_link = on_link
         self._on_failure = on_failure
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, int]] = deque()
+        self._queued_bytes = 0
         self._ready = asyncio.Event()
         self._cancel_timer: Callable[[], None] | None = None
         self._timer_at_ms: int | None = None
@@ -103,15 +113,18 @@ class NodeLoop:
 
     async def start(self) -> None:
         """Start the node, then take events."""
-        await self._perform(self.node.start(self._clock.now()))
+        if await self._perform(self.node.start(self._clock.now())):
+            self._arm()
         self._task = asyncio.create_task(self._run(), name=f"node {self.node.peer}")
 
-    def post(self, event: Event) -> None:
-        """Queue an event. Received messages are dropped (and counted) when too many wait."""
-        if len(self._events) >= MAX_QUEUED_EVENTS and isinstance(event, Received):
+    def post(self, event: Event, size_bytes: int = 0) -> None:
+        """Queue an event. Received messages are dropped (and counted) when too much waits."""
+        full = len(self._events) >= MAX_QUEUED_EVENTS or self._queued_bytes + size_bytes > MAX_QUEUED_BYTES
+        if full and isinstance(event, Received):
             self._counters["dropped_events"] = self._counters.get("dropped_events", 0) + 1
             return
-        self._events.append(event)
+        self._events.append((event, size_bytes))
+        self._queued_bytes += size_bytes
         self._ready.set()
 
     async def close(self) -> None:
@@ -143,21 +156,38 @@ class NodeLoop:
             self._counters["refused_garbage"] = self._counters.get("refused_garbage", 0) + 1
             self._transport.close_link(peer, f"sent garbage: {error}")
             return
-        self.post(Received(peer, message))
+        self.post(Received(peer, message), len(frame))
 
     # --- the loop ---------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
-            await self._ready.wait()
-            self._ready.clear()
-            while self._events:
-                effects: list[Effect] = []
-                for _ in range(min(len(self._events), MAX_BATCH_EVENTS)):
-                    effects += self._step(self._events.popleft())
-                if not await self._perform(effects):
-                    return
-            self._arm()
+        """Take events until the store fails, or a fault of ours shows: then say so and fall silent.
+
+        A peer that only seemed to live would be worse: others would count on its vote.
+        """
+        try:
+            while await self._batch():
+                pass
+        except StorageError as error:
+            self._on_failure(error)
+        except Exception as fault:
+            _log.exception("the node of %s has failed", self.node.peer)
+            what = f"{type(fault).__name__}: {fault}"
+            self._on_failure(LocalError(f"an internal fault has stopped this peer ({what}): restart it"))
+
+    async def _batch(self) -> bool:
+        await self._ready.wait()
+        self._ready.clear()
+        effects: list[Effect] = []
+        for _ in range(min(len(self._events), MAX_BATCH_EVENTS)):
+            event, size_bytes = self._events.popleft()
+            self._queued_bytes -= size_bytes
+            effects += self._step(event)
+        if self._events:
+            self._ready.set()
+        going_on = await self._perform(effects)
+        self._arm()
+        return going_on
 
     def _step(self, event: Event) -> list[Effect]:
         effects = self.node.step(event, self._clock.now())
@@ -180,7 +210,7 @@ class NodeLoop:
             for item in items:
                 if isinstance(item, CommitBlock):
                     self._fresh.written(item.certified)
-        for effect in effects:
+        for effect in join_records(effects):
             self._speak(effect)
         return True
 
@@ -222,6 +252,38 @@ class NodeLoop:
         self._cancel_timer = None
         self._timer_at_ms = None
         self.post(Woke())
+
+
+def join_records(effects: Sequence[Effect]) -> list[Effect]:
+    """Return `effects` with records for the same peers in few messages, ahead of everything else.
+
+    Records of one batch were submitted one by one; a message for each would cost more than they do.
+    """
+    joined: dict[tuple[tuple[PeerId, ...], ChainId], list[list[SignedRecord]]] = {}
+    room_bytes: dict[tuple[tuple[PeerId, ...], ChainId], int] = {}
+    others: list[Effect] = []
+    for effect in effects:
+        if not isinstance(effect, Broadcast) or not isinstance(effect.message, Records):
+            others.append(effect)
+            continue
+        to = (effect.peers, effect.message.chain)
+        records = effect.message.records
+        size_bytes = sum(len(encode(signed)) for signed in records)
+        parcels = joined.setdefault(to, [])
+        if parcels and len(parcels[-1]) + len(records) <= MAX_JOINED_RECORDS and size_bytes <= room_bytes[to]:
+            parcels[-1] += records
+            room_bytes[to] -= size_bytes
+        else:
+            parcels.append(list(records))
+            room_bytes[to] = MAX_JOINED_BYTES - size_bytes
+    return [
+        *(
+            Broadcast(peers, Records(chain, tuple(parcel)))
+            for (peers, chain), parcels in joined.items()
+            for parcel in parcels
+        ),
+        *others,
+    ]
 
 
 def _latest(

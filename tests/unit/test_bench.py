@@ -7,13 +7,18 @@ from contextlib import AsyncExitStack
 import pytest
 from typer.testing import CliRunner
 
+from edgepool.bench import ceiling as ceiling_part
+from edgepool.bench import load as load_part
+from edgepool.bench import members as members_part
 from edgepool.bench import records as records_part
 from edgepool.bench import run as run_module
 from edgepool.bench.answerer import Answerer
 from edgepool.bench.bare import FileReceiver
-from edgepool.bench.chain import NAMES, _burst, _form_pool, _gentle
+from edgepool.bench.ceiling import Ceiling
+from edgepool.bench.chain import NAMES, _burst, _gentle, form_pool
 from edgepool.bench.figures import Figure, Rounds, alternate, figure_of, percentile, timed
 from edgepool.bench.link import _Asker, _connect, _manifest, _round_trips
+from edgepool.bench.load import LoadReport
 from edgepool.bench.material import NETWORK, make_block, make_pool, make_records
 from edgepool.bench.members import Members
 from edgepool.bench.processes import Helper
@@ -25,6 +30,7 @@ from edgepool.gateway.setup import PeerPlan, make_peer_folder, read_peer_id
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.pool import Member
+from edgepool.model.record import SignedRecord
 from edgepool.storage.store import read_chain
 
 
@@ -190,7 +196,7 @@ class InProcess:
 async def test_a_burst_ends_up_on_the_chain_of_every_member(tmp_path):
     helper = InProcess(tmp_path)
     try:
-        await _form_pool([helper], tmp_path)
+        await form_pool([helper], tmp_path, NAMES)
         took_ms = await _gentle([helper], 0.05)
         burst = await _burst([helper], 5)
         peers = helper.members._peers
@@ -202,6 +208,59 @@ async def test_a_burst_ends_up_on_the_chain_of_every_member(tmp_path):
         assert burst["cpu_us"] > 0
     finally:
         await helper.members.end()
+
+
+async def test_a_flood_counts_what_is_final_and_what_is_lost(tmp_path, monkeypatch):
+    helper = InProcess(tmp_path)
+    members = helper.members
+    try:
+        await form_pool([helper], tmp_path, NAMES)
+        flood = await members.flood(under_way=3, warm_s=0.05, duration_s=0.2)
+        assert flood["records"] >= flood["blocks"] > 0
+        assert flood["time_s"] >= 0.2
+        assert flood["cpu_s"] > 0
+        written = await members.written()
+        assert {name: unanswered for name, (_, unanswered) in written.items()} == {name: [] for name in NAMES}
+        assert sum(count for count, _ in written.values()) >= flood["records"]
+        assert await members.missing(written) == 0
+        count = written["mill"][0]
+        monkeypatch.setattr(members_part, "STAND_S", 0.01)
+        assert await members.missing({"mill": (count + 1, [])}) == len(NAMES)
+        assert await members.missing({"mill": (count + 1, [count + 1])}) == 0
+    finally:
+        await members.end()
+
+
+async def test_the_ceiling_takes_each_record_through_all_that_is_necessary(tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling_part, "BLOCKS", 1)
+    ceiling = Ceiling(tmp_path)
+    assert 390 <= await ceiling.prepare(4) <= 410
+    assert all(value > 0 for value in (await ceiling.run()).values())
+    _, blocks = read_chain(tmp_path / "ceiling-0", make_pool(4).genesis.chain)
+    assert [len(block.block.records) for _, block in blocks] == [500]
+    monkeypatch.setattr(SignedRecord, "authentic", lambda self: False)
+    with pytest.raises(LocalError):
+        await ceiling.run()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_load_report_has_stable_keys_and_a_loss_is_a_failure(lost, monkeypatch):
+    async def measure(validators, seconds, on_phase=None):
+        assert (validators, seconds) == (7, 4.0)
+        return LoadReport(
+            7, 7, 2, 403, 4000.0, 5000.0, 0.8, 500.0, 500.0, 9.0, 20.0, 0.1, 80.0, 60.0, 70.0, lost
+        )
+
+    monkeypatch.setattr(load_part, "measure_load", measure)
+    arguments = ["bench", "ledger", "--validators", "7", "--seconds", "4"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == lost
+    report = json.loads(result.stdout)
+    assert {"validators", "committed_per_s", "ceiling_per_s", "ratio", "p50_ms", "p99_ms"} <= set(report)
+    assert {"rtt_ms", "cpu_us_per_record", "rss_MiB", "lost"} <= set(report)
+    text = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout
+    assert "4,000" in text
+    assert "7 validators" in text
 
 
 async def test_a_helper_process_tells_what_fails_and_leaves_with_its_pipe(tmp_path):

@@ -215,14 +215,36 @@ def test_a_vote_wakes_an_idle_member() -> None:
     assert lone.engine.step == 1
 
 
-def test_a_leader_waits_for_records_to_gather() -> None:
+def test_a_leader_waits_for_records_to_gather_but_not_for_long() -> None:
     app = ToyChain(PEERS[:4], PEERS[A])
     engine = new_engine(A, app, settings=ConsensusSettings(gather_ms=20))
     engine.start(at(0))
     app.goal = 1
-    assert sent(engine.nudge(at(100)), Proposal) == []
-    assert engine.deadline == 120
+    for ms in range(100, 120):  # records keep coming
+        assert sent(engine.nudge(at(ms)), Proposal) == []
+        assert engine.deadline == min(ms + 2, 120)
     assert len(sent(engine.wake(at(120)), Proposal)) == 1
+
+
+def test_a_leader_proposes_once_no_more_records_come() -> None:
+    app = ToyChain(PEERS[:4], PEERS[A])
+    engine = new_engine(A, app, settings=ConsensusSettings(gather_ms=20))
+    engine.start(at(0))
+    app.goal = 1
+    engine.nudge(at(100))
+    engine.nudge(at(101))
+    assert sent(engine.wake(at(102)), Proposal) == []
+    assert len(sent(engine.wake(at(103)), Proposal)) == 1
+
+
+def test_a_leader_who_can_fill_a_block_gathers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = ToyChain(PEERS[:4], PEERS[A])
+    engine = new_engine(A, app, settings=ConsensusSettings(gather_ms=20))
+    engine.start(at(0))
+    app.goal = 1
+    engine.nudge(at(100))
+    monkeypatch.setattr(app, "has_enough", lambda: True)
+    assert len(sent(engine.nudge(at(101)), Proposal)) == 1
 
 
 def test_rounds_without_anything_to_pack_come_to_rest() -> None:

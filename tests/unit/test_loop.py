@@ -10,28 +10,37 @@ import pytest
 
 from edgepool.config import PeerSettings
 from edgepool.core.machine import (
+    Broadcast,
     CommitBlock,
     Done,
+    Effect,
+    Failed,
     FormPool,
     Instant,
     NewChain,
     Notice,
+    Notify,
     PoolJoined,
     SubmitRecord,
     Submitted,
     VoteState,
 )
 from edgepool.core.node import Node
-from edgepool.errors import StorageError
+from edgepool.errors import EdgepoolError, StorageError
+from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Records
 from edgepool.model.pool import Invitation, Member
-from edgepool.model.record import DataDemand, sign_record
+from edgepool.model.record import DataDemand, SignedRecord, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.runtime.clock import SystemClock
-from edgepool.runtime.loop import FreshBlocks, NodeLoop
+from edgepool.runtime.loop import FreshBlocks, NodeLoop, join_records
 from edgepool.runtime.ports import LinkHandler
 from edgepool.storage.memory import MemoryStore
+
+CHAINS = (ChainId("0" * 40), ChainId("1" * 40))
+PEERS = (PeerId("a"), PeerId("b"))
 
 
 class RecordingStore(MemoryStore):
@@ -79,7 +88,7 @@ class Bench:
         self.signer = Signer(bytes(32))
         settings = PeerSettings(name="alone", network="n", role="coordinator", folder=Path())
         fresh = FreshBlocks(self.store)
-        self.failures: list[StorageError] = []
+        self.failures: list[EdgepoolError] = []
         self.notices: list[Notice] = []
         self.arrived = asyncio.Event()
         self.loop = NodeLoop(
@@ -99,7 +108,7 @@ class Bench:
         self.notices.append(notice)
         self.arrived.set()
 
-    def fail(self, error: StorageError) -> None:
+    def fail(self, error: EdgepoolError) -> None:
         self.failures.append(error)
         self.arrived.set()
 
@@ -179,3 +188,57 @@ async def test_messages_are_dropped_and_counted_when_too_many_wait(
     for count in range(3):
         bench.loop.post(Received(bench.signer.peer, Ping(count)))
     assert bench.loop._counters["dropped_events"] == 3 - bound
+
+
+def test_records_of_one_batch_travel_together() -> None:
+    signer = Signer(bytes(32))
+
+    def record(number: int) -> SignedRecord:
+        body = DataDemand(DataKey("P", "model"), number, "", "c" * 256)
+        return sign_record(signer, "n", CHAINS[0], body, 0, number)
+
+    small = [record(number) for number in range(300)]
+    notice = Notify(Failed(1, "no", refused=True))
+    effects: list[Effect] = [Broadcast(PEERS[:2], Records(CHAINS[0], (one,))) for one in small]
+    effects.insert(7, notice)
+    effects.append(Broadcast(PEERS[:1], Records(CHAINS[0], (small[0],))))
+    effects.append(Broadcast(PEERS[:2], Records(CHAINS[1], (small[0],))))
+    *sent, last = join_records(effects)
+    assert last == notice
+    assert all(isinstance(effect, Broadcast) and len(encode(effect.message)) < 65_536 for effect in sent)
+    parcels = [effect.message for effect in sent if isinstance(effect, Broadcast)]
+    assert [len(parcel.records) for parcel in parcels[-2:]] == [1, 1]
+    assert [one for parcel in parcels[:-2] for one in parcel.records] == small
+    assert len(parcels) - 2 < 6
+    assert all(len(parcel.records) <= 128 for parcel in parcels)
+
+
+async def test_an_internal_fault_stops_the_peer_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+    await bench.loop.start()
+    joined = await bench.form()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("impossible")
+
+    monkeypatch.setattr(bench.loop.node, "step", fail)
+    bench.submit(joined, 2)
+    await bench.until(lambda: bool(bench.failures))
+    await bench.loop.close()
+    assert "impossible" in str(bench.failures[0])
+    assert "restart it" in str(bench.failures[0])
+    assert "has failed" in caplog.text
+
+
+async def test_waiting_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepool.model.codec import encode
+    from edgepool.model.message import Ping
+
+    bench = Bench()
+    frame = encode(Ping(1))
+    monkeypatch.setattr("edgepool.runtime.loop.MAX_QUEUED_BYTES", 2 * len(frame))
+    for _ in range(5):
+        bench.loop.frame_received(bench.signer.peer, frame)
+    assert bench.loop._counters["dropped_events"] == 3

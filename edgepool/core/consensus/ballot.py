@@ -48,6 +48,10 @@ class Application(Protocol):
         """Say whether records wait to be packed."""
         ...
 
+    def has_enough(self) -> bool:
+        """Say whether so many wait that there is no point in waiting for more."""
+        ...
+
 
 class SavedBallot(Wire, frozen=True):
     """What a member must not forget: where it stood, what it is locked on, what it has said.

@@ -1,10 +1,9 @@
 """The engine of one chain: Tendermint (Buchman, Kwon, Milosevic, arXiv 1807.04938, Algorithm 1).
 
-Rules of this file. Messages and deadlines only change what is known; then `_settle` applies the
-rules of Algorithm 1 until none fires. All that this member signs in one call is covered by one
-Persist at the head of that call's output, so nothing is spoken before it is durable. Rounds never
-go back and a vote that was cast is never cast again, so no two values are ever signed for one
-(kind, height, round), also after a restart. There are no empty blocks: with nothing waiting the
+Rules of this file. The rules of a height are in rounds.py; here is what goes on between heights and
+between members: messages of other heights, who is behind, memory. All that this member signs in one call
+is covered by one Persist at the head of that call's output, so nothing is spoken before it is durable,
+and what was said is remembered after a restart. There are no empty blocks: with nothing waiting the
 engine idles in step 0, without timeouts, until a record, a proposal or a vote wakes it.
 """
 
@@ -22,6 +21,7 @@ from edgepool.core.consensus.catchup import (
     Ration,
     certified_problem,
 )
+from edgepool.core.consensus.rounds import NEW, Rounds
 from edgepool.core.machine import (
     BlockSource,
     Broadcast,
@@ -34,16 +34,13 @@ from edgepool.core.machine import (
     VoteState,
 )
 from edgepool.errors import DecodeError, StorageError
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, sign_vote
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes, sign_proposal
+from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes
 
 __all__ = ["Application", "Decided", "Engine", "Output"]
-
-NEW, PROPOSE, PREVOTED, PRECOMMITTED = range(4)
-"""Steps of a round: idle, waiting for the proposal, for prevotes, for precommits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +76,16 @@ class Engine:
         vote_state: bytes,
     ) -> None:
         self.height = height + 1
-        self.round = 0
-        self.step = NEW
         self._network = network
         self._chain = chain
         self._members = members
         self._signer = signer
         self._me = signer.peer
-        self._votes_here = self._me in members
         self._peers = tuple(peer for peer in members if peer != self._me)
         self._observers = tuple(peer for peer in observers if peer != self._me)
         self._settings = settings
         self._app = app
-        self._ballot = Ballot(network, chain, members, app, self.height)
-        self._timers: dict[str, int | None] = {}
-        """Deadlines of the present round; None once passed: each is armed only once a round."""
+        self._rounds = self._new_rounds()
         self._status_at: int | None = None
         self._mark: tuple[int, ...] = ()
         self._stalled = False
@@ -107,15 +99,28 @@ class Engine:
         self._repaired = Ration(pause_ms, settings.idle_status_ms)
         self._server = BlockServer(source, chain, Ration(pause_ms, settings.idle_status_ms))
         self._outputs: list[Effect] = []
-        self._signed = False
         self._decided: CertifiedBlock | None = None
         self._memory = self._remember(vote_state) if vote_state else None
         self._restored = self._recall()
 
     @property
+    def round(self) -> int:
+        """The round of the present height."""
+        return self._rounds.round
+
+    @property
+    def step(self) -> int:
+        """The step of the present round: 0 idle, 1 propose, 2 prevoted, 3 precommitted."""
+        return self._rounds.step
+
+    @property
+    def _ballot(self) -> Ballot:
+        return self._rounds.ballot
+
+    @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which `wake` is wanted, if any."""
-        pending = [at for at in (self._status_at, *self._timers.values()) if at is not None]
+        pending = [at for at in (self._status_at, self._rounds.deadline) if at is not None]
         return min(pending) if pending and self._decided is None else None
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -127,7 +132,7 @@ class Engine:
             self._tick(now)
             if self._restored:
                 self._outputs += [Broadcast(self._peers, said) for said in self._ballot.said_by(self._me)]
-        self._settle(now)
+        self._rounds.settle(now)
         return self._finish(now)
 
     def receive(
@@ -146,26 +151,22 @@ class Engine:
                 self._on_blocks(peer, message, now)
             case _:
                 assert_never(message)
-        self._settle(now)
+        if self._decided is None:
+            self._rounds.settle(now)
         return self._finish(now)
 
     def nudge(self, now: Instant) -> list[Output]:
-        """Look whether records wait; begin a round (or propose, in one's own) if they do."""
+        """Records have come: begin a round (or propose, in one's own) if they may stand."""
         if self._decided is not None:
             return []
-        self._settle(now)
+        self._rounds.arrived(now)
         return self._finish(now)
 
     def wake(self, now: Instant) -> list[Output]:
         """Do what is due at `now`."""
         if self._decided is not None:
             return []
-        for name in ("gather", "propose", "prevote", "precommit"):
-            at = self._timers.get(name)
-            if at is not None and at <= now.monotonic_ms and self._decided is None:
-                self._timers[name] = None
-                self._time_out(name)
-                self._settle(now)
+        self._rounds.wake(now)
         if self._status_at is not None and self._status_at <= now.monotonic_ms:
             self._tick(now)
         return self._finish(now)
@@ -187,10 +188,8 @@ class Engine:
         if certified.block.header.proposer == self._me and self._observers:
             self._outputs.append(Broadcast(self._observers, Blocks(self._chain, (certified,))))
         self.height += 1
-        self.round, self.step = 0, NEW
-        self._ballot = Ballot(self._network, self._chain, self._members, self._app, self.height)
+        self._rounds = self._new_rounds()
         self._recall()
-        self._timers = {}
         self._since_ms = now.monotonic_ms
         early = self._early.take()
         if not self._take_queued():
@@ -199,7 +198,7 @@ class Engine:
                 self._tell(helper, now)
             for peer, message in early:
                 self._admit(peer, message, now)
-            self._settle(now)
+            self._rounds.settle(now)
         return self._finish(now)
 
     # --- messages -------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ class Engine:
             self._ballot.admit_polka(peer, message.block, message.votes)
 
     def _present(self, height: int) -> bool:
-        return height == self.height and self._votes_here
+        return height == self.height and self._rounds.votes_here
 
     def _other_height(
         self, peer: PeerId, height: int, message: Proposal | Votes | Polka, now: Instant
@@ -228,7 +227,7 @@ class Engine:
         if height <= self.height:
             return
         self._ahead[peer] = max(height, self._ahead.get(peer, 0))
-        if height == self.height + 1 and self._votes_here:
+        if height == self.height + 1 and self._rounds.votes_here:
             self._early.keep(peer, message)
         else:
             self._tell(peer, now)
@@ -264,7 +263,7 @@ class Engine:
             self._serve(peer, status.height, now)
         elif status.height > self.height:
             self._tell(peer, now)
-        elif not self._votes_here or peer not in self._members:
+        elif not self._rounds.votes_here or peer not in self._members:
             return
         elif self.step == NEW:
             if status.step > NEW:
@@ -303,137 +302,20 @@ class Engine:
         self._outputs.append(Broadcast(self._peers, self._status()))
         self._status_at = now.monotonic_ms + self._settings.idle_status_ms
 
-    # --- the rules of Algorithm 1 ---------------------------------------------------------------
-
-    def _settle(self, now: Instant) -> None:
-        while self._votes_here and self._decided is None and self._one_rule(now):
-            pass
-
-    def _one_rule(self, now: Instant) -> bool:
-        """Apply the first rule that is enabled; say whether others may be by now."""
-        ballot = self._ballot
-        ballot.refresh()
-        self._decided = ballot.decision()
-        if self._decided is not None:
-            return False
-        if ballot.book.round_to_join() > self.round:
-            self._enter_round(ballot.book.round_to_join())
-            return True
-        if self.step == NEW and self._begin(now):
-            return True
-        if self.step == PROPOSE and (self._propose(now) or self._prevote()):
-            return True
-        if self.step == PREVOTED and self._precommit():
-            return True
-        self._arm(now)
-        return False
-
-    def _enter_round(self, round: int) -> None:
-        self.round, self.step, self._timers = round, NEW, {}
-        self._ballot.enter_round(round)
-
-    def _begin(self, now: Instant) -> bool:
-        ballot = self._ballot
-        if not (ballot.active() or ballot.valid_block is not None or self._app.has_waiting()):
-            return False
-        settings = self._settings
-        self.step = PROPOSE
-        wait_ms = settings.propose_timeout_ms + settings.gather_ms + self.round * settings.growth_ms
-        self._timers["propose"] = now.monotonic_ms + wait_ms
-        if self._leads() and self.round == 0 and settings.gather_ms:
-            self._timers["gather"] = now.monotonic_ms + settings.gather_ms
-        return True
-
-    def _leads(self) -> bool:
-        return self._app.leader(self.round) == self._me
-
-    def _propose(self, now: Instant) -> bool:
-        """Lines 14 to 19: the valid block if there is one, else a new one once records gathered."""
-        ballot = self._ballot
-        if not self._leads() or ballot.proposal() is not None:
-            return False
-        block, valid_round, polka = ballot.valid_block, ballot.valid_round, ballot.polka
-        if block is None:
-            if self._timers.get("gather") is not None or not self._app.has_waiting():
-                return False
-            block = self._app.make_block(self.round, now)
-        if block is None or valid_round >= self.round:
-            return False
-        proposal = sign_proposal(
-            self._signer, self._network, self._chain, self.round, block, valid_round, polka
-        )
-        ballot.add_own_proposal(proposal)
-        self._say(proposal)
-        return True
-
-    def _prevote(self) -> bool:
-        """Lines 22 to 33: for the proposal if it may stand and the lock allows it, else nil."""
-        proposal = self._ballot.proposal()
-        if proposal is None:
-            if self._ballot.spoiled():
-                self._cast(PREVOTE, NIL)
-            return self.step != PROPOSE
-        self._cast(PREVOTE, proposal.block.header.id if self._ballot.acceptable(proposal) else NIL)
-        return True
-
-    def _precommit(self) -> bool:
-        """Lines 36 to 46: lock on what a quorum has prevoted, or say nil with it."""
-        block_id = self._ballot.polka_at(self.round)
-        if block_id is not None:
-            self._ballot.lock(block_id)
-            self._cast(PRECOMMIT, block_id)
-        elif self._ballot.book.nil_quorum(self.round):
-            self._cast(PRECOMMIT, NIL)
-        return self.step != PREVOTED
-
-    def _arm(self, now: Instant) -> None:
-        """Lines 34 and 47: a quorum has voted, for whatever; wait a little for the others."""
-        book = self._ballot.book
-        at = now.monotonic_ms + self._settings.vote_timeout_ms + self.round * self._settings.growth_ms
-        if self.step == PREVOTED and book.voters(PREVOTE, self.round) >= book.quorum:
-            self._timers.setdefault("prevote", at)
-        if self.step > NEW and book.voters(PRECOMMIT, self.round) >= book.quorum:
-            self._timers.setdefault("precommit", at)
-
-    def _time_out(self, name: str) -> None:
-        """Lines 57 to 67."""
-        if name == "propose" and self.step == PROPOSE:
-            self._cast(PREVOTE, NIL)
-        elif name == "prevote" and self.step == PREVOTED:
-            self._cast(PRECOMMIT, NIL)
-        elif name == "precommit":
-            self._enter_round(self.round + 1)
-
-    def _cast(self, kind: int, block_id: bytes) -> None:
-        """Vote in the present round, unless that was done before, in whichever life."""
-        self.step = PREVOTED if kind == PREVOTE else PRECOMMITTED
-        done = ("gather", "propose") if kind == PREVOTE else ("gather", "propose", "prevote")
-        self._timers.update(dict.fromkeys(done))
-        if self._ballot.book.said(kind, self.round, self._me) is None:
-            vote = sign_vote(
-                self._signer, self._network, self._chain, kind, self.height, self.round, block_id
-            )
-            self._ballot.book.add(vote)
-            self._say(Votes(self._chain, (vote,)))
-
     # --- output and memory ----------------------------------------------------------------------
-
-    def _say(self, message: Proposal | Votes) -> None:
-        if self._peers:
-            self._signed = True
-            self._outputs.append(Broadcast(self._peers, message))
 
     def _finish(self, now: Instant) -> list[Output]:
         """Return what is to be done: first what must be durable, last the decision."""
         outputs: list[Output] = []
-        if self._signed:
-            state = encode(self._ballot.save(self._me, self.step))
-            outputs.append(Persist(VoteState(self._chain, state)))
-            self._signed = False
+        said, self._rounds.said = self._rounds.said, []
+        if said and self._peers:
+            outputs.append(Persist(VoteState(self._chain, encode(self._rounds.save()))))
+            outputs += [Broadcast(self._peers, message) for message in said]
         outputs += self._outputs
         outputs += [Notify(fault) for fault in self._ballot.faults]
         self._outputs = []
         self._ballot.faults.clear()
+        self._decided = self._decided or self._rounds.decided
         if self._decided is not None:
             outputs.append(Decided(self._decided))
         elif self._status_at is not None and self._busy():
@@ -456,12 +338,24 @@ class Engine:
         between is no longer known, so this member only follows until it is back there.
         """
         memory = self._memory
-        self._votes_here = self._me in self._members and (memory is None or memory.height <= self.height)
+        self._rounds.votes_here = self._me in self._members and (
+            memory is None or memory.height <= self.height
+        )
         if memory is None or memory.height > self.height:
             return False
         self._memory = None
-        if memory.height < self.height or not self._votes_here:
+        if memory.height < self.height or not self._rounds.votes_here:
             return False
-        self.round, self.step = memory.round, memory.step
-        self._ballot.restore(memory)
+        self._rounds.restore(memory)
         return True
+
+    def _new_rounds(self) -> Rounds:
+        return Rounds(
+            self._network,
+            self._chain,
+            self._members,
+            self._signer,
+            self._settings,
+            self._app,
+            self.height,
+        )

@@ -8,9 +8,11 @@ answer, so a rule is never edited once chains exist: it gets a new version.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 from edgepool.core.ledger.facts import OfferEntry, StepState, TaskState
+from edgepool.model.codec import encode
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import (
@@ -30,6 +32,10 @@ from edgepool.model.twin import DataKey
 
 MAX_INSPECTIONS = 256
 """How many features of one step can be inspected; it bounds what one step holds in memory."""
+
+
+VERDICTS_KEPT = 1024
+"""Verdicts on signatures inside records, which are judged in several drafts; a pure memory."""
 
 
 class View(Protocol):
@@ -71,11 +77,8 @@ class Contract(Protocol):
         ...
 
 
-def record_problem(view: View, signed: SignedRecord, record_id: bytes, size_bytes: int) -> str:
-    """Say why a record may not stand on the chain of `view`, or return ''.
-
-    `record_id` and `size_bytes` are those of the encoded `signed`, which the caller has at hand.
-    """
+def record_problem(view: View, signed: SignedRecord) -> str:
+    """Say why a record may not stand on the chain of `view`, or return ''."""
     record = signed.record
     kind = kind_of(record.body)
     contract = CONTRACTS.get(kind)
@@ -85,13 +88,14 @@ def record_problem(view: View, signed: SignedRecord, record_id: bytes, size_byte
         return "the record is for another network"
     if record.chain != view.chain:
         return "the record is for another chain"
+    size_bytes = len(encode(signed))
     if size_bytes > MAX_RECORD_BYTES:
         return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
     if not view.is_member(record.author) and not (
         isinstance(record.body, MachiningRequirement) and record.author == view.coordinator
     ):
         return "the author is no member of this pool"
-    if view.has_record(record_id):
+    if view.has_record(signed.id):
         return "the record is on this chain already"
     return contract.problem(view, signed)
 
@@ -247,12 +251,15 @@ class ConfirmationContract:
             return "a confirmation is written by the holder"
         if body.requester == body.holder:
             return "holder and requester are the same peer"
-        terms = confirmation_terms(
-            view.network, body.key, body.root, body.requester, body.holder, body.valid_until_ms
-        )
-        if not verify(body.requester, "confirmation", terms, body.requester_signature):
+        if not _requester_agrees(view.network, body):
             return "the requester's signature does not hold"
         return ""
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _requester_agrees(network: str, body: TransmissionConfirmation) -> bool:
+    terms = confirmation_terms(network, body.key, body.root, body.requester, body.holder, body.valid_until_ms)
+    return verify(body.requester, "confirmation", terms, body.requester_signature)
 
 
 def _own_step(view: View, signed: SignedRecord, task: str, operation_number: int) -> StepState | str:

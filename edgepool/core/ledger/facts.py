@@ -7,6 +7,7 @@ be entered is for the contracts, which read facts and never write them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -33,6 +34,10 @@ class OfferEntry:
     ref: RecordRef
     offer: DataOffer
     holder: PeerId
+
+
+_Offered = tuple[int, int, DataOffer, PeerId]
+"""Height, index, offer and holder: an OfferEntry as it is kept, since few of many are ever asked for."""
 
 
 @dataclass(slots=True)
@@ -104,7 +109,7 @@ class Facts:
         self._genesis = genesis
         self._records: set[bytes] = set()
         self._newest: dict[DataKey, int] = {}
-        self._offers: dict[DataKey, dict[int, list[OfferEntry]]] = {}
+        self._offers: dict[DataKey, dict[int, list[_Offered]]] = {}
 
     def layer(self) -> Facts:
         """Return an empty layer over these facts; it is good for as long as these do not change."""
@@ -131,17 +136,23 @@ class Facts:
     def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
         """Return the offers of one version of `key`, the oldest first; version 0 is the newest."""
         version = version or self.newest_version(key)
-        own = tuple(self._offers.get(key, {}).get(version, ()))
+        own = self._entries(self._offers.get(key, {}).get(version, ()))
         return self._below.offers(key, version) + own if self._below is not None else own
 
     def offers_of(self, key: DataKey) -> tuple[OfferEntry, ...]:
         """Return the offers of all versions of `key`, the oldest version first."""
-        own = tuple(entry for entries in self._offers.get(key, {}).values() for entry in entries)
+        own = self._entries(offered for of_one in self._offers.get(key, {}).values() for offered in of_one)
         return self._below.offers_of(key) + own if self._below is not None else own
 
-    def enter(self, ref: RecordRef, signed: SignedRecord, record_id: bytes) -> None:
-        """Enter a record that the contracts have let pass."""
-        self._records.add(record_id)
+    def _entries(self, offered: Iterable[_Offered]) -> tuple[OfferEntry, ...]:
+        return tuple(
+            OfferEntry(RecordRef(self.chain, height, index), offer, holder)
+            for height, index, offer, holder in offered
+        )
+
+    def enter(self, height: int, index: int, signed: SignedRecord) -> None:
+        """Enter a record that the contracts have let pass; `height` and `index` are its place."""
+        self._records.add(signed.id)
         body = signed.record.body
         match body:
             case MachiningRequirement():
@@ -154,8 +165,8 @@ class Facts:
                 self._changeable_step(body.task, body.operation_number).inspections.append(body)
             case DataOffer():
                 self._newest[body.key] = body.version
-                entry = OfferEntry(ref, body, signed.record.author)
-                self._offers.setdefault(body.key, {}).setdefault(body.version, []).append(entry)
+                offered = (height, index, body, signed.record.author)
+                self._offers.setdefault(body.key, {}).setdefault(body.version, []).append(offered)
             case DataDemand() | TransmissionConfirmation():
                 pass  # that they are on the chain is all that they do
             case _:

@@ -10,10 +10,8 @@ from __future__ import annotations
 from edgepool.core.ledger.contracts import record_problem
 from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount, take_credit
 from edgepool.core.ledger.facts import Facts, OfferEntry, StepState, TaskState
-from edgepool.core.machine import RecordRef
 from edgepool.model.beacon import first_beacon, next_beacon
 from edgepool.model.block import Block, Header
-from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import BEACON_LENGTH, Genesis
@@ -76,7 +74,7 @@ class ChainState:
         assert header.height == self.height + 1, f"block {header.height} after height {self.height}"
         for index, signed in enumerate(block.records):
             body = signed.record.body
-            self._facts.enter(RecordRef(self.chain, header.height, index), signed, signed.id)
+            self._facts.enter(header.height, index, signed)
             self.counts[kind_of(body)] += 1
             if isinstance(body, MachiningProcedure | MachiningCompletion | QualityInspection):
                 credit = take_credit(self.tasks[body.task], body)
@@ -152,11 +150,8 @@ class Draft:
         A refused record changes nothing. AssertionError if the state has grown since.
         """
         assert self._state.height + 1 == self._height, "a draft on a state that has grown"
-        encoded = encode(signed)
-        record_id = sha256(encoded)
-        problem = record_problem(self._facts, signed, record_id, len(encoded))
+        problem = record_problem(self._facts, signed)
         if not problem:
-            ref = RecordRef(self._state.chain, self._height, self._count)
-            self._facts.enter(ref, signed, record_id)
+            self._facts.enter(self._height, self._count, signed)
             self._count += 1
         return problem

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from edgepool.core.machine import Effect, Failed, Instant, Misbehaved, Notify, Send
 from edgepool.core.resolution.directory import Directory
-from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.codec import encode
+from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import MAX_OFFERS, MAX_VISITED, OfferProof, Query, QueryAnswer
 from edgepool.model.record import DataOffer
 from edgepool.model.twin import DataKey
