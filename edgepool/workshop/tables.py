@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +129,20 @@ def _comparison(report: dict[str, Any]) -> Table:
 
 
 def _verdict(report: dict[str, Any], folder: Path) -> Text:
-    where = f"All figures: {folder / 'report.json'}. Check a chain yourself: edgepool chain verify "
-    where += f"{folder / 'edge-pools' / 'peers' / 'coordinator'}"
+    where = f"All figures: {folder / 'report.json'}.\n"
+    where += f"Check all chains yourself: {_command()} chain verify {folder}"
     if report["ok"]:
         return Text.assemble(("Everything went as it must. ", "bold green"), where)
     problems = "\n".join(f"  - {problem}" for problem in report["problems"])
     return Text.assemble(("This did not go as it must:\n", "bold red"), f"{problems}\n{where}")
+
+
+def _command() -> str:
+    """Name this command by its place: whoever typed `make demo` has not activated the environment."""
+    called = Path(sys.argv[0])
+    if called.name != "edgepool" or shutil.which("edgepool"):
+        return "edgepool"
+    return os.path.relpath(called)
 
 
 def _while_down(mode: dict[str, Any], key: str) -> str:
