@@ -7,7 +7,6 @@ block is made or checked, so a record that overtook its predecessor waits instea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 
 from edgepool.config import ConsensusSettings, Limits
@@ -30,6 +29,7 @@ from edgepool.core.machine import (
     RecordRef,
     Send,
 )
+from edgepool.core.underway import RESEND_MS, Underway
 from edgepool.errors import DecodeError, StorageError
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.block import (
@@ -47,9 +47,6 @@ from edgepool.model.message import Blocks, Polka, Proposal, Records, RecordsRefu
 from edgepool.model.pool import Genesis
 from edgepool.model.record import MAX_RECORD_BYTES, MachiningRequirement, SignedRecord
 
-RESEND_MS = 1_000
-"""How long a record may wait before it is passed on to the other members again."""
-
 UNFIT_MS = 30_000
 """How long a record that no contract lets stand is kept waiting for what it depends on."""
 
@@ -57,16 +54,6 @@ JUDGE_MS = 10_000
 """How often waiting records are judged again."""
 
 _RESEND_RECORDS = 64
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A record of this peer's owner on its way: whom to tell, and who refused it."""
-
-    ticket: int
-    signed: SignedRecord
-    resend_at_ms: int
-    refused_by: list[PeerId]
 
 
 class Chain:
@@ -94,8 +81,7 @@ class Chain:
         self._beacon_secret = beacon_secret
         self._beacon: BeaconChain | None = None
         self._mempool = Mempool(limits.mempool_records, len(self.people) + 1)
-        self._waiting: dict[bytes, _Waiting] = {}
-        self._most_waiting = limits.mempool_records
+        self._underway = Underway(limits.mempool_records)
         self._unfit_since_ms: dict[bytes, int] = {}
         self._gossip_at_ms: int | None = None
         self._judge_at_ms: int | None = None
@@ -136,13 +122,12 @@ class Chain:
         own = signed.record.author == self._me
         reason = "" if own else "the record is another peer's"
         reason = reason or _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
-        if not reason and len(self._waiting) >= self._most_waiting:
-            reason = f"{self._most_waiting} records of this peer wait already"
+        reason = reason or self._underway.problem()
         if not reason and self.member:
             reason = self._mempool.add(signed)
         if reason:
             return [Notify(Failed(ticket, reason, refused=True))] if ticket else []
-        self._waiting[signed.id] = _Waiting(ticket, signed, now.monotonic_ms + RESEND_MS, [])
+        self._underway.add(ticket, signed, now.monotonic_ms)
         if self._judge_at_ms is None:
             self._judge_at_ms = now.monotonic_ms + JUDGE_MS
         effects: list[Effect] = []
@@ -166,8 +151,8 @@ class Chain:
     def peer_up(self, peer: PeerId, now: Instant) -> list[Effect]:
         """A link to one of this chain's people stands: tell it where we are and what waits."""
         effects = self._settle(self.engine.peer_up(peer, now), now)
-        if peer in self._others and self._waiting:
-            records = tuple(entry.signed for entry in self._waiting.values())[:_RESEND_RECORDS]
+        records = tuple(islice(self._underway, _RESEND_RECORDS))
+        if peer in self._others and records:
             effects.append(Send(peer, Records(self.id, records)))
         return effects
 
@@ -180,12 +165,8 @@ class Chain:
 
     def wakeup_at(self) -> int | None:
         """Return when to call `wake`, in monotonic ms."""
-        # They stand in the order in which they are due.
-        deadlines = [entry.resend_at_ms for entry in islice(self._waiting.values(), 1)]
-        if self.engine.deadline is not None:
-            deadlines.append(self.engine.deadline)
-        deadlines += [at for at in (self._gossip_at_ms, self._judge_at_ms) if at is not None]
-        return min(deadlines, default=None)
+        deadlines = (self.engine.deadline, self._underway.deadline, self._gossip_at_ms, self._judge_at_ms)
+        return min((at for at in deadlines if at is not None), default=None)
 
     # --- Application: what the engine asks ---------------------------------------------------
 
@@ -296,29 +277,20 @@ class Chain:
 
     def _receive_refusal(self, peer: PeerId, message: RecordsRefused) -> list[Effect]:
         """Believe a refusal when more members than can be faulty say so."""
-        entry = self._waiting.get(message.record_id)
-        if entry is None or peer not in self._others or peer in entry.refused_by:
+        if peer not in self._others or message.record_id not in self._underway:
             return []
-        entry.refused_by.append(peer)
-        if len(entry.refused_by) <= (len(self.state.members) - 1) // 3:
+        if self._underway.refused(message.record_id, peer) <= (len(self.state.members) - 1) // 3:
             return []
-        del self._waiting[message.record_id]
         self._unfit_since_ms.pop(message.record_id, None)
         self._mempool.discard([message.record_id])
-        return [Notify(Failed(entry.ticket, message.reason, refused=True))] if entry.ticket else []
+        return self._underway.fail(message.record_id, message.reason)
 
     def _pass_on(self, now: Instant) -> list[Effect]:
         """Send again what waits while no block is committed: the leader may not have it yet."""
-        due: list[SignedRecord] = []
-        for record_id, entry in tuple(self._waiting.items()):
-            if entry.resend_at_ms > now.monotonic_ms:
-                break
-            entry.resend_at_ms = now.monotonic_ms + RESEND_MS
-            self._waiting[record_id] = self._waiting.pop(record_id)
-            due.append(entry.signed)
+        due = self._underway.due(now.monotonic_ms)
         effects: list[Effect] = []
         if self._gossip_at_ms is not None and self._gossip_at_ms <= now.monotonic_ms:
-            due += [signed for signed in self._mempool.in_order() if signed.id not in self._waiting]
+            due += [signed for signed in self._mempool.in_order() if signed.id not in self._underway]
             self._gossip_at_ms = now.monotonic_ms + RESEND_MS if len(self._mempool) else None
         for start in range(0, len(due) if self._others else 0, _RESEND_RECORDS):
             records = Records(self.id, tuple(due[start : start + _RESEND_RECORDS]))
@@ -335,9 +307,9 @@ class Chain:
             return []
         draft = self.state.draft()
         reasons = {signed.id: draft.add(signed) for signed in self._mempool.in_order()}
-        for record_id, entry in self._waiting.items():
-            if record_id not in reasons:
-                reasons[record_id] = draft.add(entry.signed)
+        for signed in self._underway:
+            if signed.id not in reasons:
+                reasons[signed.id] = draft.add(signed)
         self._judge_at_ms = now.monotonic_ms + JUDGE_MS if reasons else None
         effects: list[Effect] = []
         for record_id, reason in reasons.items():
@@ -349,9 +321,7 @@ class Chain:
                 continue
             self._mempool.discard([record_id])
             self._unfit_since_ms.pop(record_id)
-            given_up = self._waiting.pop(record_id, None)
-            if given_up is not None and given_up.ticket:
-                effects.append(Notify(Failed(given_up.ticket, reason, refused=True)))
+            effects += self._underway.fail(record_id, reason)
         return effects
 
     # --- decisions --------------------------------------------------------------------------
@@ -375,8 +345,7 @@ class Chain:
         self.state.apply(block)
         if self._gossip_at_ms is not None:
             self._gossip_at_ms = now.monotonic_ms + RESEND_MS
-        for waiting in self._waiting.values():
-            waiting.resend_at_ms = now.monotonic_ms + RESEND_MS
+        self._underway.block_committed(now.monotonic_ms)
         effects: list[Effect] = [
             Persist(CommitBlock(certified)),
             Notify(BlockCommitted(self.id, certified)),
@@ -385,10 +354,10 @@ class Chain:
         self._mempool.discard(ids)
         for index, record_id in enumerate(ids):
             self._unfit_since_ms.pop(record_id, None)
-            entry = self._waiting.pop(record_id, None)
-            if entry is not None and entry.ticket:
+            ticket = self._underway.take(record_id)
+            if ticket:
                 ref = RecordRef(self.id, block.header.height, index)
-                effects.append(Notify(Done(entry.ticket, ref)))
+                effects.append(Notify(Done(ticket, ref)))
         return effects
 
     def _own_beacon(self) -> BeaconChain:
