@@ -106,7 +106,7 @@ def _plan(
 ) -> PeerPlan:
     from edgepool.config import ROLES
     from edgepool.errors import DecodeError
-    from edgepool.gateway.setup import PeerPlan, free_port
+    from edgepool.gateway.setup import PeerPlan, free_ports
     from edgepool.model.ids import PeerId, public_key_of
 
     if role not in ROLES:
@@ -125,7 +125,7 @@ def _plan(
         network=network or _DEFAULT_NETWORK,
         role=cast("Role", role),
         machine_type=machine_type,
-        listen=listen or f"/ip4/127.0.0.1/tcp/{free_port()}",
+        listen=listen or f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",
         coordinators=tuple(dict.fromkeys(coordinators)),
         known_peers=tuple(peers),
     )

@@ -99,13 +99,23 @@ def known_from_folder(folder: Path) -> tuple[KnownPeer, PeerSettings, PeerId]:
     return KnownPeer(settings.name, f"{format_address(host, port)}/p2p/{peer}"), settings, peer
 
 
-def free_port() -> int:
-    """Return a TCP port that is free on loopback now; LocalError if none is found."""
-    for port in random.sample(_PORTS, 100):
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that are free on loopback now; LocalError if there are not so many.
+
+    They lie below the range that outgoing connections take theirs from, so that none of those can
+    take the place of a peer that is away for a while.
+    """
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            return found
         with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
-            return port
-    raise LocalError(f"no port between {_PORTS.start} and {_PORTS.stop} is free: name one to listen on")
+            found.append(port)
+    raise LocalError(
+        f"fewer than {count} ports between {_PORTS.start} and {_PORTS.stop} are free: end what uses them"
+    )
 
 
 def _fill(folder: Path, plan: PeerPlan, authority: Path) -> None:

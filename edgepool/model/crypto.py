@@ -19,7 +19,6 @@ from edgepool.errors import DecodeError
 from edgepool.model.codec import encode
 from edgepool.model.ids import PeerId, peer_id_from_public_key, public_key_of
 
-SEED_BYTES = 32
 SIGNATURE_BYTES = 64
 HASH_BYTES = 32
 

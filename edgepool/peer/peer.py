@@ -10,7 +10,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from weakref import WeakSet
 
 from edgepool.config import PeerSettings, check_settings, load_peer_settings
 from edgepool.core.ledger.state import ChainState
@@ -52,7 +51,7 @@ from edgepool.peer.values import (
     Published,
     RecordCommitted,
 )
-from edgepool.peer.watchers import Watcher
+from edgepool.peer.watchers import Watchers
 from edgepool.runtime.clock import SystemClock
 from edgepool.runtime.loop import FreshBlocks, NodeLoop
 from edgepool.runtime.ports import PeerIdentity, Store, Transport
@@ -110,8 +109,7 @@ class Peer:
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self._tickets = Tickets(self._loop.post)
-        # A reader that has dropped its iterator takes it out of here.
-        self._watchers: WeakSet[Watcher] = WeakSet()
+        self._watchers = Watchers()
         self._load_task: asyncio.Task[None] | None = None
         self._started_ms = 0
         self._open = False
@@ -160,7 +158,7 @@ class Peer:
         await self._loop.close()
         self._store.close()
         self._tickets.fail_all(LocalError(f"peer {self.name} is closed"))
-        self._end_watchers()
+        self._watchers.close()
 
     # --- data -------------------------------------------------------------------------------
 
@@ -331,9 +329,7 @@ class Peer:
         disk fails.
         """
         self._check_open()
-        watcher = Watcher()
-        self._watchers.add(watcher)
-        return watcher
+        return self._watchers.new()
 
     # --- used by the data plane -------------------------------------------------------------
 
@@ -353,8 +349,7 @@ class Peer:
 
     def tell(self, event: PeerEvent) -> None:
         """Give an event to all watchers."""
-        for watcher in self._watchers:
-            watcher.put(event)
+        self._watchers.put(event)
 
     # --- callbacks of the loop --------------------------------------------------------------
 
@@ -390,11 +385,7 @@ class Peer:
         """The disk failed, or a fault of ours showed: nothing can be promised, so fall silent."""
         self._failure = error
         self._tickets.fail_all(error)
-        self._end_watchers()
-
-    def _end_watchers(self) -> None:
-        for watcher in self._watchers:
-            watcher.close()
+        self._watchers.close()
 
     def _check_open(self) -> None:
         if self._failure is not None:

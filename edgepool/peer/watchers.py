@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from weakref import WeakSet
 
 from edgepool.peer.values import EventsMissed, PeerEvent
 
@@ -49,3 +50,29 @@ class Watcher:
                 raise StopAsyncIteration
             self._ready.clear()
             await self._ready.wait()
+
+
+class Watchers:
+    """All readers of one peer; who has dropped its iterator is forgotten."""
+
+    def __init__(self) -> None:
+        self._watchers: WeakSet[Watcher] = WeakSet()
+
+    def __bool__(self) -> bool:
+        return bool(self._watchers)
+
+    def new(self) -> Watcher:
+        """Return a new reader."""
+        watcher = Watcher()
+        self._watchers.add(watcher)
+        return watcher
+
+    def put(self, event: PeerEvent) -> None:
+        """Give an event to every reader."""
+        for watcher in self._watchers:
+            watcher.put(event)
+
+    def close(self) -> None:
+        """End every reader's sequence."""
+        for watcher in self._watchers:
+            watcher.close()

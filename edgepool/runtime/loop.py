@@ -121,7 +121,7 @@ class NodeLoop:
         """Queue an event. Received messages are dropped (and counted) when too much waits."""
         full = len(self._events) >= MAX_QUEUED_EVENTS or self._queued_bytes + size_bytes > MAX_QUEUED_BYTES
         if full and isinstance(event, Received):
-            self._counters["dropped_events"] = self._counters.get("dropped_events", 0) + 1
+            self._count("dropped_events")
             return
         self._events.append((event, size_bytes))
         self._queued_bytes += size_bytes
@@ -153,7 +153,7 @@ class NodeLoop:
         try:
             message = decode_message(frame)
         except DecodeError as error:
-            self._counters["refused_garbage"] = self._counters.get("refused_garbage", 0) + 1
+            self._count("refused_garbage")
             self._transport.close_link(peer, f"sent garbage: {error}")
             return
         self.post(Received(peer, message), len(frame))
@@ -229,12 +229,15 @@ class NodeLoop:
             case WantLink(member):
                 self._transport.want(member)
             case Notify(Misbehaved() as notice):
-                self._counters["refused_misbehaviour"] = self._counters.get("refused_misbehaviour", 0) + 1
+                self._count("refused_misbehaviour")
                 self._on_notice(notice)
             case Notify(notice):
                 self._on_notice(notice)
             case Persist():
                 pass
+
+    def _count(self, reason: str) -> None:
+        self._counters[reason] = self._counters.get(reason, 0) + 1
 
     def _arm(self) -> None:
         """Re-arm the one timer for the node's next deadline."""

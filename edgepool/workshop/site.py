@@ -8,23 +8,17 @@ SITE/processes/            what each process was told to run, and its log
 
 from __future__ import annotations
 
-import random
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepool.config import FixedPool, KnownPeer
 from edgepool.errors import LocalError
-from edgepool.gateway.setup import PeerPlan, known_from_folder, make_peer_folder
+from edgepool.gateway.setup import PeerPlan, free_ports, known_from_folder, make_peer_folder
 from edgepool.model.ids import format_address
 from edgepool.workshop.orders import Workshop
 
 COORDINATOR = "coordinator"
 HOST = "127.0.0.1"
-
-# Below the ports that systems give to outgoing connections: one of those could take the port of a
-# coordinator that is down for a moment, or, dialled in vain, connect to itself.
-_PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +86,3 @@ def _machine(
         coordinators=(coordinator_id,),
         known_peers=(known,),
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return TCP ports that are free on loopback now; LocalError if there are not so many."""
-    candidates = list(_PORTS)
-    random.shuffle(candidates)
-    found: list[int] = []
-    for port in candidates:
-        if len(found) == count:
-            return found
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            found.append(port)
-    raise LocalError(f"there are no {count} free ports on {HOST}: end what uses them")
