@@ -1,50 +1,38 @@
-"""Blocks, votes and certificates [S3.7, S3.12].
+"""Blocks [S3.7, S3.12], and the handovers that lead from one roster to the next [S3.6].
 
-A block's id is the hash of its header; the header holds the Merkle root of the records. A block
-stands when a certificate has precommits of more than two thirds of the members for its id.
+A block's id is the hash of its header; the header commits to the records, to who votes, and to what the
+chain says. A block stands when a certificate has precommits of more than two thirds of the roster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Annotated
 
 from msgspec import Meta
 
 from edgepool.model.codec import Wire, encode
-from edgepool.model.crypto import Signer, sha256, verify
-from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.crypto import sha256
+from edgepool.model.fields import ChainText, Hash, Height, MaybeHash, MaybePeer, Name, PeerText, Round, TimeMs
+from edgepool.model.ids import ChainId
 from edgepool.model.merkle import merkle_root
-from edgepool.model.pool import MAX_MEMBERS
-from edgepool.model.record import ChainText, Name, PeerText, Signature, SignedRecord, TimeMs
-from edgepool.model.twin import Hash
+from edgepool.model.pool import Member, members_hash
+from edgepool.model.record import SignedRecord
+from edgepool.model.vote import Certificate
 
 MAX_BLOCK_RECORDS = 500
 MAX_BLOCK_BYTES = 1024 * 1024
-
-PREVOTE = 1
-PRECOMMIT = 2
-NIL = b""
-"""The block id of a vote for no block."""
-
-Height = Annotated[int, Meta(ge=1, le=2**53)]
-Round = Annotated[int, Meta(ge=0, le=2**31)]
-MaybeHash = Annotated[bytes, Meta(max_length=32)]
-
-
-def quorum(members: int) -> int:
-    """Return how many of `members` are more than two thirds."""
-    return 2 * members // 3 + 1
 
 
 class Header(Wire, frozen=True, dict=True, gc=True):
     """What is hashed of a block.
 
-    `previous` is the id of the block before (the chain id's bytes at height 1). `proposer` is the
-    packer, `round` the round it was made in; `reveal` is the preimage of the proposer's beacon
-    tip (empty once its beacon is used up). `time_ms` is the proposer's clock, for people.
+    `previous` is the id of the block before (the chain id's bytes at height 1). `members_hash` and
+    `next_members_hash` are those of the rosters that vote on this height and on the next one,
+    `state_root` is that of the chain's state before this block. `proposer` is the packer, `round` the
+    round it was made in; `reveal` is the preimage of the proposer's beacon tip (empty once its beacon is
+    used up). `time_ms` is the proposer's clock, for people.
     """
 
     network: Name
@@ -52,6 +40,9 @@ class Header(Wire, frozen=True, dict=True, gc=True):
     height: Height
     round: Round
     previous: Annotated[bytes, Meta(min_length=20, max_length=32)]
+    members_hash: Hash
+    next_members_hash: Hash
+    state_root: Hash
     records_root: Hash
     records_count: Annotated[int, Meta(ge=1, le=MAX_BLOCK_RECORDS)]
     proposer: PeerText
@@ -88,66 +79,63 @@ def records_root(records: Sequence[SignedRecord]) -> bytes:
     return merkle_root([encode(record) for record in records])
 
 
-class Vote(Wire, frozen=True):
-    """A member's prevote (1) or precommit (2) for a block id, or for nil (empty)."""
-
-    kind: Annotated[int, Meta(ge=PREVOTE, le=PRECOMMIT)]
-    height: Height
-    round: Round
-    block_id: MaybeHash
-    voter: PeerText
-    signature: Signature
-
-    def authentic(self, network: str, chain: ChainId) -> bool:
-        """Say whether the signature is the voter's, for this network and chain."""
-        return verify(
-            self.voter,
-            "vote",
-            [network, chain, self.kind, self.height, self.round, self.block_id],
-            self.signature,
-        )
-
-
-def sign_vote(
-    signer: Signer, network: str, chain: ChainId, kind: int, height: int, round: int, block_id: bytes
-) -> Vote:
-    """Return `signer`'s vote."""
-    signature = signer.sign("vote", [network, chain, kind, height, round, block_id])
-    return Vote(kind, height, round, block_id, signer.peer, signature)
-
-
-class Certificate(Wire, frozen=True):
-    """Proof that a block stands: (member index, precommit signature) pairs, by rising index.
-
-    The index is the member's place in the genesis.
-    """
-
-    height: Height
-    round: Round
-    block_id: Hash
-    signatures: Annotated[
-        tuple[tuple[Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)], Signature], ...],
-        Meta(min_length=1, max_length=MAX_MEMBERS),
-    ]
-
-    def problem(self, network: str, chain: ChainId, members: Sequence[PeerId]) -> str:
-        """Say why this does not prove a commit by `members`, or return ''."""
-        indexes = [index for index, _ in self.signatures]
-        if any(a >= b for a, b in pairwise(indexes)):
-            return "a member signs twice or out of order"
-        if indexes[-1] >= len(members):
-            return "somebody who is no member signs"
-        if len(indexes) < quorum(len(members)):
-            return f"{len(indexes)} of {len(members)} members sign, {quorum(len(members))} are needed"
-        for index, signature in self.signatures:
-            vote = Vote(PRECOMMIT, self.height, self.round, self.block_id, members[index], signature)
-            if not vote.authentic(network, chain):
-                return f"the signature of member {members[index]} does not hold"
-        return ""
-
-
 class CertifiedBlock(Wire, frozen=True):
     """A block that stands, with its proof; what is stored and what is handed to those behind."""
 
     block: Block
     certificate: Certificate
+
+
+class Handover(Wire, frozen=True):
+    """How a roster became the next one: the header that names the next, certified, and who went and came."""
+
+    header: Header
+    certificate: Certificate
+    outgoing: MaybePeer
+    incoming: Member | None
+
+
+def changed_roster(roster: Sequence[Member], outgoing: str, incoming: Member | None) -> tuple[Member, ...]:
+    """Return `roster` without `outgoing` and with `incoming`: in its place, else at the end."""
+    if incoming is None:
+        return tuple(member for member in roster if member.peer != outgoing)
+    if not outgoing:
+        return (*roster, incoming)
+    return tuple(incoming if member.peer == outgoing else member for member in roster)
+
+
+def certified_by(
+    header: Header, certificate: Certificate, network: str, chain: ChainId, roster: Sequence[Member]
+) -> str:
+    """Say why `header` is not certified by `roster`, whom one believes to vote there, or return ''."""
+    if header.network != network or header.chain != chain:
+        return "the block is for another chain"
+    if (certificate.height, certificate.block_id) != (header.height, header.id):
+        return "the certificate is for another block"
+    if header.members_hash != members_hash(roster):
+        return "the block is of another roster"
+    return certificate.problem(network, chain, [member.peer for member in roster])
+
+
+def roster_after(
+    network: str, chain: ChainId, roster: Sequence[Member], handovers: Sequence[Handover]
+) -> tuple[Member, ...] | str:
+    """Return the roster to which `handovers` lead from `roster`, or why they lead nowhere.
+
+    Costs the signature checks of a certificate for each of them.
+    """
+    present = tuple(roster)
+    last = 0
+    for handover in handovers:
+        header = handover.header
+        if header.height <= last:
+            return "the handovers are out of order"
+        problem = certified_by(header, handover.certificate, network, chain, present)
+        if problem:
+            return f"the handover at height {header.height}: {problem}"
+        present = changed_roster(present, handover.outgoing, handover.incoming)
+        named = header.next_members_hash
+        if not present or named == header.members_hash or named != members_hash(present):
+            return f"the handover at height {header.height} names another roster"
+        last = header.height
+    return present

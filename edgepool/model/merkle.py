@@ -39,6 +39,20 @@ def merkle_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     return tuple(path)
 
 
+def merkle_paths(leaves: Sequence[bytes], indexes: Sequence[int]) -> list[tuple[bytes, ...]]:
+    """Return the `merkle_path` of each of `indexes`; every node is hashed once for all of them."""
+    levels = [[leaf_hash(leaf) for leaf in leaves]]
+    while len(levels[-1]) > 1:
+        levels.append(_next_level(levels[-1]))
+    return [
+        tuple(
+            level[sibling] if (sibling := (index >> depth) ^ 1) < len(level) else b""
+            for depth, level in enumerate(levels[:-1])
+        )
+        for index in indexes
+    ]
+
+
 def root_from_path(leaf: bytes, index: int, path: Sequence[bytes]) -> bytes:
     """Return the root that `leaf` at `index` leads to by `path`."""
     node = leaf_hash(leaf)

@@ -11,26 +11,35 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgepool.errors import DecodeError
-from edgepool.model.block import Block, Certificate, CertifiedBlock, Header, Round, Vote
+from edgepool.model.block import Block, CertifiedBlock, Handover, Header
 from edgepool.model.codec import Wire, decode
 from edgepool.model.crypto import Signer, verify
-from edgepool.model.ids import ChainId
-from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation
-from edgepool.model.record import (
+from edgepool.model.fields import (
     ChainText,
+    Hash,
+    Height,
+    MaybeHash,
+    MaybeSignature,
     PeerText,
     Percent,
+    Round,
     Signature,
-    SignedRecord,
     Text,
     TimeMs,
-    TransmissionConfirmation,
 )
-from edgepool.model.twin import DataKey, Hash, Manifest
+from edgepool.model.ids import ChainId
+from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
+from edgepool.model.record import SignedRecord, TransmissionConfirmation
+from edgepool.model.twin import DataKey, Manifest
+from edgepool.model.vote import Certificate, Vote
 
 QueryId = Annotated[int, Meta(ge=0, le=2**53)]
 Version = Annotated[int, Meta(ge=0, le=2**31)]
 MAX_OFFERS = 16
+MAX_HANDOVERS = 256
+"""Changes of its roster beyond which a pool can no longer prove its records to strangers."""
+MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
+SNAPSHOT_PAGE_BYTES = 256 * 1024
 MAX_VISITED = 256
 
 
@@ -124,6 +133,59 @@ class Blocks(Wire, tag="blocks", frozen=True):
     blocks: Annotated[tuple[CertifiedBlock, ...], Meta(min_length=1, max_length=32)]
 
 
+class SnapshotHead(Wire, tag="snapshot", frozen=True):
+    """The blocks asked for are pruned here; this is what there is instead.
+
+    The state after `height`, encoded, has `size_bytes` bytes. `header` is that of `height` + 1, whose
+    `state_root` it must make, certified by the roster to which `handovers` lead from the genesis.
+    """
+
+    chain: ChainText
+    height: Height
+    size_bytes: Annotated[int, Meta(ge=1, le=MAX_SNAPSHOT_BYTES)]
+    header: Header
+    certificate: Certificate
+    handovers: Annotated[tuple[Handover, ...], Meta(max_length=MAX_HANDOVERS)]
+
+
+class SnapshotRequest(Wire, tag="snapshot?", frozen=True):
+    """Send page `page` (from 0) of the snapshot at `height`."""
+
+    chain: ChainText
+    height: Height
+    page: Annotated[int, Meta(ge=0, lt=MAX_SNAPSHOT_BYTES // SNAPSHOT_PAGE_BYTES)]
+
+
+class SnapshotPage(Wire, tag="page", frozen=True):
+    """Page `page` of the snapshot at `height`: SNAPSHOT_PAGE_BYTES, the last one what is left."""
+
+    chain: ChainText
+    height: Height
+    page: Annotated[int, Meta(ge=0, lt=MAX_SNAPSHOT_BYTES // SNAPSHOT_PAGE_BYTES)]
+    data: Annotated[bytes, Meta(min_length=1, max_length=SNAPSHOT_PAGE_BYTES)]
+
+
+class Join(Wire, tag="join?", frozen=True):
+    """A member or the coordinator asks a peer to become a member of a pool that stands already.
+
+    `number` is that of the membership change that is to admit it.
+    """
+
+    genesis: Genesis
+    number: Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class JoinAnswer(Wire, tag="join", frozen=True):
+    """The newcomer's signed yes (see record.join_terms), or an empty tip and why not."""
+
+    chain: ChainText
+    number: Annotated[int, Meta(ge=1, le=2**31)]
+    member: Member
+    beacon_tip: MaybeHash
+    signature: MaybeSignature
+    refusal: Text
+
+
 class PoolInvite(Wire, tag="invite", frozen=True):
     """The coordinator asks a peer to be a member (or an observer)."""
 
@@ -152,9 +214,10 @@ class PoolFormed(Wire, tag="formed", frozen=True):
 
 
 class OfferProof(Wire, frozen=True):
-    """A data offer on chain, with all that proves it to a stranger: genesis, Merkle path, votes."""
+    """A data offer on chain, with all that proves it to a stranger: pool, Merkle path and votes."""
 
     genesis: Genesis
+    handovers: Annotated[tuple[Handover, ...], Meta(max_length=MAX_HANDOVERS)]
     header: Header
     certificate: Certificate
     record: SignedRecord
@@ -242,6 +305,11 @@ Message = (
     | Polka
     | Status
     | Blocks
+    | SnapshotHead
+    | SnapshotRequest
+    | SnapshotPage
+    | Join
+    | JoinAnswer
     | PoolInvite
     | PoolAccept
     | PoolDecline

@@ -7,15 +7,15 @@ chain's id is its hash. Whoever holds a genesis can check that every member agre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from edgepool.model.codec import Wire, encode
 from edgepool.model.crypto import Signer, sha256, verify
+from edgepool.model.fields import Hash, Name, PeerText, Signature, TimeMs
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.record import Name, PeerText, Signature, TimeMs
-from edgepool.model.twin import Hash
 
 MAX_MEMBERS = 30
 BEACON_LENGTH = 16384
@@ -112,6 +112,11 @@ class Genesis(Wire, frozen=True):
             if not acceptance.authentic(invitation):
                 return f"the signature of member {acceptance.member} does not hold"
         return ""
+
+
+def members_hash(roster: Sequence[Member]) -> bytes:
+    """Return the 32-byte hash by which headers name a roster: the ordered members with a vote."""
+    return sha256(encode(["edgepool/1/members", tuple(roster)]))
 
 
 def accept(signer: Signer, invitation: Invitation, beacon_tip: bytes) -> Acceptance:

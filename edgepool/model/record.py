@@ -1,8 +1,7 @@
-"""Records: what a chain holds [S3.9], and the one extra kind that confirms a transfer [S3.13].
+"""Records: what a chain holds [S3.9], with those that confirm a transfer [S3.13] and govern the pool [S3.6].
 
-Times are milliseconds since 1970 UTC, durations whole minutes, lengths micrometres: there are no
-floats on chain, so that every member computes the same. `task` is the task number that the
-coordinator gave; `operation_number` counts the steps of a route as shop floors do: 10, 20, 30.
+`task` is the task number that the coordinator gave; `operation_number` counts the steps of a route as
+shop floors do: 10, 20, 30.
 """
 
 from __future__ import annotations
@@ -13,23 +12,32 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgepool.model.codec import Wire, encode
-from edgepool.model.crypto import SIGNATURE_BYTES, Signer, sha256, verify
+from edgepool.model.crypto import HASH_BYTES, Signer, sha256, verify
+from edgepool.model.fields import (
+    ChainText,
+    Hash,
+    KnownHeight,
+    MaybeHash,
+    MaybePeer,
+    MaybeSignature,
+    Minutes,
+    Name,
+    OperationNumber,
+    PeerText,
+    Percent,
+    Signature,
+    Signed64,
+    SizeBytes,
+    Text,
+    TimeMs,
+)
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.twin import DataKey, Hash
-
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
-Text = Annotated[str, Meta(max_length=256)]
-PeerText = Annotated[PeerId, Meta(min_length=46, max_length=64)]
-ChainText = Annotated[ChainId, Meta(min_length=40, max_length=40)]
-TimeMs = Annotated[int, Meta(ge=0, le=2**53)]
-Minutes = Annotated[int, Meta(ge=0, le=10_000_000)]
-OperationNumber = Annotated[int, Meta(ge=0, le=100_000)]
-SizeBytes = Annotated[int, Meta(ge=0, le=2**50)]
-Percent = Annotated[int, Meta(ge=0, le=100)]
-Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-Signed64 = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+from edgepool.model.pool import Member
+from edgepool.model.twin import DataKey
+from edgepool.model.vote import Certificate, Equivocation
 
 MAX_RECORD_BYTES = 4096
+MAX_PAYLOAD_BYTES = 2048
 
 
 class MachiningRequirement(Wire, tag="requirement", frozen=True):
@@ -125,6 +133,58 @@ class TransmissionConfirmation(Wire, tag="confirmation", frozen=True):
     requester_signature: Signature
 
 
+class MembershipChange(Wire, tag="membership", frozen=True):
+    """The author approves a change of who votes [S3.6]: admit, exclude, or replace in place.
+
+    `outgoing` ('' for nobody) leaves, `incoming` (or None) comes; at least one of them is there.
+    `number` is 1 + the changes decided so far on this chain. The change is decided when more than
+    two thirds of the roster have the same body on the chain, and in force two heights later.
+    `incoming_signature` (domain 'join', see `join_terms`) is the newcomer's, with its first beacon tip;
+    both are empty when nobody comes. `reason` is for people.
+    """
+
+    number: Annotated[int, Meta(ge=1, le=2**31)]
+    outgoing: MaybePeer
+    incoming: Member | None
+    beacon_tip: MaybeHash
+    incoming_signature: MaybeSignature
+    reason: Text
+
+    def terms_problem(self, network: str, chain: ChainId) -> str:
+        """Say why this is no well-formed change of that chain, or return ''; costs one signature check."""
+        if self.incoming is None:
+            if not self.outgoing:
+                return "the change names nobody"
+            return "nobody comes, yet somebody signs" if self.beacon_tip or self.incoming_signature else ""
+        if self.incoming.peer == self.outgoing:
+            return "the same peer leaves and comes"
+        terms = join_terms(network, chain, self.number, self.incoming, self.beacon_tip)
+        if len(self.beacon_tip) != HASH_BYTES or not verify(
+            self.incoming.peer, "join", terms, self.incoming_signature
+        ):
+            return "the newcomer's signature does not hold"
+        return ""
+
+
+class ChainAnchor(Wire, tag="anchor", frozen=True):
+    """The head of a sub-chain, kept on a main chain, so that a whole pool cannot rewrite its past.
+
+    The certificate is by the sub-pool's roster of that height; the main chain orders and keeps it,
+    whoever verifies the sub-chain checks it.
+    """
+
+    sub_chain: ChainText
+    certificate: Certificate
+
+
+class Statement(Wire, tag="statement", frozen=True):
+    """What a contract of the users' own judges: `payload` means what that contract says it means."""
+
+    contract: Name
+    version: Annotated[int, Meta(ge=1, le=65535)]
+    payload: Annotated[bytes, Meta(max_length=MAX_PAYLOAD_BYTES)]
+
+
 Body = (
     MachiningRequirement
     | MachiningProcedure
@@ -133,6 +193,10 @@ Body = (
     | DataDemand
     | DataOffer
     | TransmissionConfirmation
+    | MembershipChange
+    | Equivocation
+    | ChainAnchor
+    | Statement
 )
 """What a record can say."""
 
@@ -144,17 +208,26 @@ RECORD_KINDS = (
     "demand",
     "offer",
     "confirmation",
+    "membership",
+    "evidence",
+    "anchor",
+    "statement",
 )
 
 
 class Record(Wire, frozen=True):
-    """A statement by `author` on one chain of one network. `nonce` makes equal statements differ."""
+    """A statement by `author` on one chain of one network. `nonce` makes equal statements differ.
+
+    `since` is the chain's height as the author knew it when it signed; the record can stand only while
+    that is not below the chain's horizon, so nobody needs to remember old ids to tell a replay.
+    """
 
     network: Name
     chain: ChainText
     author: PeerText
     time_ms: TimeMs
     nonce: Annotated[int, Meta(ge=0, le=2**53)]
+    since: KnownHeight
     body: Body
 
 
@@ -175,10 +248,10 @@ class SignedRecord(Wire, frozen=True, dict=True, gc=True):
 
 
 def sign_record(
-    signer: Signer, network: str, chain: ChainId, body: Body, time_ms: int, nonce: int
+    signer: Signer, network: str, chain: ChainId, body: Body, time_ms: int, nonce: int, since: int = 0
 ) -> SignedRecord:
-    """Return `body` as a record of `signer` on `chain`, signed."""
-    record = Record(network, chain, signer.peer, time_ms, nonce, body)
+    """Return `body` as a record of `signer` on `chain`, signed at the chain's height `since`."""
+    record = Record(network, chain, signer.peer, time_ms, nonce, since, body)
     return SignedRecord(record, signer.sign("record", [record]))
 
 
@@ -192,6 +265,13 @@ def confirmation_terms(
 ) -> list[object]:
     """Return what the requester signs (domain 'confirmation') before the holder countersigns."""
     return [network, key, root, requester, holder, valid_until_ms]
+
+
+def join_terms(
+    network: str, chain: ChainId, number: int, incoming: Member, beacon_tip: bytes
+) -> list[object]:
+    """Return what a newcomer signs (domain 'join') before it can be admitted to a standing pool."""
+    return [network, chain, number, incoming, beacon_tip]
 
 
 def kind_of(body: Body) -> str:

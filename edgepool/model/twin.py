@@ -12,10 +12,8 @@ from msgspec import Meta
 
 from edgepool.errors import DecodeError, LocalError
 from edgepool.model.codec import Wire, encode
-from edgepool.model.crypto import HASH_BYTES, data_hash
-
-Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-"""32 bytes of SHA-256 or BLAKE3."""
+from edgepool.model.crypto import data_hash
+from edgepool.model.fields import Hash
 
 DATA_KINDS: dict[str, str] = {
     "features": "task information: manufacturing features and sequence (here: the G-code)",
