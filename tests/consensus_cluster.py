@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepool.config import ConsensusSettings
-from edgepool.core.consensus.engine import Decided, Engine, Output
+from edgepool.core.consensus.engine import Caught, Decided, Engine, Output
 from edgepool.core.consensus.lottery import leader_order, lottery_seed
-from edgepool.core.machine import Broadcast, Instant, Notify, Persist, Send, VoteState
+from edgepool.core.machine import Broadcast, Effect, Instant, Notify, Persist, Send, VoteState
 from edgepool.model.block import Block, CertifiedBlock, Header, records_root
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import MachiningCompletion, SignedRecord, sign_record
+from edgepool.model.vote import Equivocation
 
 NETWORK = "plant"
 CHAIN = ChainId("ab" * 20)
@@ -39,18 +40,29 @@ def make_block(
     chain: ChainId = CHAIN,
 ) -> Block:
     root = records_root(records)
-    header = Header(network, chain, height, round, previous, root, len(records), proposer, b"", time_ms)
+    header = Header(
+        network, chain, height, round, previous, *(bytes(32),) * 3, root, len(records), proposer, b"", time_ms
+    )
     return Block(header, records)
 
 
 class ToyChain:
     """An application and a store of one peer: blocks by height; records wait until `goal` is reached.
 
-    Leaders take turns by round ('a' leads round 0), or are drawn by the lottery.
+    Leaders take turns by round ('a' leads round 0), or are drawn by the lottery. `changes` says from which
+    height on which other roster votes: decided two heights before, as on a real chain.
     """
 
-    def __init__(self, members: tuple[PeerId, ...], me: PeerId, lottery: bool = False) -> None:
-        self.members = members
+    def __init__(
+        self,
+        members: tuple[PeerId, ...],
+        me: PeerId,
+        lottery: bool = False,
+        changes: dict[int, tuple[PeerId, ...]] | None = None,
+    ) -> None:
+        self.rosters = {1: members, **(changes or {})}
+        self.observers: tuple[PeerId, ...] = ()
+        self.judging = True
         self.me = me
         self.lottery = lottery
         self.blocks: dict[int, CertifiedBlock] = {}
@@ -60,6 +72,26 @@ class ToyChain:
     @property
     def height(self) -> int:
         return len(self.blocks)
+
+    def roster(self, height: int) -> tuple[PeerId, ...]:
+        return self.rosters[max(first for first in self.rosters if first <= max(1, height))]
+
+    def members(self) -> tuple[PeerId, ...]:
+        return self.roster(self.height + 1)
+
+    def next_members(self) -> tuple[PeerId, ...]:
+        return self.roster(self.height + 2)
+
+    def listeners(self) -> dict[PeerId, int]:
+        told = {peer: last for last in range(1, self.height + 1) for peer in self.roster(last)}
+        told = {peer: last for peer, last in told.items() if peer not in self.next_members()}
+        return told | dict.fromkeys((*self.next_members(), *self.observers), 2**53)
+
+    def judges(self) -> bool:
+        return self.judging
+
+    def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:
+        return []
 
     def previous(self) -> bytes:
         top = self.blocks.get(self.height)
@@ -79,13 +111,14 @@ class ToyChain:
         return "" if all(record in RECORDS for record in block.records) else "a bad record"
 
     def leader(self, round: int) -> PeerId:
+        members = self.members()
         if not self.lottery:
-            return self.members[round % len(self.members)]
+            return members[round % len(members)]
         if self._order[0] != self.height + 1:
             seed = lottery_seed(NETWORK, CHAIN, self.height + 1, self.previous())
-            weights = {peer: 1 + 3 * place for place, peer in enumerate(self.members)}
+            weights = {peer: 1 + 3 * place for place, peer in enumerate(members)}
             self._order = (self.height + 1, leader_order(seed, weights))
-        return self._order[1][round % len(self.members)]
+        return self._order[1][round % len(members)]
 
     def has_waiting(self) -> bool:
         return self.height < self.goal
@@ -105,11 +138,10 @@ def new_engine(
     vote_state: bytes = b"",
     settings: ConsensusSettings = AT_ONCE,
 ) -> Engine:
+    app.observers = observers
     return Engine(
         network=NETWORK,
         chain=CHAIN,
-        members=app.members,
-        observers=observers,
         signer=SIGNERS[place],
         settings=settings,
         app=app,
@@ -128,21 +160,31 @@ class Seat:
     engine: Engine
     states: list[bytes] = field(default_factory=list)
     notices: list[Any] = field(default_factory=list)
+    caught: list[Equivocation] = field(default_factory=list)
     up: bool = True
 
 
 class Cluster:
     """Engines whose messages wait in `wire` (in order) until `deliver` is called."""
 
-    def __init__(self, members: int, observers: int = 0, goal: int = 0) -> None:
+    def __init__(
+        self,
+        members: int,
+        observers: int = 0,
+        goal: int = 0,
+        changes: dict[int, tuple[PeerId, ...]] | None = None,
+    ) -> None:
         self.now_ms = 0
         self.wire: list[tuple[int, int, Any]] = []
         self.lost: Callable[[int, int, Any], bool] = lambda sender, to, message: False
         self.trace: Callable[[int, Output], None] = lambda place, output: None
         self.observers = PEERS[members : members + observers]
         self.seats: list[Seat] = []
-        for place in range(members + observers):
-            app = ToyChain(PEERS[:members], PEERS[place])
+        everybody = dict.fromkeys(PEERS[: members + observers])
+        for roster in (changes or {}).values():
+            everybody.update(dict.fromkeys(roster))
+        for place in range(len(everybody)):
+            app = ToyChain(PEERS[:members], PEERS[place], changes=changes)
             app.goal = goal
             self.seats.append(Seat(place, app, new_engine(place, app, observers=self.observers)))
 
@@ -174,6 +216,8 @@ class Cluster:
                     self.wire += [(seat.place, PEERS.index(peer), message) for peer in peers]
                 case Notify(notice):
                     seat.notices.append(notice)
+                case Caught(found):
+                    seat.caught.append(found)
                 case Decided(certified):
                     assert output is outputs[-1]
                     seat.app.blocks[seat.app.height + 1] = certified

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepool.core.chain import Chain
-from edgepool.core.ledger.proof import prove
+from edgepool.core.ledger.proof import prove, prove_kept
 from edgepool.core.machine import BlockSource
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import OfferProof
@@ -40,10 +40,18 @@ class ChainDirectory:
             return ()
         proofs = []
         for entry in known.state.offers(key, version)[:MAX_PROOFS]:
-            certified = self._source.block(chain, entry.ref.height)
+            height, index = entry.ref.height, entry.ref.index
+            certified = self._source.block(chain, height)
+            kept = self._source.kept(chain, height, index) if certified is None else None
             if certified is not None:
-                proofs.append(prove(known.genesis, certified, entry.ref.index))
-        return tuple(proofs)
+                proofs.append(prove(known.genesis, known.handovers, certified, index))
+            elif kept is not None:
+                proofs.append(prove_kept(known.genesis, known.handovers, kept))
+        return tuple(proof for proof in proofs if proof is not None)
+
+    def height(self, chain: ChainId) -> int:
+        """Return the height of a chain that this peer is on."""
+        return self.chains[chain].state.height
 
     def neighbours(self, chain: ChainId) -> tuple[PeerId, ...]:
         """Return the connected people of a chain, without this peer."""
@@ -54,9 +62,9 @@ class ChainDirectory:
     def member(self, peer: PeerId) -> Member | None:
         """Return what the pools say of `peer`, with its addresses."""
         for chain in self.chains.values():
-            for member in chain.genesis.invitation.people():
-                if member.peer == peer:
-                    return member
+            found = chain.people.get(peer)
+            if found is not None:
+                return found
         return None
 
     def connected(self, peer: PeerId) -> bool:

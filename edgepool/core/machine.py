@@ -9,14 +9,19 @@ before it is spoken and a record before it is acknowledged. One deadline is pull
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from edgepool.model.block import CertifiedBlock, Height
+from msgspec import Meta
+
+from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, Header
+from edgepool.model.codec import Wire
+from edgepool.model.fields import Height, MaybeHash
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, OfferProof
 from edgepool.model.pool import Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,29 @@ class FormPool:
     invitation: Invitation
 
 
-Command = SubmitRecord | FindData | ConfirmTransfer | FormPool
+@dataclass(frozen=True, slots=True)
+class ChangeMembers:
+    """Propose that `outgoing` ('' for nobody) leaves a pool and `incoming` (or None) comes.
+
+    A newcomer is asked first. Done(RecordRef) of this peer's own record once it stands; the change is decided
+    when more than two thirds of the roster have said the same, and in force two heights later.
+    """
+
+    chain: ChainId
+    outgoing: str
+    incoming: Member | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApproveChange:
+    """Approve the change that `proposer` has on the chain under the present number. Done(RecordRef)."""
+
+    chain: ChainId
+    proposer: PeerId
+
+
+Command = SubmitRecord | FindData | ConfirmTransfer | FormPool | ChangeMembers | ApproveChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +208,41 @@ class CommitBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveSnapshot:
+    """The state of a chain after `height`, which replaces any earlier snapshot of it.
+
+    `state` is what `ChainState.snapshot` returned, `handovers` are those up to `height`. `adopted`: it comes
+    from another peer, and the chain's blocks begin at `height` + 1 here.
+    """
+
+    chain: ChainId
+    height: int
+    handovers: tuple[Handover, ...]
+    state: bytes
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Blocks up to `height` may go (a snapshot at or above it is stored).
+
+    The records at `keep`, pairs of height and index, stay provable: see `BlockSource.kept`.
+    """
+
+    chain: ChainId
+    height: int
+    keep: tuple[tuple[int, int], ...]
+
+
+Item = VoteState | NewChain | CommitBlock | SaveSnapshot | Prune
+"""What a peer must not forget."""
+
+
+@dataclass(frozen=True, slots=True)
 class Persist:
     """Store `item` durably before any later message leaves."""
 
-    item: VoteState | NewChain | CommitBlock
+    item: Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +328,42 @@ class Notify:
 Effect = Persist | Send | Broadcast | WantLink | Notify
 
 
+@dataclass(frozen=True, slots=True)
+class SavedSnapshot:
+    """A stored snapshot: the state after `height`, and the handovers up to it."""
+
+    height: int
+    handovers: tuple[Handover, ...]
+    state: bytes
+
+
+class KeptRecord(Wire, frozen=True):
+    """What stays of a pruned block: one record with all that shows it to stand."""
+
+    header: Header
+    certificate: Certificate
+    record: SignedRecord
+    index: Annotated[int, Meta(ge=0, lt=MAX_BLOCK_RECORDS)]
+    path: Annotated[tuple[MaybeHash, ...], Meta(max_length=20)]
+
+
 class BlockSource(Protocol):
     """Reads what was persisted; used to help those who are behind and to prove records."""
 
     def block(self, chain: ChainId, height: Height) -> CertifiedBlock | None:
-        """Return the stored block at `height`, or None."""
+        """Return the stored block at `height`, or None if it is not there (yet, or any more)."""
+        ...
+
+    def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
+        """Return the stored snapshot of the chain, or None."""
+        ...
+
+    def kept(self, chain: ChainId, height: Height, index: int) -> KeptRecord | None:
+        """Return a record whose block is pruned, if it was to be kept."""
+        ...
+
+    def size_bytes(self, chain: ChainId) -> int:
+        """Return how much the stored blocks of the chain take, in bytes."""
         ...
 
 

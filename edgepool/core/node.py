@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from edgepool.config import PeerSettings
+from edgepool.core.anchoring import Anchoring
 from edgepool.core.chain import Chain
 from edgepool.core.directory import ChainDirectory
 from edgepool.core.ledger.proof import proof_problem
 from edgepool.core.machine import (
+    ApproveChange,
+    BlockCommitted,
     BlockSource,
+    ChangeMembers,
     ConfirmTransfer,
     Effect,
     Event,
@@ -35,18 +39,23 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
-    WantLink,
     Woke,
 )
-from edgepool.core.pools.lifecycle import Formed, PoolLifecycle, beacon_secret
+from edgepool.core.membership import exclusion
+from edgepool.core.pools.joining import Agreed, Following, Joining
+from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.resolution.resolver import Countersigned, Resolver
-from edgepool.model.crypto import Signer
+from edgepool.core.rosters import RosterHistory
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import (
     Blocks,
     ConfirmAnswer,
     ConfirmRequest,
     Hello,
+    Join,
+    JoinAnswer,
     LoadQuery,
     LoadReport,
     OfferProof,
@@ -61,11 +70,17 @@ from edgepool.model.message import (
     QueryAnswer,
     Records,
     RecordsRefused,
+    SnapshotHead,
+    SnapshotPage,
+    SnapshotRequest,
     Status,
     Votes,
 )
-from edgepool.model.pool import Genesis
-from edgepool.model.record import SignedRecord
+from edgepool.model.pool import Genesis, Member
+from edgepool.model.record import SignedRecord, sign_record
+
+SELF_PROVING = (Blocks, Status, SnapshotHead, SnapshotPage)
+"""What a chain takes from anybody: who is on it may have changed in blocks that this peer lacks."""
 
 
 class Node:
@@ -98,6 +113,14 @@ class Node:
             check_proof=self._proof_problem,
             limit=settings.limits.queries,
         )
+        self._joining = Joining(
+            signer=signer,
+            network=settings.network,
+            coordinators=self._trusted,
+            own=self._as_member,
+            problem=self._following_problem,
+        )
+        self._anchoring = Anchoring(signer.peer, settings.limits.chains)
 
     def load(self, genesis: Genesis, height: int, vote_state: bytes) -> None:
         """Take up a stored chain before `start`."""
@@ -107,8 +130,7 @@ class Node:
         """Begin: ask for links to everybody in this peer's pools and go on with its chains."""
         effects: list[Effect] = []
         for chain in self.chains.values():
-            effects += self._want_people(chain)
-            effects += chain.start(now)
+            effects += self._merge(chain.start(now), now)
         return effects
 
     def step(self, event: Event, now: Instant) -> list[Effect]:
@@ -121,7 +143,10 @@ class Node:
             case PeerDown(peer):
                 self.directory.connected_peers.pop(peer, None)
                 self.directory.addresses.pop(peer, None)
+                self._joining.peer_down(peer)
                 effects = self._merge(self._pools.peer_down(peer, now), now)
+                for chain in self.chains.values():
+                    effects += self._merge(chain.peer_down(peer, now), now)
                 return effects + self._merge(self._resolver.peer_down(peer, now), now)
             case Submitted(ticket, command):
                 return self._submit(ticket, command, now)
@@ -141,7 +166,8 @@ class Node:
 
     def wakeup_at(self) -> int | None:
         """Return the monotonic time in ms at which something is due, if anything is."""
-        deadlines = [self._pools.deadline, self._resolver.deadline]
+        rooms = (self._pools, self._resolver, self._joining, self._anchoring)
+        deadlines = [room.deadline for room in rooms]
         deadlines += [chain.wakeup_at() for chain in self.chains.values()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -149,13 +175,26 @@ class Node:
 
     def _receive(self, peer: PeerId, message: object, now: Instant) -> list[Effect]:
         match message:
-            case Records() | RecordsRefused() | Proposal() | Votes() | Polka() | Status() | Blocks():
+            case (
+                Records()
+                | RecordsRefused()
+                | Proposal()
+                | Votes()
+                | Polka()
+                | Status()
+                | Blocks()
+                | SnapshotHead()
+                | SnapshotRequest()
+                | SnapshotPage()
+            ):
                 chain = self.chains.get(message.chain)
                 if chain is None:
                     return []  # not formed here yet, or not ours: what matters comes again
-                if peer not in chain.people:
-                    return [Notify(Misbehaved(peer, "speaks on a chain that it is not on"))]
+                if peer not in chain.people and not isinstance(message, SELF_PROVING):
+                    return []  # perhaps it is on the chain by now: this peer may be behind
                 return self._merge(chain.receive(peer, message, now), now)
+            case Join() | JoinAnswer():
+                return self._merge(self._joining.receive(peer, message, now), now)
             case PoolInvite() | PoolAccept() | PoolDecline() | PoolFormed():
                 return self._merge(self._pools.receive(peer, message, now), now)
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
@@ -177,8 +216,9 @@ class Node:
             if chain.genesis.invitation.coordinator == self.peer:
                 # It may have been away when the pool was formed.
                 effects.append(Send(peer, PoolFormed(chain.genesis)))
-            effects += chain.peer_up(peer, now)
+            effects += self._merge(chain.peer_up(peer, now), now)
         effects += self._merge(self._pools.peer_up(peer, now), now)
+        effects += self._merge(self._joining.peer_up(peer), now)
         return effects + self._merge(self._resolver.peer_up(peer, now), now)
 
     def _submit(self, ticket: int, command: object, now: Instant) -> list[Effect]:
@@ -191,38 +231,72 @@ class Node:
                 return self._merge(self._resolver.confirm(ticket, command, now), now)
             case FormPool(invitation):
                 return self._merge(self._pools.form(ticket, invitation, now), now)
+            case ChangeMembers():
+                return self._change_members(ticket, command, now)
+            case ApproveChange(chain_id, proposer):
+                return self._approve(ticket, chain_id, proposer, now)
             case _:
                 raise AssertionError(f"no route for {type(command).__name__}")
 
     def _submit_record(self, ticket: int, record: SignedRecord, now: Instant) -> list[Effect]:
         chain = self.chains.get(record.record.chain)
         if chain is None:
-            reason = f"this peer is not on chain {record.record.chain}"
-            return [Notify(Failed(ticket, reason, refused=True))] if ticket else []
-        return chain.submit(ticket, record, now)
+            return _failed(ticket, f"this peer is not on chain {record.record.chain}")
+        return self._merge(chain.submit(ticket, record, now), now)
+
+    def _change_members(self, ticket: int, command: ChangeMembers, now: Instant) -> list[Effect]:
+        chain = self.chains.get(command.chain)
+        if chain is None:
+            return _failed(ticket, f"this peer is not on chain {command.chain}")
+        if not chain.member and chain.genesis.invitation.coordinator != self.peer:
+            return _failed(ticket, "only members and the coordinator change who is in a pool")
+        number = chain.state.change_number
+        if command.incoming is not None:
+            return self._merge(self._joining.ask(ticket, chain.genesis, number, command, now), now)
+        change = exclusion(number, command.outgoing, command.reason)
+        return self._merge(chain.change(ticket, change, now), now)
+
+    def _approve(self, ticket: int, chain_id: ChainId, proposer: PeerId, now: Instant) -> list[Effect]:
+        chain = self.chains.get(chain_id)
+        if chain is None:
+            return _failed(ticket, f"this peer is not on chain {chain_id}")
+        proposed = [change for change, authors in chain.state.open_changes() if proposer in authors]
+        if not proposed:
+            number = chain.state.change_number
+            return _failed(ticket, f"{proposer} has proposed nothing on this chain under number {number}")
+        return self._merge(chain.approve(ticket, proposed[-1], now), now)
 
     def _wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
-        for room in (self._pools, self._resolver):
+        for room in (self._pools, self._resolver, self._joining):
             if room.deadline is not None and room.deadline <= now.monotonic_ms:
                 effects += self._merge(room.wake(now), now)
         for chain in list(self.chains.values()):
             deadline = chain.wakeup_at()
             if deadline is not None and deadline <= now.monotonic_ms:
-                effects += chain.wake(now)
-        return effects
+                effects += self._merge(chain.wake(now), now)
+        return effects + self._anchor(now)
 
     # --- merging ----------------------------------------------------------------------------
 
-    def _merge(self, outputs: Sequence[Effect | Formed | Countersigned], now: Instant) -> list[Effect]:
+    def _merge(
+        self, outputs: Sequence[Effect | Formed | Countersigned | Agreed | Following], now: Instant
+    ) -> list[Effect]:
         """Carry out what one room asks of another; pass the rest on."""
         effects: list[Effect] = []
         for output in outputs:
             match output:
                 case Formed(genesis):
                     effects += self._begin(genesis, now)
+                case Following(genesis):
+                    effects += self._follow(genesis, now)
+                case Agreed():
+                    effects += self._agreed(output, now)
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
+                case Notify(BlockCommitted(chain, certified)):
+                    effects.append(output)
+                    effects += self._after_block(self.chains[chain], certified, now)
                 case _:
                     effects.append(output)
         return effects
@@ -235,13 +309,66 @@ class Node:
             return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
         chain = self._add_chain(genesis, 0, b"")
         effects: list[Effect] = [Persist(NewChain(genesis)), Notify(PoolJoined(genesis))]
-        return effects + self._want_people(chain) + chain.start(now)
+        return effects + self._merge(chain.start(now), now)
+
+    def _follow(self, genesis: Genesis, now: Instant) -> list[Effect]:
+        """Follow a chain on which this peer has agreed to vote, if it is admitted."""
+        if genesis.chain in self.chains:
+            return []
+        chain = self._add_chain(genesis, 0, b"")
+        return [Persist(NewChain(genesis)), *self._merge(chain.start(now), now)]
+
+    def _following_problem(self, genesis: Genesis) -> str:
+        """Say why this peer may not come into the pool of a genesis that is believed, or return ''."""
+        chain = self.chains.get(genesis.chain)
+        if chain is None:
+            full = len(self.chains) >= self._settings.limits.chains
+            return "it is in as many pools as limits.chains allows" if full else ""
+        voting = any(member.peer == self.peer for member in chain.state.next_roster)
+        return "it is a member already" if voting else ""
+
+    def _agreed(self, agreed: Agreed, now: Instant) -> list[Effect]:
+        """Propose a newcomer that has agreed; ask it again if another change was decided meanwhile."""
+        chain, command = self.chains[agreed.command.chain], agreed.command
+        number = chain.state.change_number
+        if agreed.change.number != number:
+            asked = self._joining.ask(agreed.ticket, chain.genesis, number, command, now)
+            return self._merge(asked, now)
+        return self._merge(chain.change(agreed.ticket, agreed.change, now), now)
+
+    def _after_block(self, chain: Chain, certified: CertifiedBlock, now: Instant) -> list[Effect]:
+        """Do what the rest of this peer makes of a new block: see to anchors, renew wishes."""
+        height = certified.block.header.height
+        if chain.member:
+            rosters = RosterHistory(chain.genesis, tuple(chain.handovers))
+            voters = tuple(member.peer for member in rosters.at(height))
+            kind = chain.genesis.invitation.kind
+            self._anchoring.block_committed(chain.id, kind, certified, voters, now.monotonic_ms)
+        effects: list[Effect] = []
+        for command in chain.outdated_wishes():
+            asked = self._joining.ask(0, chain.genesis, chain.state.change_number, command, now)
+            effects += self._merge(asked, now)
+        return effects
+
+    def _anchor(self, now: Instant) -> list[Effect]:
+        deadline = self._anchoring.deadline
+        if deadline is None or deadline > now.monotonic_ms:
+            return []
+        effects: list[Effect] = []
+        mains = [chain for chain in self.directory.main_chains() if self.chains[chain].member]
+        for main, anchor in self._anchoring.wake(now.monotonic_ms, mains):
+            chain = self.chains[main]
+            nonce = int.from_bytes(sha256(anchor.certificate.block_id)[:6], "big")
+            record = sign_record(
+                self._signer, self.network, main, anchor, now.wall_ms, nonce, chain.state.height
+            )
+            effects += self._merge(chain.submit(0, record, now), now)
+        return effects
 
     def _add_chain(self, genesis: Genesis, height: int, vote_state: bytes) -> Chain:
         chain = Chain(
             genesis,
             signer=self._signer,
-            beacon_secret=beacon_secret(self._signer, genesis.invitation),
             settings=self._settings.consensus,
             limits=self._settings.limits,
             source=self._source,
@@ -251,12 +378,16 @@ class Node:
         self.chains[chain.id] = chain
         return chain
 
-    def _want_people(self, chain: Chain) -> list[Effect]:
-        people = chain.genesis.invitation.people()
-        return [WantLink(member) for member in people if member.peer != self.peer]
+    def _as_member(self) -> Member:
+        settings = self._settings
+        return Member(self.peer, settings.name, settings.machine_type, self.addresses)
 
     def _knows(self, chain: ChainId) -> bool:
         return chain in self.chains
 
     def _proof_problem(self, proof: OfferProof) -> str:
         return proof_problem(proof, self.network, self._trusted)
+
+
+def _failed(ticket: int, reason: str) -> list[Effect]:
+    return [Notify(Failed(ticket, reason, refused=True))] if ticket else []

@@ -81,7 +81,7 @@ class Underway:
         entry = self._entries.pop(record_id, None)
         return 0 if entry is None else entry.ticket
 
-    def fail(self, record_id: bytes, reason: str) -> list[Effect]:
-        """End a record's way with a refusal."""
+    def fail(self, record_id: bytes, reason: str, *, refused: bool = True) -> list[Effect]:
+        """End a record's way without success."""
         ticket = self.take(record_id)
-        return [Notify(Failed(ticket, reason, refused=True))] if ticket else []
+        return [Notify(Failed(ticket, reason, refused=refused))] if ticket else []

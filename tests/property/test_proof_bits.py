@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from changing_pool import twice_changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_world import World
@@ -25,7 +26,17 @@ from edgepool.model.ids import ChainId
 def make_proof(records: int, place: int) -> tuple[RecordProof, ChainId]:
     world = World(members=4, beacon_length=2)
     block = world.pack(*(world.offer(1) if i == place else world.demand(0) for i in range(records)))
-    return prove_record(world.genesis, world.certify(block), place), world.genesis.chain
+    proof = prove_record(world.genesis, (), world.certify(block), place)
+    assert proof is not None
+    return proof, world.genesis.chain
+
+
+def make_changed_proof() -> tuple[RecordProof, ChainId]:
+    """Return the proof of a newcomer's record in a pool with two handovers."""
+    pool = twice_changed(2)
+    proof = prove_record(pool.genesis, pool.handovers, pool.block(pool.demand(pool.signer(2))), 0)
+    assert proof is not None
+    return proof, pool.chain
 
 
 def verdict(data: bytes, chain: ChainId) -> Fault | None:
@@ -37,9 +48,10 @@ def verdict(data: bytes, chain: ChainId) -> Fault | None:
     return proof if isinstance(proof, Fault) else record_proof_fault(proof, [chain])
 
 
-@pytest.mark.parametrize(("records", "place"), [(1, 0), (5, 4)])
-def test_every_single_flipped_bit_is_refused_and_its_part_named(records: int, place: int) -> None:
-    proof, chain = make_proof(records, place)
+@pytest.mark.parametrize("case", ["alone", "among five", "after handovers"])
+def test_every_single_flipped_bit_is_refused_and_its_part_named(case: str) -> None:
+    small = make_proof(1, 0) if case == "alone" else make_proof(5, 4)
+    proof, chain = make_changed_proof() if case == "after handovers" else small
     data = write_proof(proof)
     assert verdict(data, chain) is None
     where = {
@@ -47,9 +59,14 @@ def test_every_single_flipped_bit_is_refused_and_its_part_named(records: int, pl
         "path": encode([proof.index, proof.path]),
         "header": encode(proof.header),
         "certificate": encode(proof.certificate),
+        "handovers": encode(proof.handovers),
         "genesis": encode(proof.genesis),
     }
-    spans = {part: (data.index(raw), data.index(raw) + len(raw)) for part, raw in where.items()}
+    spans, at = {}, 0
+    for part, raw in where.items():  # in the order of the file: no handovers are a byte like many others
+        start = at = data.index(raw, at)
+        at += len(raw)
+        spans[part] = (start, at)
     for position in range(len(data)):
         lies_in = [part for part, (start, end) in spans.items() if start <= position < end] or [FRAME]
         for bit in range(8):

@@ -30,19 +30,11 @@ from edgepool.core.consensus.ballot import SavedBallot
 from edgepool.core.consensus.engine import Decided, Engine, Output
 from edgepool.core.machine import Broadcast, Misbehaved, Notify, Persist, Send, VoteState
 from edgepool.errors import StorageError
-from edgepool.model.block import (
-    NIL,
-    PRECOMMIT,
-    PREVOTE,
-    Block,
-    Certificate,
-    CertifiedBlock,
-    Vote,
-    sign_vote,
-)
+from edgepool.model.block import Block, CertifiedBlock
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import ChainId
 from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes, sign_proposal
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
 
 A, B, C, D = range(4)
 GENESIS = bytes.fromhex(CHAIN)

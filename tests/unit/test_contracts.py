@@ -4,15 +4,9 @@ import msgspec
 import pytest
 from ledger_world import KEY, World, signer
 
-from edgepool.core.ledger.contracts import CONTRACTS, MAX_INSPECTIONS, REGISTRY
+from edgepool.core.ledger.contracts import CONTRACTS, MAX_INSPECTIONS, MAX_OTHERS_INSPECTIONS, REGISTRY
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.record import (
-    RECORD_KINDS,
-    DataDemand,
-    MachiningRequirement,
-    SignedRecord,
-    sign_record,
-)
+from edgepool.model.record import RECORD_KINDS, DataDemand, MachiningRequirement, SignedRecord, sign_record
 from edgepool.model.twin import DataKey
 
 
@@ -49,11 +43,13 @@ def test_record_of_another_network_or_chain_is_refused(world: World) -> None:
     assert "another chain" in verdict(world, sign_record(author, "works", ChainId("a" * 40), body, 1, 1))
 
 
-def test_only_members_write_and_the_coordinator_only_requirements(world: World) -> None:
+def test_only_members_write_and_the_coordinator_only_requirements_and_changes(world: World) -> None:
     body = world.demand(0).record.body
     assert "no member" in verdict(world, world.record(world.outsider, body))
     assert "no member" in verdict(world, world.record(world.coordinator, body))
     assert verdict(world, world.requirement(0, 1)) == ""
+    assert verdict(world, world.record(world.coordinator, world.change(outgoing=world.signers[0]))) == ""
+    assert "no member" in verdict(world, world.record(world.outsider, world.change(world.signers[0])))
 
 
 def test_coordinator_who_is_a_member_may_do_what_members_do() -> None:
@@ -125,18 +121,39 @@ def test_completion_follows_the_procedure_once(world: World) -> None:
     assert "complete already" in verdict(world, required, started, done, world.completion(0, 1))
 
 
-def test_inspection_follows_the_procedure_once_for_each_feature(world: World) -> None:
+def test_station_inspects_its_step_once_it_has_started_and_each_feature_once(world: World) -> None:
     required, started, done = world.step_records(0, 1)
     inspected = world.inspection(0, 1)
+    assert "not required" in verdict(world, inspected)
     assert "not started" in verdict(world, required, inspected)
-    assert "another station" in verdict(world, required, started, world.inspection(0, 2))
     assert "inspected already" in verdict(world, required, started, inspected, world.inspection(0, 1))
     assert verdict(world, required, started, inspected, done, world.inspection(0, 1, "Feature-4")) == ""
 
 
-def test_inspections_of_a_step_are_bounded(world: World) -> None:
+def test_others_inspect_a_step_once_it_is_complete_and_each_feature_once(world: World) -> None:
+    required, started, done = world.step_records(0, 1)
+    own, other = world.inspection(0, 1), world.inspection(0, 2)
+    assert "not complete" in verdict(world, required, other)
+    assert "not complete" in verdict(world, required, started, own, other)
+    assert verdict(world, required, started, own, done, other) == ""
+    assert verdict(world, required, started, done, other, world.inspection(0, 3, accepted=False)) == ""
+    again = world.inspection(0, 2, accepted=False)
+    assert "inspected already" in verdict(world, required, started, done, other, again)
+    stranger = world.record(world.outsider, other.record.body)
+    assert "no member" in verdict(world, required, started, done, stranger)
+
+
+def test_inspections_of_a_step_are_bounded_for_each_member(world: World) -> None:
     many = [world.inspection(0, 1, f"F{i}") for i in range(MAX_INSPECTIONS + 1)]
-    assert "at most" in verdict(world, *world.step_records(0, 1), *many)
+    few = [world.inspection(0, 2, f"F{i}") for i in range(MAX_OTHERS_INSPECTIONS + 1)]
+    assert "at most 256" in verdict(world, *world.step_records(0, 1), *many)
+    assert "at most 8" in verdict(world, *world.step_records(0, 1), *few)
+    assert verdict(world, *world.step_records(0, 1), *many[:-1], *few[:-1], world.inspection(0, 3)) == ""
+
+
+def test_the_rule_for_inspections_that_was_replaced_is_kept() -> None:
+    assert CONTRACTS["inspection"].version == 2
+    assert REGISTRY["inspection", 1] is not CONTRACTS["inspection"]
 
 
 # --- data

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ledger_world import KEY, World
 
 from edgepool.core.ledger import state as state_module
-from edgepool.core.ledger.state import CYCLE_BLOCKS, ChainState
+from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import RecordRef
 from edgepool.model.beacon import next_beacon
 from edgepool.model.ids import ChainId
@@ -205,75 +205,3 @@ def test_task_is_complete_when_all_its_steps_are(world: World) -> None:
     assert not task.complete
     world.pack(*world.step_records(2, 2))
     assert task.complete
-
-
-# --- credit: what a step earns shows two cycles later
-
-
-def credited(world: World) -> list[int]:
-    """Return what each member has earned so far, read when the lottery comes to use it."""
-    world.pack_until(2 * CYCLE_BLOCKS)
-    work = world.state.work()
-    return [work.get(peer, 0) for peer in world.peers]
-
-
-def test_step_is_credited_when_another_member_starts_the_next(world: World) -> None:
-    world.pack(*world.step_records(0, 0, minutes=120), world.requirement(1, 1), world.procedure(1, 1))
-    assert credited(world) == [120, 0, 0, 0]
-
-
-def test_completion_alone_or_a_next_step_of_ones_own_earns_nothing(world: World) -> None:
-    world.pack(*world.step_records(0, 0), *world.step_records(1, 0), world.inspection(1, 0))
-    assert credited(world) == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("inspection_first", [False, True])
-def test_last_step_is_credited_by_an_accepted_inspection_once(world: World, inspection_first: bool) -> None:
-    world.pack(*world.step_records(0, 0, steps=2, minutes=60))
-    required, started, done = world.step_records(1, 1, steps=2, minutes=30)
-    inspections = [
-        world.inspection(1, 1, "F1", accepted=False),
-        world.inspection(1, 1, "F2"),
-        world.inspection(1, 1, "F3"),
-    ]
-    ending = [*inspections, done] if inspection_first else [done, *inspections]
-    world.pack(required, started, *ending)
-    assert credited(world) == [60, 30, 0, 0]
-
-
-def test_inspected_last_step_earns_nothing_before_it_is_complete(world: World) -> None:
-    world.pack(*world.step_records(0, 0, steps=2, minutes=60))
-    world.pack(world.requirement(1, 1, steps=2), world.procedure(1, 1), world.inspection(1, 1))
-    assert credited(world) == [60, 0, 0, 0]
-
-
-def test_rejected_last_step_earns_nothing(world: World) -> None:
-    world.pack(*world.step_records(0, 0, steps=2, minutes=60))
-    world.pack(*world.step_records(1, 1, steps=2), world.inspection(1, 1, accepted=False))
-    assert credited(world) == [60, 0, 0, 0]
-
-
-def test_task_of_a_single_step_earns_nothing(world: World) -> None:
-    world.pack(*world.step_records(0, 0, steps=1), world.inspection(0, 0))
-    assert credited(world) == [0, 0, 0, 0]
-
-
-def test_credit_for_a_step_is_capped_at_a_day(world: World) -> None:
-    world.pack(*world.step_records(0, 0, minutes=9_000_000), world.requirement(1, 1), world.procedure(1, 1))
-    assert credited(world) == [24 * 60, 0, 0, 0]
-
-
-def test_work_is_that_of_the_cycle_before_last() -> None:
-    world = World()
-    world.pack(*world.step_records(0, 0, minutes=50), world.requirement(1, 1), world.procedure(1, 1))
-    world.pack_until(CYCLE_BLOCKS)
-    world.pack(world.completion(1, 1), world.requirement(2, 2), world.procedure(2, 2))
-    seen = {}
-    while world.state.height < 4 * CYCLE_BLOCKS:
-        seen[world.state.height + 1] = world.state.work()
-        world.pack(world.demand(3))
-    seen[world.state.height + 1] = world.state.work()
-    first, second = {world.peers[0]: 50}, {world.peers[1]: 120}
-    for height, work in seen.items():
-        expected = [{}, {}, first, second, {}][(height - 1) // CYCLE_BLOCKS]
-        assert work == expected, height

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from edgepool.core.consensus.lottery import leader_order, lottery_seed, weights
+from edgepool.core.consensus.lottery import leader_order, leaders, lottery_seed, weights
 from edgepool.model.ids import ChainId, PeerId
 
 CHAIN = ChainId("cd" * 20)
@@ -119,6 +119,25 @@ def test_work_of_others_and_work_taken_back_counts_for_nothing() -> None:
     peers = members(3)
     plain = weights({peers[0]: 4, peers[1]: 4}, peers)
     assert weights({peers[0]: 4, peers[1]: 4, peers[2]: -9, PeerId("stranger"): 50}, peers) == plain
+
+
+def test_a_missed_turn_halves_the_weight_down_to_that_without_work() -> None:
+    peers = members(4)
+    work = {peers[0]: 60, peers[1]: 60, peers[2]: 3}
+    plain, halved = weights(work, peers), weights(work, peers, peers)
+    assert halved[peers[0]] == plain[peers[0]] // 2
+    assert halved[peers[2]] == halved[peers[3]] == plain[peers[3]]  # the floor
+    assert weights(work, peers, peers[1:2]) == {**plain, peers[1]: halved[peers[1]]}
+
+
+def test_a_missed_turn_halves_the_weight_when_nobody_has_worked() -> None:
+    peers = members(3)
+    assert weights({}, peers, peers[:1]) == {peers[0]: 1, peers[1]: 2, peers[2]: 2}
+
+
+def test_leaders_are_drawn_one_by_one_in_the_order() -> None:
+    drawn = dict(zip(members(7), range(1, 8), strict=True))
+    assert tuple(leaders(seed(3), drawn)) == leader_order(seed(3), drawn)
 
 
 def test_a_weight_of_zero_is_refused() -> None:

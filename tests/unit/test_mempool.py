@@ -73,3 +73,13 @@ def test_records_may_go_while_they_are_walked_through() -> None:
         mempool.discard([signed.id])
     assert len(mempool) == 0
     assert list(mempool.in_order()) == []
+
+
+def test_shares_follow_the_number_of_authors() -> None:
+    world = World(2)
+    pool = Mempool(100, 2)
+    records = [world.demand(0) for _ in range(51)]
+    assert [pool.add(record) for record in records[:50]] == [""] * 50
+    assert "50 records of this author" in pool.add(records[50])
+    pool.share_among(1)
+    assert pool.add(records[50]) == ""

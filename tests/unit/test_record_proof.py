@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from changing_pool import ChangingPool, twice_changed
 from ledger_world import World
 
-from edgepool.core.ledger.proof import Fault
+from edgepool.core.ledger.proof import Fault, keep_record
 from edgepool.core.ledger.recordproof import (
     MAGIC,
     RecordProof,
+    prove_kept_record,
     prove_record,
     read_proof,
     record_proof_fault,
     write_proof,
 )
 from edgepool.errors import DecodeError
-from edgepool.model.block import Certificate, CertifiedBlock
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import sha256
-from edgepool.model.record import SignedRecord, kind_of
+from edgepool.model.record import MembershipChange, SignedRecord, kind_of
+from edgepool.model.vote import Certificate
 
 replace = msgspec.structs.replace
 
@@ -37,6 +40,13 @@ def every_kind(world: World) -> CertifiedBlock:
     )
 
 
+def proof_at(world: World | ChangingPool, certified: CertifiedBlock, place: int) -> RecordProof:
+    handovers = world.handovers if isinstance(world, ChangingPool) else ()
+    proof = prove_record(world.genesis, handovers, certified, place)
+    assert proof is not None
+    return proof
+
+
 @pytest.fixture
 def world() -> World:
     return World()
@@ -44,15 +54,15 @@ def world() -> World:
 
 @pytest.fixture
 def proof(world: World) -> RecordProof:
-    return prove_record(world.genesis, every_kind(world), 3)
+    return proof_at(world, every_kind(world), 3)
 
 
 def changed(proof: RecordProof, **parts: object) -> RecordProof:
-    names = ("genesis", "header", "certificate", "record", "index", "path")
+    names = ("genesis", "handovers", "header", "certificate", "record", "index", "path")
     return RecordProof(**{**{name: getattr(proof, name) for name in names}, **parts})  # type: ignore[arg-type]
 
 
-def fault(world: World, proof: RecordProof) -> tuple[str, str]:
+def fault(world: World | ChangingPool, proof: RecordProof) -> tuple[str, str]:
     found = record_proof_fault(proof, [world.genesis.chain])
     assert found is not None
     return found.part, found.reason
@@ -62,7 +72,7 @@ def test_a_record_of_any_kind_is_proved_by_the_chain_id_alone(world: World) -> N
     certified = every_kind(world)
     kinds = []
     for place, record in enumerate(certified.block.records):
-        data = write_proof(prove_record(world.genesis, certified, place))
+        data = write_proof(proof_at(world, certified, place))
         proof = read_proof(data)
         assert isinstance(proof, RecordProof)
         assert record_proof_fault(proof, ["0" * 40, world.genesis.chain]) is None
@@ -139,7 +149,10 @@ def test_a_record_that_is_not_in_the_block_is_refused(world: World, proof: Recor
     elsewhere: SignedRecord = world.demand(0)
     assert fault(world, changed(proof, record=elsewhere))[0] == "path"
     stranger = world.record(world.outsider, proof.record.record.body)
-    assert fault(world, changed(proof, record=stranger)) == ("record", "the author is no member of the pool")
+    assert fault(world, changed(proof, record=stranger)) == (
+        "record",
+        "the author is no member of the pool at that height",
+    )
 
 
 def test_other_files_and_other_versions_are_told_apart(proof: RecordProof) -> None:
@@ -147,8 +160,8 @@ def test_other_files_and_other_versions_are_told_apart(proof: RecordProof) -> No
     for other in (b"", b"EPGENES1" + data[8:], b"%PDF-1.7", MAGIC[:-1]):
         with pytest.raises(DecodeError, match="does not begin like a proof"):
             read_proof(other)
-    with pytest.raises(DecodeError, match="its version is 2, this edgepool reads version 1"):
-        read_proof(MAGIC + b"\x02" + data[8:])
+    with pytest.raises(DecodeError, match="its version is 1, this edgepool reads version 2"):
+        read_proof(MAGIC + b"\x01" + data[8:])
     with pytest.raises(DecodeError, match="its version is missing"):
         read_proof(MAGIC)
 
@@ -159,3 +172,39 @@ def test_what_is_cut_short_or_goes_on_cannot_be_read(proof: RecordProof) -> None
         found = read_proof(wrong)
         assert isinstance(found, Fault)
         assert found.part == "frame"
+
+
+def test_handovers_lead_from_the_chain_id_to_the_voters() -> None:
+    pool = twice_changed()
+    certified = pool.block(pool.demand(pool.signer(4)), pool.demand())
+    for place in range(2):
+        proof = read_proof(write_proof(proof_at(pool, certified, place)))
+        assert isinstance(proof, RecordProof)
+        assert proof.handovers == pool.handovers
+        assert record_proof_fault(proof, [pool.chain]) is None
+        assert prove_kept_record(pool.genesis, pool.handovers, keep_record(certified, place)) == proof
+
+
+def test_a_changed_handover_is_named() -> None:
+    pool = twice_changed()
+    proof = proof_at(pool, pool.block(), 0)
+    one, two = pool.handovers
+    part, reason = fault(pool, changed(proof, handovers=(one, replace(two, incoming=None))))
+    assert (part, reason) == ("handovers", "the handover at height 4 names another roster")
+    assert fault(pool, changed(proof, handovers=(one,)))[0] == "handovers"
+    votes = list(two.certificate.signatures)
+    votes[1] = (votes[1][0], votes[2][1])
+    forged = replace(two, certificate=replace(two.certificate, signatures=tuple(votes)))
+    assert fault(pool, changed(proof, handovers=(one, forged))) == (
+        "handovers",
+        f"the handover at height 4: the signature of member {pool.genesis.members[1]} does not hold",
+    )
+
+
+def test_the_coordinator_writes_requirements_and_membership_changes_and_nothing_else() -> None:
+    pool = twice_changed()
+    change = MembershipChange(3, pool.roster[1].peer, None, b"", b"", "sold")
+    records = [pool.record(pool.coordinator, change), pool.demand(pool.coordinator)]
+    certified = pool.block(*records)
+    assert record_proof_fault(proof_at(pool, certified, 0), [pool.chain]) is None
+    assert fault(pool, proof_at(pool, certified, 1))[0] == "record"

@@ -24,7 +24,7 @@ from edgepool.core.machine import (
 from edgepool.core.resolution.confirmation import Output
 from edgepool.core.resolution.ranking import rank
 from edgepool.core.resolution.resolver import Countersigned, Resolver
-from edgepool.model.block import Certificate, Header
+from edgepool.model.block import Handover, Header
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
@@ -41,6 +41,7 @@ from edgepool.model.message import (
 from edgepool.model.pool import Genesis, Invitation, Member, accept, sign_invitation
 from edgepool.model.record import DataOffer, SignedRecord, TransmissionConfirmation, sign_record
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import Certificate
 
 NETWORK = "works"
 KEY = DataKey("PTVA10212-03", "model")
@@ -74,10 +75,10 @@ def offer(holder: str, version: int = 1, key: DataKey = KEY, root: bytes = b"") 
     acceptance = accept(signer, invitation, bytes(32))
     genesis = Genesis(invitation, sign_invitation(signer, invitation), (acceptance,))
     body = DataOffer(key, version, root or root_of(holder, version), 1000, "", 4)
-    header = Header(NETWORK, genesis.chain, 1, 0, bytes(32), bytes(32), 1, signer.peer, b"", 0)
+    header = Header(NETWORK, genesis.chain, 1, 0, *(bytes(32),) * 5, 1, signer.peer, b"", 0)
     certificate = Certificate(1, 0, header.id, ((0, bytes(64)),))
     record = sign_record(signer, NETWORK, genesis.chain, body, START_MS, 0)
-    return OfferProof(genesis, header, certificate, record, 0, ())
+    return OfferProof(genesis, (), header, certificate, record, 0, ())
 
 
 def check_proof(proof: OfferProof) -> str:
@@ -116,6 +117,9 @@ class FakeDirectory:
         ]
         wanted = version or max((number for number, _ in fitting), default=0)
         return tuple(proof for number, proof in fitting if number == wanted)
+
+    def height(self, chain: ChainId) -> int:
+        return 7
 
     def neighbours(self, chain: ChainId) -> tuple[PeerId, ...]:
         name = next(name for name in (*self.main, *self.sub) if chain_id(name) == chain)
@@ -431,6 +435,24 @@ def test_a_holder_without_a_link_is_dialled_and_then_asked() -> None:
     shop.publish("F2", offer("c"))
     assert shop.find("a") == ["c"]
     assert "c" in shop.directories["a"].links
+
+
+def test_a_holder_who_came_to_its_pool_later_is_dialled_where_it_was_admitted() -> None:
+    """This peer knows nobody of that pool; the proof's handovers say where the newcomer listens."""
+
+    class Stranger(FakeDirectory):
+        def member(self, peer: PeerId) -> Member | None:
+            return None
+
+    proof = offer("b")
+    moved = msgspec.structs.replace(person("b"), addresses=("/dns4/b/tcp/4002",))
+    handover = Handover(proof.header, proof.certificate, PeerId(""), moved)
+    for handovers, addresses in (((), person("b").addresses), ((handover,), moved.addresses)):
+        found = msgspec.structs.replace(proof, handovers=handovers)
+        directory = Stranger(main=("F1",), people={"F1": "b"}, on_chain={"F1": [found]})
+        effects = resolver("a", directory).find(1, FindData(KEY, 0, 5_000), at(0))
+        (want,) = (effect for effect in effects if isinstance(effect, WantLink))
+        assert want.member.addresses == addresses
 
 
 def test_a_holder_that_no_longer_has_the_data_is_left_out() -> None:

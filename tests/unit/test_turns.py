@@ -54,6 +54,23 @@ def test_rounds_that_were_led_in_vain_are_counted() -> None:
     assert [missed[leader] for leader in leaders] == [2, 2, 1, 1]
 
 
+def test_a_missed_turn_halves_the_weight_two_cycles_later() -> None:
+    world = World()
+    replay = LotteryReplay(world.genesis)
+    idler = replay.leaders()[0]
+    record = world.demand(0)
+    late = replace(world.header([record]), round=1)
+    assert replay.take(Block(late, (record,))) == ""
+    world.state.apply(Block(late, (record,)), (idler,))
+    while world.state.height < 3 * CYCLE_BLOCKS:
+        halved = [odds.member for odds in replay.odds() if odds.halved]
+        assert halved == ([idler] if world.state.height >= 2 * CYCLE_BLOCKS else [])
+        chances = {odds.member: odds.chance for odds in replay.odds()}
+        assert chances[idler] == (Fraction(1, 7) if halved else Fraction(1, 4))
+        assert replay.take(world.pack(world.demand(0))) == ""
+    assert not any(odds.halved for odds in replay.odds())
+
+
 def test_a_block_that_cannot_stand_is_refused_and_not_counted() -> None:
     world = World()
     replay = LotteryReplay(world.genesis)

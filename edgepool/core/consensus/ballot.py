@@ -9,48 +9,37 @@ verified), or the signer of two values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from msgspec import Meta
 
+from edgepool.core.consensus.application import Application
 from edgepool.core.consensus.votes import ROUNDS_KEPT, VoteBook
-from edgepool.core.machine import Instant, Misbehaved
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, Block, Certificate, CertifiedBlock, MaybeHash, Vote
+from edgepool.core.machine import Misbehaved
+from edgepool.model.block import Block, CertifiedBlock
 from edgepool.model.codec import Wire
+from edgepool.model.fields import MaybeHash
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Polka, Proposal, Votes
 from edgepool.model.pool import MAX_MEMBERS
+from edgepool.model.vote import (
+    NIL,
+    PRECOMMIT,
+    PREVOTE,
+    PROPOSAL,
+    Certificate,
+    Equivocation,
+    Said,
+    Vote,
+    equivocation,
+)
 
 PROPOSALS_KEPT = 3
-"""Proposals of one round that are kept; a second one already proves an equivocating leader."""
+"""Different proposals of one round that are kept; a second one already convicts the leader."""
 REFUSALS_KEPT = 64
 VOTES_A_MESSAGE = 128
 ROUNDS_AHEAD = 4
 """Proposals this many rounds ahead are kept until their round comes."""
-
-
-class Application(Protocol):
-    """What consensus asks of its chain, always about the next height."""
-
-    def make_block(self, round: int, now: Instant) -> Block | None:
-        """Return a new block to propose in `round`, or None if nothing waits."""
-        ...
-
-    def check_block(self, block: Block) -> str:
-        """Say why `block` may not stand at the next height, or return ''."""
-        ...
-
-    def leader(self, round: int) -> PeerId:
-        """Return who proposes in `round`."""
-        ...
-
-    def has_waiting(self) -> bool:
-        """Say whether records wait to be packed."""
-        ...
-
-    def has_enough(self) -> bool:
-        """Say whether so many wait that there is no point in waiting for more."""
-        ...
 
 
 class SavedBallot(Wire, frozen=True):
@@ -90,11 +79,14 @@ class Ballot:
         self.polka: tuple[Vote, ...] = ()
         self.faults: list[Misbehaved] = []
         """Faults found since somebody last took them."""
+        self.caught: list[Equivocation] = []
+        """What convicts members, found since somebody last took it; one for each member."""
         self._network = network
         self._chain = chain
         self._app = app
         self._refused: dict[bytes, str] = {}
-        self._proposals: dict[int, dict[bytes, Proposal | None]] = {}  # by signature; None: a bad block
+        self._proposals: dict[int, dict[_Terms, Proposal | None]] = {}  # None: a bad block
+        self._first_said: dict[int, Said] = {}  # round -> what its leader has signed first
         self._proven: dict[int, bytes] = {}  # round -> block id of polkas that came as a whole
         self._equivocators: dict[PeerId, None] = {}
 
@@ -120,24 +112,26 @@ class Ballot:
         if not self.round - ROUNDS_KEPT <= proposal.round <= self.round + ROUNDS_AHEAD:
             return True
         kept = self._proposals.setdefault(proposal.round, {})
-        if proposal.signature in kept or len(kept) >= PROPOSALS_KEPT:
+        terms = _terms(proposal)
+        if terms in kept or len(kept) >= PROPOSALS_KEPT:
             return True
         leader = self._app.leader(proposal.round)
         if not proposal.authentic(self._network, leader):
             return self._blame(sender, f"a forged proposal for round {proposal.round}")
+        self._note_said(leader, proposal)
         if proposal.valid_round == -1 and proposal.polka:
             return self._blame(sender, "a proposal with a polka of no round")
         if not self._whole(sender, proposal.block):
             return False
         reason = _terms_problem(proposal, leader) or self._block_problem(proposal.block)
         if reason:
-            kept[proposal.signature] = None
+            kept[terms] = None
             return sender != leader or self._blame(leader, f"proposed a bad block: {reason}")
         if proposal.valid_round >= 0:
             if not self._prove(sender, proposal.block.header.id, proposal.valid_round, proposal.polka):
                 return False
             self._adopt(proposal.block, proposal.valid_round, proposal.polka)
-        kept[proposal.signature] = proposal
+        kept[terms] = proposal
         return True
 
     def admit_polka(self, sender: PeerId, block: Block, votes: tuple[Vote, ...]) -> bool:
@@ -173,8 +167,23 @@ class Ballot:
 
     def _count(self, vote: Vote) -> None:
         if self.book.add(vote) and vote.voter not in self._equivocators:
-            self._equivocators[vote.voter] = None
-            self._blame(vote.voter, f"signed two votes at height {self.height}, round {vote.round}")
+            other = self.book.contradicted(vote)
+            assert other is not None, "two values, of which one is not kept"
+            both = (Said(vote.block_id, -1, vote.signature), Said(other.block_id, -1, other.signature))
+            self._catch(vote.voter, vote.kind, vote.round, both, "votes")
+
+    def _note_said(self, leader: PeerId, proposal: Proposal) -> None:
+        """Remember what a leader has signed for a round, whatever somebody has hung on it."""
+        said = Said(proposal.block.header.id, proposal.valid_round, proposal.signature)
+        first = self._first_said.setdefault(proposal.round, said)
+        if _same(first, said) or leader in self._equivocators:
+            return
+        self._catch(leader, PROPOSAL, proposal.round, (first, said), "proposals")
+
+    def _catch(self, member: PeerId, kind: int, round: int, both: tuple[Said, Said], what: str) -> None:
+        self._equivocators[member] = None
+        self.caught.append(equivocation(member, kind, self.height, round, both))
+        self._blame(member, f"signed two {what} at height {self.height}, round {round}")
 
     def _whole(self, sender: PeerId, block: Block) -> bool:
         if block.header.id in self.blocks and block == self.blocks[block.header.id]:
@@ -274,11 +283,12 @@ class Ballot:
         self.book.enter_round(round)
         for old in [old for old in self._proposals if old < round - ROUNDS_KEPT]:
             del self._proposals[old]
+            self._first_said.pop(old, None)
 
     def add_own_proposal(self, proposal: Proposal) -> None:
         """Keep a proposal of this member's own making."""
         self.blocks[proposal.block.header.id] = proposal.block
-        self._proposals.setdefault(proposal.round, {})[proposal.signature] = proposal
+        self._proposals.setdefault(proposal.round, {})[_terms(proposal)] = proposal
 
     def all_known(self, rounds: Iterable[int]) -> list[Votes | Polka | Proposal]:
         """Return all that helps a peer at this height: votes, the valid block's polka, the proposal."""
@@ -331,6 +341,18 @@ class Ballot:
             self._adopt(saved.valid_block, saved.valid_round, saved.polka)
         if saved.proposal is not None and not self._block_problem(saved.proposal.block):
             self.add_own_proposal(saved.proposal)
+
+
+_Terms = tuple[bytes, int]
+"""What a leader has signed for its round: block id and valid round. A second signature says no more."""
+
+
+def _terms(proposal: Proposal) -> _Terms:
+    return (proposal.block.header.id, proposal.valid_round)
+
+
+def _same(first: Said, second: Said) -> bool:
+    return (first.block_id, first.valid_round) == (second.block_id, second.valid_round)
 
 
 def _terms_problem(proposal: Proposal, leader: PeerId) -> str:

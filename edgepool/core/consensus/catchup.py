@@ -8,8 +8,9 @@ peer: one for each place it says it is at, and again only after a while.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from edgepool.core.consensus.application import Application
 from edgepool.core.machine import BlockSource, Effect, Send
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
@@ -21,6 +22,61 @@ MAX_BATCH_BYTES = 512 * 1024
 EARLY_VOTES = 64
 EARLY_BLOCKS = 1
 """Votes, and proposals or polkas, of the next height that are kept for each sender."""
+PEERS_RATIONED = 1024
+"""How many peers' last answers are remembered; strangers may ask too."""
+
+
+class Company:
+    """Who is on a chain at one height, in the eyes of `me`, and how far each has been heard to be.
+
+    `members` vote on this height, `members_before` did on the last, `peers` are the members but for `me`;
+    `listeners` are told of blocks up to the height that stands with each.
+    """
+
+    def __init__(self, me: PeerId, app: Application) -> None:
+        self.members: tuple[PeerId, ...] = app.members()
+        self.members_before = self.members
+        self.peers: tuple[PeerId, ...] = ()
+        self.listeners: Mapping[PeerId, int] = {}
+        self._me = me
+        self._app = app
+        self._ahead: dict[PeerId, int] = {}
+        self.meet()
+
+    def meet(self) -> list[PeerId]:
+        """Learn who is there from the present height on; return who was not known before."""
+        known = {**dict.fromkeys(self.peers), **self.listeners}
+        self.members_before, self.members = self.members, self._app.members()
+        self.peers = tuple(peer for peer in self.members if peer != self._me)
+        self.listeners = {
+            peer: last
+            for peer, last in self._app.listeners().items()
+            if peer != self._me and peer not in self.members
+        }
+        self._ahead = {peer: height for peer, height in self._ahead.items() if self.knows(peer)}
+        return [peer for peer in (*self.peers, *self.listeners) if peer not in known]
+
+    def knows(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes or listens."""
+        return peer in self.peers or peer in self.listeners
+
+    def heard(self, peer: PeerId, height: int) -> None:
+        """Note that `peer` says it is at `height`; what strangers say is not kept."""
+        if self.knows(peer):
+            self._ahead[peer] = height
+
+    def height_of(self, peer: PeerId) -> int:
+        """Return where `peer` was last heard to be; 0 if nowhere."""
+        return self._ahead.get(peer, 0)
+
+    def anybody_past(self, height: int) -> bool:
+        """Say whether anybody has been heard of at a later height."""
+        return any(heard > height for heard in self._ahead.values())
+
+    def gone_past(self, height: int) -> bool:
+        """Say whether more members than may lie have been heard of at a later height."""
+        past = [peer for peer in self.peers if self.height_of(peer) > height]
+        return len(past) > (len(self.members) - 1) // 3
 
 
 class BlockQueue:
@@ -100,6 +156,8 @@ class Ration:
         if now_ms < next_ms and not (at_once and place != last):
             return False
         pause_ms = min(2 * pause_ms, self._most_ms) if place == last else self._pause_ms
+        if len(self._last) >= PEERS_RATIONED:
+            del self._last[next(iter(self._last))]
         self._last[peer] = (place, now_ms + pause_ms, pause_ms)
         return True
 
@@ -117,14 +175,17 @@ class BlockServer:
         self._ration = ration
         self._next: dict[PeerId, int] = {}
 
-    def serve(self, peer: PeerId, first: int, last: int, now_ms: int) -> list[Effect]:
-        """Send a batch from `first` on; at once if the peer has come past what it was sent."""
+    def serve(self, peer: PeerId, first: int, last: int, now_ms: int) -> list[Effect] | None:
+        """Send a batch from `first` on; at once if the peer has come past what it was sent.
+
+        None if the block at `first` is not stored here.
+        """
         at_once = first >= self._next.get(peer, 0)
         if not self._ration.allows(peer, first, now_ms, at_once=at_once):
             return []
         blocks = batch(self._source, self._chain, first, last)
         if blocks is None:
-            return []
+            return None
         self._next[peer] = first + len(blocks.blocks)
         return [Send(peer, blocks)]
 

@@ -5,6 +5,10 @@ between members: messages of other heights, who is behind, memory. All that this
 is covered by one Persist at the head of that call's output, so nothing is spoken before it is durable,
 and what was said is remembered after a restart. There are no empty blocks: with nothing waiting the
 engine idles in step 0, without timeouts, until a record, a proposal or a vote wakes it.
+
+Who votes may differ from height to height: the chain is asked at the beginning of each, and a block
+is only ever judged by the members of its own height. Blocks prove themselves, so they (and the word
+that there are more) are taken from anybody: a member that was away may know none of its pool any more.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from edgepool.config import ConsensusSettings
-from edgepool.core.consensus.ballot import Application, Ballot, SavedBallot
+from edgepool.core.consensus.application import Application
+from edgepool.core.consensus.ballot import Ballot, SavedBallot
 from edgepool.core.consensus.catchup import (
     BlockQueue,
     BlockServer,
+    Company,
     EarlyMessages,
     Ration,
     certified_problem,
@@ -39,8 +45,9 @@ from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes
+from edgepool.model.vote import Equivocation
 
-__all__ = ["Application", "Decided", "Engine", "Output"]
+__all__ = ["Application", "Caught", "Decided", "Engine", "Output"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +57,18 @@ class Decided:
     certified: CertifiedBlock
 
 
-Output = Effect | Decided
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A member has signed two values; told once for each member for as long as it is one."""
+
+    equivocation: Equivocation
+
+
+Output = Effect | Decided | Caught
 
 
 class Engine:
-    """Consensus on one chain, for a member, or for an observer who only follows.
+    """Consensus on one chain, for a member, or for somebody who only follows.
 
     `height` is the last committed one (0 if none), `vote_state` what was last persisted for this
     chain (b"" if nothing). StorageError if that state cannot be read: to vote without memory could
@@ -66,8 +80,6 @@ class Engine:
         *,
         network: str,
         chain: ChainId,
-        members: tuple[PeerId, ...],
-        observers: tuple[PeerId, ...],
         signer: Signer,
         settings: ConsensusSettings,
         app: Application,
@@ -78,19 +90,17 @@ class Engine:
         self.height = height + 1
         self._network = network
         self._chain = chain
-        self._members = members
         self._signer = signer
         self._me = signer.peer
-        self._peers = tuple(peer for peer in members if peer != self._me)
-        self._observers = tuple(peer for peer in observers if peer != self._me)
         self._settings = settings
         self._app = app
-        self._rounds = self._new_rounds()
         self._status_at: int | None = None
         self._mark: tuple[int, ...] = ()
         self._stalled = False
         self._since_ms = 0
-        self._ahead: dict[PeerId, int] = {}
+        self._caught: dict[PeerId, None] = {}
+        self._company = Company(self._me, app)
+        self._rounds = self._new_rounds()
         self._early = EarlyMessages()
         self._queue = BlockQueue()
         self._helper: PeerId | None = None
@@ -114,6 +124,11 @@ class Engine:
         return self._rounds.step
 
     @property
+    def behind(self) -> bool:
+        """Say whether more members than may lie have been heard of at a later height."""
+        return self._company.gone_past(self.height)
+
+    @property
     def _ballot(self) -> Ballot:
         return self._rounds.ballot
 
@@ -128,19 +143,25 @@ class Engine:
     def start(self, now: Instant) -> list[Output]:
         """Begin, or go on after a restart: own votes are spoken again, they may have been lost."""
         self._since_ms = now.monotonic_ms
-        if self._peers:
+        if self._company.peers:
             self._tick(now)
             if self._restored:
-                self._outputs += [Broadcast(self._peers, said) for said in self._ballot.said_by(self._me)]
+                self._outputs += [
+                    Broadcast(self._company.peers, said) for said in self._ballot.said_by(self._me)
+                ]
         self._rounds.settle(now)
         return self._finish(now)
 
     def receive(
         self, peer: PeerId, message: Proposal | Votes | Polka | Status | Blocks, now: Instant
     ) -> list[Output]:
-        """Take a message from the link of `peer`; strangers to the pool and other chains are ignored."""
-        known = peer in self._peers or peer in self._observers
-        if self._decided is not None or not known or message.chain != self._chain:
+        """Take a message from the link of `peer`; of strangers only what leads on to later blocks."""
+        if self._decided is not None or message.chain != self._chain:
+            return []
+        leads_on = isinstance(message, Blocks) or (
+            isinstance(message, Status) and message.height > self.height
+        )
+        if not leads_on and not self._company.knows(peer):
             return []
         match message:
             case Proposal() | Polka() | Votes():
@@ -173,7 +194,7 @@ class Engine:
 
     def peer_up(self, peer: PeerId, now: Instant) -> list[Output]:
         """Tell a peer whose link has come up where this member stands; what was sent is forgotten."""
-        if self._decided is not None or not (peer in self._peers or peer in self._observers):
+        if self._decided is not None or not self._company.knows(peer):
             return []
         for memory in (self._told, self._repaired, self._server):
             memory.forget(peer)
@@ -185,12 +206,13 @@ class Engine:
         if self._decided is None:
             return []
         certified, self._decided = self._decided, None
-        if certified.block.header.proposer == self._me and self._observers:
-            self._outputs.append(Broadcast(self._observers, Blocks(self._chain, (certified,))))
-        self.height += 1
-        self._rounds = self._new_rounds()
-        self._recall()
-        self._since_ms = now.monotonic_ms
+        newly_met = self._begin(self.height + 1, now)
+        header = certified.block.header
+        listening = tuple(peer for peer, last in self._company.listeners.items() if header.height <= last)
+        if header.proposer == self._me and listening:
+            self._outputs.append(Broadcast(listening, Blocks(self._chain, (certified,))))
+        for peer in newly_met:
+            self._tell(peer, now)
         early = self._early.take()
         if not self._take_queued():
             helper, self._helper = self._helper, None
@@ -200,6 +222,34 @@ class Engine:
                 self._admit(peer, message, now)
             self._rounds.settle(now)
         return self._finish(now)
+
+    def jump(self, height: int, now: Instant) -> list[Output]:
+        """Go to the height after `height`: the app has the state after it, without the blocks between.
+
+        AssertionError if that leads back, or if a block is decided. Own votes of later heights, said in
+        an earlier life, stay remembered.
+        """
+        assert self._decided is None, "a decided block is to be applied first"
+        assert height >= self.height, f"height {height} is behind"
+        self._queue.clear()
+        self._early.take()
+        self._helper = None
+        for peer in self._begin(height + 1, now):
+            self._tell(peer, now)
+        self._rounds.settle(now)
+        return self._finish(now)
+
+    def _begin(self, height: int, now: Instant) -> list[PeerId]:
+        """Work on `height` from now on; return who was not known before."""
+        self.height = height
+        newly_met = self._company.meet()
+        self._caught = {peer: None for peer in self._caught if peer in self._company.members}
+        self._rounds = self._new_rounds()
+        self._recall()
+        self._since_ms = now.monotonic_ms
+        if self._company.peers and self._status_at is None:
+            self._tick(now)
+        return newly_met
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -226,21 +276,22 @@ class Engine:
         """Keep what is one height too early; if we are further behind, tell who knows more."""
         if height <= self.height:
             return
-        self._ahead[peer] = max(height, self._ahead.get(peer, 0))
-        if height == self.height + 1 and self._rounds.votes_here:
+        self._company.heard(peer, max(height, self._company.height_of(peer)))
+        soon = height == self.height + 1
+        if soon and (self._rounds.votes_here or self._me in self._app.next_members()):
             self._early.keep(peer, message)
-        else:
+        if not soon or not self._rounds.votes_here:
             self._tell(peer, now)
 
     def _on_blocks(self, peer: PeerId, message: Blocks, now: Instant) -> None:
         last = message.blocks[-1].block.header.height
         self._queue.offer(peer, message.blocks, self.height)
         if self._queue:
-            more = len(message.blocks) > 1 or self._ahead.get(peer, 0) > last + 1
+            more = len(message.blocks) > 1 or self._company.height_of(peer) > last + 1
             self._helper = peer if more else None
             self._take_queued()
         elif last >= self.height:
-            self._ahead[peer] = max(last + 1, self._ahead.get(peer, 0))
+            self._company.heard(peer, max(last + 1, self._company.height_of(peer)))
             self._tell(peer, now)
 
     def _take_queued(self) -> bool:
@@ -248,7 +299,7 @@ class Engine:
         if taken is None:
             return False
         peer, certified = taken
-        problem = certified_problem(certified, self._network, self._chain, self._members, self.height)
+        problem = certified_problem(certified, self._network, self._chain, self._company.members, self.height)
         problem = problem or self._app.check_block(certified.block)
         if problem:
             self._queue.clear()
@@ -258,12 +309,12 @@ class Engine:
         return True
 
     def _on_status(self, peer: PeerId, status: Status, now: Instant) -> None:
-        self._ahead[peer] = status.height
+        self._company.heard(peer, status.height)
         if status.height < self.height:
             self._serve(peer, status.height, now)
         elif status.height > self.height:
             self._tell(peer, now)
-        elif not self._rounds.votes_here or peer not in self._members:
+        elif not self._rounds.votes_here or peer not in self._company.members:
             return
         elif self.step == NEW:
             if status.step > NEW:
@@ -274,9 +325,13 @@ class Engine:
     def _serve(self, peer: PeerId, first: int, now: Instant) -> None:
         """Send stored blocks from `first` on, unless they are surely on their way as votes."""
         just_now = now.monotonic_ms - self._since_ms < self._settings.status_ms // 2
-        if first == self.height - 1 and just_now and self.step > NEW and peer in self._members:
+        if first == self.height - 1 and just_now and self.step > NEW and peer in self._company.members_before:
             return
-        self._outputs += self._server.serve(peer, first, self.height - 1, now.monotonic_ms)
+        last = min(self.height - 1, self._company.listeners.get(peer, self.height))
+        if first > last:
+            return
+        served = self._server.serve(peer, first, last, now.monotonic_ms)
+        self._outputs += self._app.pruned(peer, first, now) if served is None else served
 
     def _repair(self, peer: PeerId, status: Status, now: Instant) -> None:
         """Send all that a peer at this height may lack: votes, the valid block's polka, the proposal."""
@@ -299,8 +354,10 @@ class Engine:
         mark = (self.height, self.round, self.step, self._ballot.book.count)
         self._stalled = self.step > NEW and mark == self._mark
         self._mark = mark
-        self._outputs.append(Broadcast(self._peers, self._status()))
-        self._status_at = now.monotonic_ms + self._settings.idle_status_ms
+        self._status_at = None
+        if self._company.peers:
+            self._outputs.append(Broadcast(self._company.peers, self._status()))
+            self._status_at = now.monotonic_ms + self._settings.idle_status_ms
 
     # --- output and memory ----------------------------------------------------------------------
 
@@ -308,13 +365,18 @@ class Engine:
         """Return what is to be done: first what must be durable, last the decision."""
         outputs: list[Output] = []
         said, self._rounds.said = self._rounds.said, []
-        if said and self._peers:
+        if said and self._company.peers:
             outputs.append(Persist(VoteState(self._chain, encode(self._rounds.save()))))
-            outputs += [Broadcast(self._peers, message) for message in said]
+            outputs += [Broadcast(self._company.peers, message) for message in said]
         outputs += self._outputs
         outputs += [Notify(fault) for fault in self._ballot.faults]
+        for found in self._ballot.caught:
+            if found.member != self._me and found.member not in self._caught:
+                self._caught[found.member] = None
+                outputs.append(Caught(found))
         self._outputs = []
         self._ballot.faults.clear()
+        self._ballot.caught.clear()
         self._decided = self._decided or self._rounds.decided
         if self._decided is not None:
             outputs.append(Decided(self._decided))
@@ -323,7 +385,7 @@ class Engine:
         return outputs
 
     def _busy(self) -> bool:
-        return self.step > NEW or any(height > self.height for height in self._ahead.values())
+        return self.step > NEW or self._company.anybody_past(self.height)
 
     def _remember(self, vote_state: bytes) -> SavedBallot:
         try:
@@ -335,11 +397,14 @@ class Engine:
         """Take back what was said at this height; True if there was something.
 
         Said at a later height means that stored blocks were lost: what was said at the heights in
-        between is no longer known, so this member only follows until it is back there.
+        between is no longer known, so this member only follows until it is back there. So it does while
+        its chain cannot judge new blocks.
         """
         memory = self._memory
-        self._rounds.votes_here = self._me in self._members and (
-            memory is None or memory.height <= self.height
+        self._rounds.votes_here = (
+            self._me in self._company.members
+            and self._app.judges()
+            and (memory is None or memory.height <= self.height)
         )
         if memory is None or memory.height > self.height:
             return False
@@ -353,7 +418,7 @@ class Engine:
         return Rounds(
             self._network,
             self._chain,
-            self._members,
+            self._company.members,
             self._signer,
             self._settings,
             self._app,

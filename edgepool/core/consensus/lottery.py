@@ -8,7 +8,7 @@ counter, and P(leader = c) = weight(c) / sum of weights, exactly. Integers only,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256
@@ -23,10 +23,14 @@ def leader_order(seed: bytes, weights: Mapping[PeerId, int]) -> tuple[PeerId, ..
     Drawn without replacement, each draw in proportion to the weights that are left, so that an
     honest leader comes within f + 1 rounds. Weights are positive; ValueError otherwise.
     """
+    return tuple(leaders(seed, weights))
+
+
+def leaders(seed: bytes, weights: Mapping[PeerId, int]) -> Iterator[PeerId]:
+    """Draw the leaders one by one, in the order of `leader_order`."""
     if any(weight <= 0 for weight in weights.values()):
         raise ValueError("every weight in the lottery must be positive")
     rest = sorted(weights)
-    order = []
     nonce = 0
     while len(rest) > 1:
         largest = max(weights[peer] for peer in rest)
@@ -36,9 +40,9 @@ def leader_order(seed: bytes, weights: Mapping[PeerId, int]) -> tuple[PeerId, ..
             nonce += 1
             if ticket * largest < weights[candidate] * _TICKETS:
                 break
-        order.append(candidate)
+        yield candidate
         rest.remove(candidate)
-    return (*order, *rest)
+    yield from rest
 
 
 def lottery_seed(network: str, chain: ChainId, height: int, beacon: bytes) -> bytes:
@@ -46,18 +50,23 @@ def lottery_seed(network: str, chain: ChainId, height: int, beacon: bytes) -> by
     return sha256(encode(["edgepool/1/lottery", network, chain, height, beacon]))
 
 
-def weights(work: Mapping[PeerId, int], members: Sequence[PeerId]) -> dict[PeerId, int]:
+def weights(
+    work: Mapping[PeerId, int], members: Sequence[PeerId], missed: Collection[PeerId] = ()
+) -> dict[PeerId, int]:
     """Return each member's weight: 0.9 * (share of credited work, at most 1/3) + 0.1 / n.
 
-    Scaled to integers by 30 * n * (all members' work), without rounding; all 1 when nobody has
-    worked. Work that was taken back below zero counts as none, work of others not at all.
+    Scaled to integers by 30 * n * (all members' work), without rounding; all 2 when nobody has
+    worked. Who has `missed` a turn has half of it, rounded down, but never less than without work:
+    it may be honest and have been cut off. Work that was taken back below zero counts as none, work of
+    others not at all.
     """
     credited = {peer: max(0, work.get(peer, 0)) for peer in members}
     total = sum(credited.values())
     if total == 0:
-        return dict.fromkeys(members, 1)
-    count = len(members)
-    return {peer: 9 * count * min(3 * done, total) + 3 * total for peer, done in credited.items()}
+        return {peer: 1 if peer in missed else 2 for peer in members}
+    count, floor = len(members), 3 * total
+    weight = {peer: 9 * count * min(3 * done, total) + floor for peer, done in credited.items()}
+    return {peer: max(floor, own // 2) if peer in missed else own for peer, own in weight.items()}
 
 
 def _number(seed: bytes, who: str, nonce: int) -> int:

@@ -9,12 +9,14 @@ durable, which is for the engine to see to.
 from __future__ import annotations
 
 from edgepool.config import ConsensusSettings
-from edgepool.core.consensus.ballot import Application, Ballot, SavedBallot
+from edgepool.core.consensus.application import Application
+from edgepool.core.consensus.ballot import Ballot, SavedBallot
 from edgepool.core.machine import Instant
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, sign_vote
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Proposal, Votes, sign_proposal
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, sign_vote
 
 NEW, PROPOSE, PREVOTED, PRECOMMITTED = range(4)
 """Steps of a round: idle, waiting for the proposal, for prevotes, for precommits."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, Vote, quorum
 from edgepool.model.ids import PeerId
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote, quorum
 
 ROUNDS_KEPT = 16
 """Votes are kept this many rounds behind and ahead of the present round."""
@@ -47,7 +47,7 @@ class VoteBook:
         return kept < VALUES_KEPT or vote.block_id == NIL or vote.block_id in known
 
     def add(self, vote: Vote) -> bool:
-        """Count a verified vote; say whether its voter has thereby signed two values."""
+        """Count a verified vote; say whether its voter has thereby signed two values (see `contradicted`)."""
         self._highest[vote.voter] = max(vote.round, self._highest.get(vote.voter, -1))
         if not self._in_window(vote.round):
             return False
@@ -83,6 +83,13 @@ class VoteBook:
         for voters in self._votes.get((kind, round), {}).values():
             if voter in voters:
                 return voters[voter]
+        return None
+
+    def contradicted(self, vote: Vote) -> Vote | None:
+        """Return a kept vote by which the voter of `vote` says something else in its place."""
+        for block_id, voters in self._votes.get((vote.kind, vote.round), {}).items():
+            if block_id != vote.block_id and vote.voter in voters:
+                return voters[vote.voter]
         return None
 
     def votes_for(self, kind: int, round: int, block_id: bytes) -> tuple[Vote, ...]:

@@ -9,12 +9,13 @@ answer, so a rule is never edited once chains exist: it gets a new version.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
 
-from edgepool.core.ledger.facts import OfferEntry, StepState, TaskState
+from edgepool.core.ledger.facts import StepState
+from edgepool.core.ledger.governance import ChainAnchorContract, EvidenceContract, MembershipContract
+from edgepool.core.ledger.statements import StatementContract
+from edgepool.core.ledger.view import VERDICTS_KEPT, Contract, View
 from edgepool.model.codec import encode
 from edgepool.model.crypto import verify
-from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
     DataDemand,
@@ -22,59 +23,19 @@ from edgepool.model.record import (
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
+    MembershipChange,
     QualityInspection,
     SignedRecord,
     TransmissionConfirmation,
     confirmation_terms,
     kind_of,
 )
-from edgepool.model.twin import DataKey
 
 MAX_INSPECTIONS = 256
-"""How many features of one step can be inspected; it bounds what one step holds in memory."""
+"""How many features of one step its station can inspect; it bounds what one step holds in memory."""
 
-
-VERDICTS_KEPT = 1024
-"""Verdicts on signatures inside records, which are judged in several drafts; a pure memory."""
-
-
-class View(Protocol):
-    """What a contract may read: the chain's state, or a draft's layer over it."""
-
-    network: str
-    chain: ChainId
-    coordinator: PeerId
-
-    def is_member(self, peer: PeerId) -> bool:
-        """Say whether `peer` votes on this chain."""
-        ...
-
-    def has_record(self, record_id: bytes) -> bool:
-        """Say whether a record is on the chain already."""
-        ...
-
-    def task(self, task: str) -> TaskState | None:
-        """Return a task, or None."""
-        ...
-
-    def newest_version(self, key: DataKey) -> int:
-        """Return the newest version offered of `key`; 0 if none is."""
-        ...
-
-    def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
-        """Return the offers of one version of `key` (0: of the newest)."""
-        ...
-
-
-class Contract(Protocol):
-    """The rule for one kind of record."""
-
-    name: str
-    version: int
-
-    def problem(self, view: View, signed: SignedRecord) -> str:
-        """Say why `signed` may not stand after what `view` knows, or return ''."""
-        ...
+MAX_OTHERS_INSPECTIONS = 8
+"""How many features of one step each other member can inspect."""
 
 
 def record_problem(view: View, signed: SignedRecord) -> str:
@@ -92,9 +53,16 @@ def record_problem(view: View, signed: SignedRecord) -> str:
     if size_bytes > MAX_RECORD_BYTES:
         return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
     if not view.is_member(record.author) and not (
-        isinstance(record.body, MachiningRequirement) and record.author == view.coordinator
+        isinstance(record.body, MachiningRequirement | MembershipChange) and record.author == view.coordinator
     ):
         return "the author is no member of this pool"
+    if record.since < view.horizon:
+        return (
+            f"it was written at height {record.since}, this chain takes records from height "
+            f"{view.horizon} on: submit it again"
+        )
+    if record.since > view.height:
+        return f"it was written at height {record.since}, which this chain, at {view.height}, has not reached"
     if view.has_record(signed.id):
         return "the record is on this chain already"
     return contract.problem(view, signed)
@@ -171,7 +139,7 @@ class CompletionContract:
         return ""
 
 
-class InspectionContract:
+class SelfInspectionContract:
     """The station that started a step reports what it measured, once for each feature."""
 
     name = "inspection"
@@ -182,13 +150,30 @@ class InspectionContract:
         body = signed.record.body
         assert isinstance(body, QualityInspection)
         step = _started_step(view, signed, body.task, body.operation_number)
-        if isinstance(step, str):
-            return step
-        if len(step.inspections) >= MAX_INSPECTIONS:
-            return f"a step has at most {MAX_INSPECTIONS} inspections"
-        if any(inspection.feature == body.feature for inspection in step.inspections):
-            return f"feature '{body.feature}' of operation {body.operation_number} is inspected already"
-        return ""
+        return step if isinstance(step, str) else _inspected_problem(step, signed, MAX_INSPECTIONS)
+
+
+class InspectionContract:
+    """A step is inspected by its station once it has started, and by other members once it is complete.
+
+    Everybody reports each feature once.
+    """
+
+    name = "inspection"
+    version = 2
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this inspection may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, QualityInspection)
+        found = view.task(body.task)
+        step = found.step_of(body.operation_number) if found is not None else None
+        if step is None or step.requirement.station == signed.record.author:
+            own = _started_step(view, signed, body.task, body.operation_number)
+            return own if isinstance(own, str) else _inspected_problem(own, signed, MAX_INSPECTIONS)
+        if not step.done:
+            return f"operation {body.operation_number} of task '{body.task}' is not complete"
+        return _inspected_problem(step, signed, MAX_OTHERS_INSPECTIONS)
 
 
 class OfferContract:
@@ -281,6 +266,18 @@ def _started_step(view: View, signed: SignedRecord, task: str, operation_number:
     return step
 
 
+def _inspected_problem(step: StepState, signed: SignedRecord, at_most: int) -> str:
+    """Say why the author may not inspect one more feature of `step`, or return ''."""
+    body = signed.record.body
+    assert isinstance(body, QualityInspection)
+    mine = step.inspected_by(signed.record.author)
+    if len(mine) >= at_most:
+        return f"a member makes at most {at_most} inspections of this step"
+    if any(inspection.feature == body.feature for inspection in mine):
+        return f"feature '{body.feature}' of operation {body.operation_number} is inspected already"
+    return ""
+
+
 _ALL: tuple[Contract, ...] = (
     RequirementContract(),
     ProcedureContract(),
@@ -289,9 +286,17 @@ _ALL: tuple[Contract, ...] = (
     OfferContract(),
     DemandContract(),
     ConfirmationContract(),
+    MembershipContract(),
+    EvidenceContract(),
+    ChainAnchorContract(),
+    StatementContract(),
 )
 
-REGISTRY: dict[tuple[str, int], Contract] = {(contract.name, contract.version): contract for contract in _ALL}
+_REPLACED: tuple[Contract, ...] = (SelfInspectionContract(),)
+
+REGISTRY: dict[tuple[str, int], Contract] = {
+    (contract.name, contract.version): contract for contract in (*_REPLACED, *_ALL)
+}
 """Every contract that was ever in force, by name and version."""
 
 CONTRACTS: dict[str, Contract] = {contract.name: contract for contract in _ALL}

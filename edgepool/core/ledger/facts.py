@@ -1,4 +1,4 @@
-"""What the records of a chain say, as tables: tasks with their steps, offers, and which records are in.
+"""What the records of a chain say, as tables: tasks with their steps, offers, members, and the rest.
 
 `Facts` is the one place that enters a record. A chain's state owns one; a draft lays a second, empty
 one over it, which holds only what the draft itself changed. Nothing here judges: whether a record may
@@ -7,24 +7,34 @@ be entered is for the contracts, which read facts and never write them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import assert_never
 
+from edgepool.core.ledger.root import Entry, Key
+from edgepool.core.ledger.roster import Roster, first_roster
 from edgepool.core.machine import RecordRef
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.pool import Genesis
+from edgepool.model.pool import Genesis, PoolKind
 from edgepool.model.record import (
+    ChainAnchor,
     DataDemand,
     DataOffer,
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
+    MembershipChange,
     QualityInspection,
     SignedRecord,
+    Statement,
     TransmissionConfirmation,
 )
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import Equivocation
+
+MAX_ANCHORED = 256
+"""How many chains of one author are known by the heights it has anchored, the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +46,47 @@ class OfferEntry:
     holder: PeerId
 
 
-_Offered = tuple[int, int, DataOffer, PeerId]
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
+
+Offered = tuple[int, int, DataOffer, PeerId]
 """Height, index, offer and holder: an OfferEntry as it is kept, since few of many are ever asked for."""
 
 
 @dataclass(slots=True)
 class StepState:
-    """One machined step of a task, as far as the chain knows; `credited` once its work counted."""
+    """One machined step of a task, as far as the chain knows.
+
+    `inspections` are (author, inspection) in their order. The work account sets the next two: `earns`
+    is how many minutes the step can earn, `credit` is (countersigner, minutes earned) once somebody
+    stood for it, with 0 minutes once that was taken back. `changed_at` is the height of its last record.
+    """
 
     requirement: MachiningRequirement
     procedure: MachiningProcedure | None = None
     completion: MachiningCompletion | None = None
-    inspections: list[QualityInspection] = field(default_factory=list)
-    credited: bool = False
+    inspections: list[tuple[PeerId, QualityInspection]] = field(default_factory=list)
+    earns: int = 0
+    credit: tuple[PeerId, int] | None = None
+    changed_at: int = 0
 
     @property
     def done(self) -> bool:
         """Say whether the station has reported the completion of this step."""
         return self.completion is not None
 
+    def inspected_by(self, author: PeerId) -> list[QualityInspection]:
+        """Return the inspections of `author`, the oldest first."""
+        return [inspection for one, inspection in self.inspections if one == author]
+
+    def rejecters(self) -> tuple[PeerId, ...]:
+        """Return who has not accepted something of this step, beside its own station."""
+        own = self.requirement.station
+        rejected = (one for one, inspection in self.inspections if not inspection.accepted and one != own)
+        return tuple(dict.fromkeys(rejected))
+
     def copy(self) -> StepState:
         """Return a step that can change without this one changing."""
-        return StepState(
-            self.requirement, self.procedure, self.completion, list(self.inspections), self.credited
-        )
+        return replace(self, inspections=list(self.inspections))
 
 
 @dataclass(slots=True)
@@ -67,7 +94,7 @@ class TaskState:
     """A manufacturing task: its part, how many steps it has, and the steps known so far.
 
     `steps` is keyed by the step's place in the route, from 0 to `steps_planned` - 1; `operations`
-    leads from an operation number to that place.
+    leads from an operation number to that place. `entered_at` is the height of its first record.
     """
 
     task: str
@@ -75,6 +102,7 @@ class TaskState:
     steps_planned: int
     steps: dict[int, StepState] = field(default_factory=dict)
     operations: dict[int, int] = field(default_factory=dict)
+    entered_at: int = 0
 
     @property
     def complete(self) -> bool:
@@ -88,28 +116,32 @@ class TaskState:
 
     def copy(self) -> TaskState:
         """Return a task whose tables can change without this one's; the steps themselves are shared."""
-        return TaskState(self.task, self.part, self.steps_planned, dict(self.steps), dict(self.operations))
+        return replace(self, steps=dict(self.steps), operations=dict(self.operations))
 
 
 class Facts:
     """The tables of one chain, or a layer over those of another `Facts` that leaves them untouched.
 
-    Reading costs the same at any size; a layer costs what is entered into it.
+    Reading costs the same at any size; a layer costs what is entered into it. `height` is that of the
+    last block, also while the next one is entered.
     """
 
     def __init__(self, genesis: Genesis, below: Facts | None = None) -> None:
         self.network: str = genesis.invitation.network
         self.chain: ChainId = genesis.chain if below is None else below.chain
         self.coordinator: PeerId = genesis.invitation.coordinator
-        self._members: dict[PeerId, None] = (
-            dict.fromkeys(genesis.members) if below is None else below._members
-        )
+        self.kind: PoolKind = genesis.invitation.kind
+        self.height: int = 0 if below is None else below.height
+        self.horizon: int = 0 if below is None else below.horizon
+        self.roster: Roster = first_roster(genesis) if below is None else below.roster
         self.tasks: dict[str, TaskState] = {}
         self._below = below
         self._genesis = genesis
         self._records: set[bytes] = set()
         self._newest: dict[DataKey, int] = {}
-        self._offers: dict[DataKey, dict[int, list[_Offered]]] = {}
+        self._offers: dict[DataKey, dict[int, list[Offered]]] = {}
+        self._anchors: dict[PeerId, dict[ChainId, int]] = {}
+        self._values: dict[str, dict[str, bytes]] = {}
 
     def layer(self) -> Facts:
         """Return an empty layer over these facts; it is good for as long as these do not change."""
@@ -117,10 +149,10 @@ class Facts:
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on this chain."""
-        return peer in self._members
+        return self.roster.is_member(peer)
 
     def has_record(self, record_id: bytes) -> bool:
-        """Say whether the record with this id has been entered."""
+        """Say whether the record with this id has been entered, above the horizon."""
         return record_id in self._records or (self._below is not None and self._below.has_record(record_id))
 
     def task(self, task: str) -> TaskState | None:
@@ -144,40 +176,105 @@ class Facts:
         own = self._entries(offered for of_one in self._offers.get(key, {}).values() for offered in of_one)
         return self._below.offers_of(key) + own if self._below is not None else own
 
-    def _entries(self, offered: Iterable[_Offered]) -> tuple[OfferEntry, ...]:
+    def _entries(self, offered: Iterable[Offered]) -> tuple[OfferEntry, ...]:
         return tuple(
             OfferEntry(RecordRef(self.chain, height, index), offer, holder)
             for height, index, offer, holder in offered
         )
 
-    def enter(self, height: int, index: int, signed: SignedRecord) -> None:
-        """Enter a record that the contracts have let pass; `height` and `index` are its place."""
+    def anchored(self, author: PeerId, sub_chain: ChainId) -> int:
+        """Return the height up to which `author` has anchored `sub_chain`; 0 if that is not known."""
+        return self._anchors_of(author).get(sub_chain, 0)
+
+    def values(self, contract: str) -> Mapping[str, bytes]:
+        """Return what the users' contract of this name has written, by key, in the order of the keys."""
+        return MappingProxyType(self._values_of(contract))
+
+    def enter(
+        self, height: int, index: int, signed: SignedRecord, effects: Mapping[str, bytes] = _NOTHING
+    ) -> None:
+        """Enter a record that the contracts have let pass; `height` and `index` are its place.
+
+        `effects` is what a users' contract writes on account of a statement.
+        """
         self._records.add(signed.id)
-        body = signed.record.body
+        body, author = signed.record.body, signed.record.author
         match body:
             case MachiningRequirement():
-                self._enter_requirement(body)
+                self._enter_requirement(height, body)
             case MachiningProcedure():
-                self._changeable_step(body.task, body.operation_number).procedure = body
+                step = self._changeable_step(height, body.task, body.operation_number)
+                step.procedure = body
+                self._changes(("step", body.task, step.requirement.step - 1))  # it may earn credit now
             case MachiningCompletion():
-                self._changeable_step(body.task, body.operation_number).completion = body
+                self._changeable_step(height, body.task, body.operation_number).completion = body
             case QualityInspection():
-                self._changeable_step(body.task, body.operation_number).inspections.append(body)
+                step = self._changeable_step(height, body.task, body.operation_number)
+                self._comes(inspection_entry(body.task, step, len(step.inspections), (author, body)))
+                step.inspections.append((author, body))
             case DataOffer():
-                self._newest[body.key] = body.version
-                offered = (height, index, body, signed.record.author)
-                self._offers.setdefault(body.key, {}).setdefault(body.version, []).append(offered)
+                self._enter_offer((height, index, body, author))
+            case MembershipChange():
+                self.roster = self.roster.supported(author, body)
+            case Equivocation():
+                self.roster = self.roster.convict(body.member)
+            case ChainAnchor():
+                self._enter_anchor(author, body)
+            case Statement():
+                self._write(body.contract, effects)
             case DataDemand() | TransmissionConfirmation():
                 pass  # that they are on the chain is all that they do
             case _:
                 assert_never(body)
 
-    def _enter_requirement(self, body: MachiningRequirement) -> None:
+    def _changes(self, key: Key) -> None:
+        """Called before the entry of `key` changes, comes or goes."""
+
+    def _comes(self, entry: Entry) -> None:
+        """Called when an entry comes that will never change."""
+
+    def _enter_requirement(self, height: int, body: MachiningRequirement) -> None:
         task = self._changeable_task(body.task)
         if task is None:
-            task = self.tasks[body.task] = TaskState(body.task, body.part, body.steps)
-        task.steps[body.step] = StepState(body)
+            task = TaskState(body.task, body.part, body.steps, entered_at=height)
+            self._comes(task_entry(task))
+            self.tasks[body.task] = task
+        self._changes(("step", body.task, body.step))
+        task.steps[body.step] = StepState(body, changed_at=height)
         task.operations[body.operation_number] = body.step
+
+    def _enter_offer(self, offered: Offered) -> None:
+        offer = offered[2]
+        self._comes(offer_entry(offered))
+        self._newest[offer.key] = offer.version
+        self._offers.setdefault(offer.key, {}).setdefault(offer.version, []).append(offered)
+
+    def _enter_anchor(self, author: PeerId, body: ChainAnchor) -> None:
+        """Note the height. The chain that was anchored last stands last; of too many the first goes."""
+        self._changes(("anchors", author, ""))
+        known = dict(self._anchors_of(author))
+        known.pop(body.sub_chain, None)
+        known[body.sub_chain] = body.certificate.height
+        self._anchors[author] = dict(list(known.items())[-MAX_ANCHORED:])
+
+    def _write(self, contract: str, effects: Mapping[str, bytes]) -> None:
+        values = dict(self._values_of(contract))
+        for key, value in effects.items():
+            self._changes(("value", contract, key))
+            values[key] = value
+        self._values[contract] = {key: values[key] for key in sorted(values) if values[key]}
+
+    def _anchors_of(self, author: PeerId) -> dict[ChainId, int]:
+        found = self._anchors.get(author)
+        if found is None:
+            found = self._below._anchors_of(author) if self._below is not None else {}
+        return found
+
+    def _values_of(self, contract: str) -> dict[str, bytes]:
+        found = self._values.get(contract)
+        if found is None:
+            found = self._below._values_of(contract) if self._below is not None else {}
+        return found
 
     def _changeable_task(self, name: str) -> TaskState | None:
         task = self.tasks.get(name)
@@ -187,10 +284,36 @@ class Facts:
                 task = self.tasks[name] = shared.copy()
         return task
 
-    def _changeable_step(self, name: str, operation_number: int) -> StepState:
+    def _changeable_step(self, height: int, name: str, operation_number: int) -> StepState:
         task = self._changeable_task(name)
         assert task is not None, "entered before its requirement"
         place = task.operations[operation_number]
+        self._changes(("step", name, place))
         if self._below is not None:
             task.steps[place] = task.steps[place].copy()
-        return task.steps[place]
+        step = task.steps[place]
+        step.changed_at = height
+        return step
+
+
+def task_entry(task: TaskState) -> Entry:
+    """Return the entry of a task in the state root; its steps have entries of their own."""
+    return ("task", task.task, task.part, task.steps_planned, task.entered_at)
+
+
+def step_entry(task: str, step: StepState) -> Entry:
+    """Return the entry of a step; its inspections have entries of their own."""
+    records = (step.requirement, step.procedure, step.completion)
+    return ("step", task, step.requirement.step, *records, step.earns, step.credit, step.changed_at)
+
+
+def inspection_entry(
+    task: str, step: StepState, number: int, made: tuple[PeerId, QualityInspection]
+) -> Entry:
+    """Return the entry of inspection `number` (from 0) of a step."""
+    return ("inspection", task, step.requirement.step, number, *made)
+
+
+def offer_entry(offered: Offered) -> Entry:
+    """Return the entry of an offer."""
+    return ("offer", *offered)

@@ -23,9 +23,13 @@ class Mempool:
 
     def __init__(self, limit_records: int, authors: int) -> None:
         self._limit_records = limit_records
-        self._share = max(MIN_SHARE, limit_records // max(1, authors))
+        self.share_among(authors)
         self._authors: dict[PeerId, dict[bytes, SignedRecord]] = {}
         self._author_of: dict[bytes, PeerId] = {}
+
+    def share_among(self, authors: int) -> None:
+        """Let so many authors share the room from now on; what waits already may stay."""
+        self._share = max(MIN_SHARE, self._limit_records // max(1, authors))
 
     def add(self, signed: SignedRecord) -> str:
         """Take a record in and return ''; or return 'duplicate', or why there is no room for it."""

@@ -1,24 +1,38 @@
 """Proofs that a record stands on a chain, for somebody who does not follow that chain [S3.8, S3.14].
 
-The genesis says who the members are, their certificate makes the header stand, the Merkle path leads
-from the header to the record. What differs between proofs is only why one believes the genesis: an
-offer that another peer passes on is believed for its coordinator (here), a record from a proof file
-for its chain (recordproof.py). Everything below the genesis is checked by `standing_fault`.
+The genesis says who the first members are, the handovers who they were at the record's height [S3.6], the
+members' certificate makes the header stand, the Merkle path leads from the header to the record. What
+differs between proofs is only why one believes the genesis: an offer that another peer passes on is
+believed for its coordinator (here), a record from a proof file for its chain (recordproof.py).
+Everything below the genesis is checked by `standing_fault`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgepool.model.block import Block, Certificate, CertifiedBlock, Header
+from edgepool.core.machine import KeptRecord
+from edgepool.model.block import (
+    Block,
+    CertifiedBlock,
+    Handover,
+    Header,
+    changed_roster,
+    roster_after,
+)
 from edgepool.model.codec import encode
-from edgepool.model.crypto import HASH_BYTES
+from edgepool.model.crypto import HASH_BYTES, sha256
+from edgepool.model.ids import ChainId
 from edgepool.model.merkle import merkle_path, root_from_path
-from edgepool.model.message import OfferProof
-from edgepool.model.pool import Genesis
-from edgepool.model.record import DataOffer, MachiningRequirement, SignedRecord
+from edgepool.model.message import MAX_HANDOVERS, OfferProof
+from edgepool.model.pool import Genesis, Member, members_hash
+from edgepool.model.record import DataOffer, MachiningRequirement, MembershipChange, SignedRecord
+from edgepool.model.vote import Certificate
+
+ROSTERS_KEPT = 64
+"""Handover chains whose signatures need not be checked again, of whatever pools."""
 
 
 class Evidence(Protocol):
@@ -26,7 +40,12 @@ class Evidence(Protocol):
 
     @property
     def genesis(self) -> Genesis:
-        """Who the members of the pool are."""
+        """Who the first members of the pool are."""
+        ...
+
+    @property
+    def handovers(self) -> tuple[Handover, ...]:
+        """How the roster changed before the record's block, the oldest first."""
         ...
 
     @property
@@ -63,15 +82,47 @@ class Fault:
     reason: str
 
 
-def prove(genesis: Genesis, certified: CertifiedBlock, index: int) -> OfferProof:
+def prove(
+    genesis: Genesis, handovers: Sequence[Handover], certified: CertifiedBlock, index: int
+) -> OfferProof | None:
     """Return the proof of the data offer at `index` (from 0) of a block of this genesis' chain.
 
-    AssertionError if there is no offer at that place.
+    `handovers` are those of the chain, at least up to that block. None if there are more than a proof may
+    hold (MAX_HANDOVERS). AssertionError if there is no offer at that place.
     """
-    path = path_in(certified.block, index)
-    record = certified.block.records[index]
-    assert isinstance(record.record.body, DataOffer), "only offers are proved"
-    return OfferProof(genesis, certified.block.header, certified.certificate, record, index, path)
+    return prove_kept(genesis, handovers, keep_record(certified, index))
+
+
+def prove_kept(genesis: Genesis, handovers: Sequence[Handover], kept: KeptRecord) -> OfferProof | None:
+    """Return the proof of a data offer that was kept of a pruned block; see `prove`."""
+    assert isinstance(kept.record.record.body, DataOffer), "only offers are proved"
+    before = handovers_before(handovers, kept.header.height)
+    if len(before) > MAX_HANDOVERS:
+        return None
+    return OfferProof(genesis, before, kept.header, kept.certificate, kept.record, kept.index, kept.path)
+
+
+def keep_record(certified: CertifiedBlock, index: int) -> KeptRecord:
+    """Return what must be kept of a block so that its record at `index` can still be proved without it.
+
+    AssertionError if there is no such record.
+    """
+    block = certified.block
+    path = path_in(block, index)
+    return KeptRecord(block.header, certified.certificate, block.records[index], index, path)
+
+
+def handovers_before(handovers: Sequence[Handover], height: int) -> tuple[Handover, ...]:
+    """Return those of a chain's handovers that lead to the roster which votes on `height`."""
+    return tuple(handover for handover in handovers if handover.header.height < height)
+
+
+def roster_of(genesis: Genesis, handovers: Sequence[Handover]) -> tuple[Member, ...]:
+    """Return the roster to which `handovers` lead, which are believed: no signature is checked."""
+    roster = genesis.invitation.members
+    for handover in handovers:
+        roster = changed_roster(roster, handover.outgoing, handover.incoming)
+    return roster
 
 
 def path_in(block: Block, index: int) -> tuple[bytes, ...]:
@@ -83,7 +134,8 @@ def path_in(block: Block, index: int) -> tuple[bytes, ...]:
 def proof_problem(proof: OfferProof, network: str, coordinators: Collection[str]) -> str:
     """Say why `proof` proves nothing in `network` to one who trusts `coordinators`, or return ''.
 
-    Costs a signature check for each member, for each signer of the certificate, and two more.
+    Costs a signature check for each first member, for each signer of a certificate, and two more; the
+    certificates of handovers that were checked lately are not checked again.
     """
     if proof.genesis.invitation.coordinator not in coordinators:
         return "the pool's coordinator is not trusted here"
@@ -102,34 +154,104 @@ def standing_fault(evidence: Evidence) -> Fault | None:
     The genesis is believed. Parts are judged in an order in which the one that was changed is the
     one that is named.
     """
+    fault = _record_fault(evidence)
+    if fault is not None:
+        return fault
+    roster = _rosters.after(evidence.genesis, evidence.handovers)
+    if isinstance(roster, str):
+        return Fault("handovers", roster)
     return (
-        _record_fault(evidence) or _header_fault(evidence) or _path_fault(evidence) or _votes_fault(evidence)
+        _header_fault(evidence, roster)
+        or _author_fault(evidence, roster)
+        or _path_fault(evidence)
+        or _votes_fault(evidence, roster)
     )
+
+
+class KnownRosters:
+    """Rosters to which handovers have been found to lead, so that no certificate is checked twice.
+
+    Holds those asked for last, at most `limit`. A handover chain is known by a hash over the chain's id and
+    every byte of every handover, so one that differs anywhere is another.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rosters: dict[bytes, tuple[Member, ...]] = {}
+
+    def after(self, genesis: Genesis, handovers: Sequence[Handover]) -> tuple[Member, ...] | str:
+        """Return the roster to which `handovers` lead from `genesis`, or why they lead nowhere."""
+        if not handovers:
+            return genesis.invitation.members
+        network, chain = genesis.invitation.network, genesis.chain
+        names = _names(chain, handovers)
+        known = max((n for n in range(1, len(names)) if names[n] in self._rosters), default=0)
+        roster = self._rosters[names[known]] if known else genesis.invitation.members
+        problem = ""
+        for place in range(known, len(handovers)):
+            heights = [handover.header.height for handover in handovers[max(0, place - 1) : place + 1]]
+            found = roster_after(network, chain, roster, handovers[place : place + 1])
+            if len(heights) == 2 and heights[0] >= heights[1]:
+                found = "the handovers are out of order"
+            if isinstance(found, str):
+                problem = found
+                break
+            known, roster = place + 1, found
+        if known:
+            # Also what came before a bad one: it would cost as much the next time.
+            self._remember(names[known], roster)
+        return problem or roster
+
+    def _remember(self, name: bytes, roster: tuple[Member, ...]) -> None:
+        self._rosters.pop(name, None)
+        self._rosters[name] = roster
+        if len(self._rosters) > self._limit:
+            del self._rosters[next(iter(self._rosters))]
+
+
+def _names(chain: ChainId, handovers: Sequence[Handover]) -> list[bytes]:
+    """Return what each beginning of `handovers` is known by; at 0 what the genesis alone is."""
+    names = [bytes.fromhex(chain)]
+    for handover in handovers:
+        names.append(sha256(names[-1] + encode(handover)))
+    return names
+
+
+_rosters = KnownRosters(ROSTERS_KEPT)
 
 
 def _record_fault(evidence: Evidence) -> Fault | None:
     genesis, record = evidence.genesis, evidence.record.record
-    plan = genesis.invitation
-    if record.network != plan.network or record.chain != genesis.chain:
+    if record.network != genesis.invitation.network or record.chain != genesis.chain:
         return Fault("record", "the record is for another chain")
-    if record.author not in genesis.members and not (
-        isinstance(record.body, MachiningRequirement) and record.author == plan.coordinator
-    ):
-        return Fault("record", "the author is no member of the pool")
     if not evidence.record.authentic():
         return Fault("record", "the author's signature does not hold")
     return None
 
 
-def _header_fault(evidence: Evidence) -> Fault | None:
+def _header_fault(evidence: Evidence, roster: Sequence[Member]) -> Fault | None:
     header, certificate, genesis = evidence.header, evidence.certificate, evidence.genesis
     if header.network != genesis.invitation.network or header.chain != genesis.chain:
         return Fault("header", "the block is for another chain")
-    if certificate.height == header.height and certificate.block_id == header.id:
+    if (certificate.height, certificate.block_id) != (header.height, header.id):
+        # One of the two was changed: votes that hold speak for the certificate.
+        part = "certificate" if _votes_fault(evidence, roster) else "header"
+        return Fault(part, "the certificate is for another block")
+    if evidence.handovers and evidence.handovers[-1].header.height >= header.height:
+        return Fault("handovers", "the handovers go on beyond the block")
+    if header.members_hash != members_hash(roster):
+        return Fault("handovers", "the handovers lead to another roster than the block's")
+    return None
+
+
+def _author_fault(evidence: Evidence, roster: Sequence[Member]) -> Fault | None:
+    record = evidence.record.record
+    if any(member.peer == record.author for member in roster):
         return None
-    # One of the two was changed: votes that hold speak for the certificate.
-    part = "certificate" if _votes_fault(evidence) else "header"
-    return Fault(part, "the certificate is for another block")
+    coordinators = isinstance(record.body, MachiningRequirement | MembershipChange)
+    if coordinators and record.author == evidence.genesis.invitation.coordinator:
+        return None
+    return Fault("record", "the author is no member of the pool at that height")
 
 
 def _path_fault(evidence: Evidence) -> Fault | None:
@@ -154,7 +276,8 @@ def _path_fault(evidence: Evidence) -> Fault | None:
     return None
 
 
-def _votes_fault(evidence: Evidence) -> Fault | None:
+def _votes_fault(evidence: Evidence, roster: Sequence[Member]) -> Fault | None:
     genesis = evidence.genesis
-    problem = evidence.certificate.problem(genesis.invitation.network, genesis.chain, genesis.members)
+    members = [member.peer for member in roster]
+    problem = evidence.certificate.problem(genesis.invitation.network, genesis.chain, members)
     return Fault("certificate", f"the certificate: {problem}") if problem else None

@@ -1,39 +1,45 @@
 """Proof files: a record with all that shows it to stand, to somebody with nothing but the pool's genesis.
 
-A proof file is the 7 bytes 'EPPROOF', one byte version (1), and the encoded array of five byte strings,
-each the encoding of one part: record, path (`[index, [sibling, ...]]`), header, certificate, genesis.
-Parts are encoded one by one so that damage is told by the part that it is in. A verifier knows the
-pool by its chain id, which is the hash of the genesis: the genesis inside is believed only if it
-hashes to that.
+A proof file is the 7 bytes 'EPPROOF', one byte version (2), and the encoded array of six byte strings, each
+the encoding of one part: record, path (`[index, [sibling, ...]]`), header, certificate, handovers (those
+from the genesis to the record's height), genesis. Parts are encoded one by one so that damage is told by
+the part that it is in. A verifier knows the pool by its chain id, which is the hash of the genesis: the
+genesis inside is believed only if it hashes to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from msgspec import Meta
 
-from edgepool.core.ledger.proof import Fault, path_in, standing_fault
+from edgepool.core.ledger.proof import Fault, handovers_before, keep_record, standing_fault
+from edgepool.core.machine import KeptRecord
 from edgepool.errors import DecodeError
-from edgepool.model.block import MAX_BLOCK_RECORDS, Certificate, CertifiedBlock, Header
+from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, Header
 from edgepool.model.codec import Wire, decode, encode
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId
+from edgepool.model.message import MAX_HANDOVERS
 from edgepool.model.pool import Genesis
 from edgepool.model.record import MAX_RECORD_BYTES, SignedRecord
+from edgepool.model.vote import Certificate
 
 MAGIC = b"EPPROOF"
-VERSION = 1
-MAX_PROOF_BYTES = 512 * 1024
-"""No proof of this version is larger; most have 2 to 6 kB, nearly all of it members and votes."""
-PARTS = ("record", "path", "header", "certificate", "genesis", "members")
+VERSION = 2
+MAX_PROOF_BYTES = 2 * 1024 * 1024
+"""No larger proof is read; most have 2 to 6 kB, members and votes, and 1 to 3 for each handover."""
+PARTS = ("record", "path", "header", "certificate", "handovers", "genesis", "members")
 """What a fault can name; the members are the part of the genesis that each of them signed."""
 FRAME = "frame"
 """The name of what holds the parts together, for a file in which they cannot be told apart."""
 
 _T = TypeVar("_T")
+_Handovers: type[tuple[Handover, ...]] = Annotated[  # type: ignore[assignment]
+    tuple[Handover, ...], Meta(max_length=MAX_HANDOVERS)
+]
 
 
 class _Path(Wire, frozen=True):
@@ -46,6 +52,7 @@ class _Parts(Wire, frozen=True):
     path: bytes
     header: bytes
     certificate: bytes
+    handovers: bytes
     genesis: bytes
 
 
@@ -54,6 +61,7 @@ class RecordProof:
     """A record of any kind with the evidence that it stands (see `Evidence`)."""
 
     genesis: Genesis
+    handovers: tuple[Handover, ...]
     header: Header
     certificate: Certificate
     record: SignedRecord
@@ -61,14 +69,25 @@ class RecordProof:
     path: tuple[bytes, ...]
 
 
-def prove_record(genesis: Genesis, certified: CertifiedBlock, index: int) -> RecordProof:
+def prove_record(
+    genesis: Genesis, handovers: Sequence[Handover], certified: CertifiedBlock, index: int
+) -> RecordProof | None:
     """Return the proof of the record at `index` (from 0) of a block of this genesis' chain.
 
-    AssertionError if there is no such record.
+    `handovers` are those of the chain, at least up to that block. None if there are more than a proof may
+    hold (MAX_HANDOVERS). AssertionError if there is no such record.
     """
-    block = certified.block
-    path = path_in(block, index)
-    return RecordProof(genesis, block.header, certified.certificate, block.records[index], index, path)
+    return prove_kept_record(genesis, handovers, keep_record(certified, index))
+
+
+def prove_kept_record(
+    genesis: Genesis, handovers: Sequence[Handover], kept: KeptRecord
+) -> RecordProof | None:
+    """Return the proof of a record that was kept of a pruned block; see `prove_record`."""
+    before = handovers_before(handovers, kept.header.height)
+    if len(before) > MAX_HANDOVERS:
+        return None
+    return RecordProof(genesis, before, kept.header, kept.certificate, kept.record, kept.index, kept.path)
 
 
 def write_proof(proof: RecordProof) -> bytes:
@@ -78,6 +97,7 @@ def write_proof(proof: RecordProof) -> bytes:
         encode(_Path(proof.index, proof.path)),
         encode(proof.header),
         encode(proof.certificate),
+        encode(proof.handovers),
         encode(proof.genesis),
     )
     return MAGIC + bytes([VERSION]) + encode(parts)
@@ -101,6 +121,7 @@ def read_proof(data: bytes) -> RecordProof | Fault:
         path = _read(_Path, "path", parts.path)
         return RecordProof(
             _read(Genesis, "genesis", parts.genesis),
+            _read(_Handovers, "handovers", parts.handovers),
             _read(Header, "header", parts.header),
             _read(Certificate, "certificate", parts.certificate),
             _read(SignedRecord, "record", parts.record, MAX_RECORD_BYTES),
@@ -114,7 +135,7 @@ def read_proof(data: bytes) -> RecordProof | Fault:
 def record_proof_fault(proof: RecordProof, chains: Collection[ChainId]) -> Fault | None:
     """Say which part of `proof` does not hold for one who trusts `chains`; None if all do.
 
-    Costs a signature check for each member, for each signer of the certificate, and two more.
+    Costs a signature check for each first member, for each signer of a certificate, and two more.
     """
     genesis = proof.genesis
     problem = genesis.problem(genesis.invitation.network)
@@ -144,4 +165,5 @@ def _read(kind: type[_T], part: str, data: bytes, max_bytes: int = MAX_PROOF_BYT
     try:
         return decode(kind, data, max_bytes)
     except DecodeError as error:
-        raise _DamagedPart(Fault(part, f"the {part} is damaged ({error})")) from None
+        are = "are" if part.endswith("s") else "is"
+        raise _DamagedPart(Fault(part, f"the {part} {are} damaged ({error})")) from None

@@ -2,23 +2,40 @@
 
 `apply` enters a block that was checked before; it is deterministic, so members with the same blocks
 have the same state. A `Draft` tries records in order on top of a state without touching it: that is
-how a block is put together, and how a proposed one is judged.
+how a block is put together, and how a proposed one is judged. What the state commits to, and how it is
+written down and taken up again, is said in root.py and snapshot.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.contracts import record_problem
-from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount, take_credit
+from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount
 from edgepool.core.ledger.facts import Facts, OfferEntry, StepState, TaskState
+from edgepool.core.ledger.snapshot import (
+    Core,
+    Turns,
+    load_facts,
+    load_work,
+    read_snapshot,
+    saved_work,
+    write_snapshot,
+)
+from edgepool.core.ledger.statements import check_registered, effects_of
+from edgepool.errors import DecodeError
 from edgepool.model.beacon import first_beacon, next_beacon
 from edgepool.model.block import Block, Header
+from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.pool import BEACON_LENGTH, Genesis
+from edgepool.model.pool import BEACON_LENGTH, Genesis, Member
 from edgepool.model.record import (
     RECORD_KINDS,
-    MachiningCompletion,
     MachiningProcedure,
+    MachiningRequirement,
+    MembershipChange,
     QualityInspection,
     SignedRecord,
     kind_of,
@@ -27,7 +44,7 @@ from edgepool.model.twin import DataKey
 
 __all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 
@@ -41,11 +58,10 @@ class ChainState:
     """
 
     def __init__(self, genesis: Genesis) -> None:
-        self._facts = Facts(genesis)
+        self._facts = ChainFacts(genesis)
         self.genesis = genesis
         self.chain: ChainId = self._facts.chain
         self.network: str = self._facts.network
-        self.members: tuple[PeerId, ...] = genesis.members
         self.height = 0
         self.last_block_id: bytes = bytes.fromhex(self.chain)
         self.beacon: bytes = first_beacon(genesis)
@@ -56,31 +72,141 @@ class ChainState:
         self.counts: dict[str, int] = dict.fromkeys(RECORD_KINDS, 0)
         self.packed: dict[PeerId, int] = dict.fromkeys(self.members, 0)
         self.tasks: dict[str, TaskState] = self._facts.tasks
-        self._work = WorkAccount(self.members)
+        self._work = WorkAccount()
+        self._root: bytes | None = None
+
+    # --- who votes
+
+    @property
+    def roster(self) -> tuple[Member, ...]:
+        """The members that vote on the next height."""
+        return self._facts.roster.present
+
+    @property
+    def next_roster(self) -> tuple[Member, ...]:
+        """The members that vote on the height after the next."""
+        return self._facts.roster.following
+
+    @property
+    def members(self) -> tuple[PeerId, ...]:
+        """Who votes on the next height, in the order of the roster."""
+        return self._facts.roster.members
+
+    @property
+    def members_hash(self) -> bytes:
+        """The hash of the roster that votes on the next height."""
+        return self._facts.roster.members_hash
+
+    @property
+    def next_members_hash(self) -> bytes:
+        """The hash of the roster that votes on the height after the next."""
+        return self._facts.roster.next_members_hash
+
+    @property
+    def pending_change(self) -> MembershipChange | None:
+        """The change that makes `next_roster` of `roster`; None if they are the same."""
+        return self._facts.roster.pending
+
+    @property
+    def change_number(self) -> int:
+        """The number of the next change: 1 + those decided so far."""
+        return self._facts.roster.number
+
+    @property
+    def former(self) -> dict[PeerId, int]:
+        """Up to which height each of those who left last has voted, and may be served."""
+        return dict(self._facts.roster.former)
+
+    def open_changes(self) -> tuple[tuple[MembershipChange, tuple[PeerId, ...]], ...]:
+        """Return the changes that are on the chain and not decided, each with who has written it.
+
+        The coordinator is among these even if it has no vote.
+        """
+        return self._facts.roster.open
+
+    def newcomers(self) -> tuple[Member, ...]:
+        """Return who is to come, by open changes or by the one that is decided and not in force."""
+        return self._facts.roster.newcomers()
+
+    def convicted(self) -> tuple[PeerId, ...]:
+        """Return the members of `next_roster` against whom there is evidence on the chain."""
+        roster = self._facts.roster
+        return tuple(peer for peer in roster.convicted if peer in roster.next_members)
+
+    # --- what the chain holds
+
+    @property
+    def horizon(self) -> int:
+        """The height before the window of records known by id; a record signed below it is too old."""
+        return self._facts.horizon
+
+    @property
+    def knows_window(self) -> bool:
+        """Say whether a replay of any record would be noticed.
+
+        Not so after `restore`, until the horizon has come to the snapshot's height or `recall` has been
+        told of the blocks between the two.
+        """
+        return self._facts.window.complete
+
+    @property
+    def root(self) -> bytes:
+        """The 32-byte hash of this state, which the next header carries."""
+        if self._root is None:
+            self._root = sha256(self._facts.sum.value() + encode(self._core()))
+        return self._root
 
     @property
     def demands(self) -> int:
         """How many data demands the chain holds."""
         return self.counts["demand"]
 
+    def has_record(self, record_id: bytes) -> bool:
+        """Say whether the record with this id is on the chain, above the horizon."""
+        return self._facts.has_record(record_id)
+
+    def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
+        """Return the offers of one version of `key`, the oldest first; version 0 is the newest here."""
+        return self._facts.offers(key, version)
+
+    def offers_of(self, key: DataKey) -> tuple[OfferEntry, ...]:
+        """Return the offers of all versions of `key`, the oldest version first."""
+        return self._facts.offers_of(key)
+
+    def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
+        """Return (height, index) of the offers that stand at or below `height`, rising."""
+        return self._facts.standing_places(height)
+
+    def values(self, contract: str) -> Mapping[str, bytes]:
+        """Return what the users' contract of this name has written, by key."""
+        return self._facts.values(contract)
+
+    # --- how it grows
+
     def draft(self) -> Draft:
         """Return an empty draft on top of this state, good until the next block is applied."""
         return Draft(self, self._facts.layer())
 
-    def apply(self, block: Block) -> None:
-        """Enter a block that was checked; AssertionError if it is not the next one of this chain."""
+    def apply(self, block: Block, missed: tuple[PeerId, ...] = ()) -> None:
+        """Enter a block that was checked; AssertionError if it is not the next one of this chain.
+
+        `missed` is who led the rounds before the block's: the first `header.round` in the order of the
+        lottery at this height, and nobody for a block of round 0. LocalError, and nothing is changed, if
+        a contract is not registered here that the block's statements name.
+        """
         header = block.header
+        assert len(missed) == min(header.round, len(self.members)), "who led the rounds before is not told"
         assert header.chain == self.chain, "a block of another chain"
         assert header.height == self.height + 1, f"block {header.height} after height {self.height}"
+        check_registered(self.chain, block.records)
+        faulty = (len(self.members) - 1) // 3
         for index, signed in enumerate(block.records):
             body = signed.record.body
-            self._facts.enter(header.height, index, signed)
+            self._facts.enter(header.height, index, signed, effects_of(self._facts, signed))
             self.counts[kind_of(body)] += 1
-            if isinstance(body, MachiningProcedure | MachiningCompletion | QualityInspection):
-                credit = take_credit(self.tasks[body.task], body)
-                if credit is not None:
-                    self._work.add(header.height, *credit)
-        self._work.close(header.height)
+            if isinstance(body, MachiningRequirement | MachiningProcedure | QualityInspection):
+                self._work.enter(header.height, self.tasks[body.task], signed.record, faulty)
+        self._work.miss(header.height, missed)
         self.height = header.height
         self.last_block_id = header.id
         self.time_ms = header.time_ms
@@ -90,6 +216,19 @@ class ChainState:
         if header.reveal:
             self.tips[header.proposer] = header.reveal
             self.reveals[header.proposer] += 1
+        self._close(tuple(signed.id for signed in block.records))
+
+    def _close(self, ids: tuple[bytes, ...]) -> None:
+        """End the block: the roster moves on, and with it everything that is kept for each member."""
+        before = self._facts.roster
+        self._facts.close(self.height, ids)
+        change = before.pending
+        if change is not None:
+            self.tips = {member: self.tips.get(member, change.beacon_tip) for member in self.members}
+            self.reveals = {member: self.reveals.get(member, 0) for member in self.members}
+            self.packed = {member: self.packed.get(member, 0) for member in self.members}
+        self._work.close(self.height, self.members)
+        self._root = None
 
     def header_problem(self, header: Header) -> str:
         """Say why `header` cannot be that of the next block, or return ''.
@@ -104,6 +243,10 @@ class ChainState:
             return f"the block has height {header.height}, the next one is {self.height + 1}"
         if header.previous != self.last_block_id:
             return "the block does not stand on the last one"
+        if header.members_hash != self.members_hash or header.next_members_hash != self.next_members_hash:
+            return "the block is of another roster"
+        if header.state_root != self.root:
+            return "the block stands on another state than this member's: are their versions different?"
         if header.proposer not in self.tips:
             return "the proposer is no member"
         if self.reveals[header.proposer] >= BEACON_LENGTH:
@@ -114,25 +257,79 @@ class ChainState:
             return "what the block reveals does not lead to the proposer's beacon tip"
         return ""
 
-    def has_record(self, record_id: bytes) -> bool:
-        """Say whether the record with this id is on the chain."""
-        return self._facts.has_record(record_id)
-
-    def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
-        """Return the offers of one version of `key`, the oldest first; version 0 is the newest here."""
-        return self._facts.offers(key, version)
-
-    def offers_of(self, key: DataKey) -> tuple[OfferEntry, ...]:
-        """Return the offers of all versions of `key`, the oldest version first."""
-        return self._facts.offers_of(key)
-
     def work(self) -> dict[PeerId, int]:
         """Return the credited minutes of each member that count for the lottery of the next height.
 
         They are of the cycle before last, a cycle having CYCLE_BLOCKS heights; empty before there
         is one. Who has earned none is left out [S3.11].
         """
-        return self._work.for_height(self.height + 1)
+        return self._work.work_for(self.height + 1, self.members)
+
+    def missed(self) -> tuple[PeerId, ...]:
+        """Return who missed a turn in that same cycle, which halves its weight at the next height."""
+        return self._work.missed_for(self.height + 1, self.members)
+
+    # --- snapshots
+
+    def snapshot(self) -> bytes:
+        """Return this state as bytes, the same ones wherever it is the same; see `restore`.
+
+        They can be more than MAX_SNAPSHOT_BYTES if very much stands; such a one cannot be restored.
+        """
+        return write_snapshot(self._core(), self._facts)
+
+    @classmethod
+    def restore(cls, genesis: Genesis, data: bytes) -> ChainState:
+        """Return the state that `snapshot` made `data` of; DecodeError, in one clause, if none did.
+
+        Believe it if its `root` is the one in a header of the next height that is certified. It knows
+        the ids of no records up to its height, see `knows_window`.
+        """
+        snapshot = read_snapshot(data)
+        core = snapshot.core
+        if core.version != STATE_VERSION:
+            raise DecodeError(f"it is of state version {core.version}, this edgepool has {STATE_VERSION}")
+        state = cls(genesis)
+        if core.chain != state.chain:
+            raise DecodeError(f"it is of the chain {core.chain}")
+        load_facts(snapshot, state._facts)
+        state.height = core.height
+        state.last_block_id = core.last_block_id
+        state.beacon = core.beacon
+        state.time_ms = core.time_ms
+        state.last_packer = core.last_packer or None
+        turns = dict(zip(state.members, core.turns, strict=True))
+        state.tips = {member: turn.beacon_tip for member, turn in turns.items()}
+        state.reveals = {member: turn.reveals for member, turn in turns.items()}
+        state.packed = {member: turn.packed for member, turn in turns.items()}
+        state.counts = dict(zip(RECORD_KINDS, core.counts, strict=True))
+        state._work = load_work(core.work)
+        return state
+
+    def recall(self, block: Block) -> None:
+        """Know the records of a block again that a restored state has forgotten.
+
+        The block at the snapshot's height is the first, and then always the one before; AssertionError
+        for any other, or one at or below the horizon.
+        """
+        assert block.header.chain == self.chain, "a block of another chain"
+        self._facts.window.recall(block.header.height, tuple(signed.id for signed in block.records))
+
+    def _core(self) -> Core:
+        return Core(
+            STATE_VERSION,
+            self.chain,
+            self.height,
+            self.last_block_id,
+            self.beacon,
+            self.time_ms,
+            self.last_packer or PeerId(""),
+            self.horizon,
+            self._facts.roster,
+            tuple(Turns(self.tips[one], self.reveals[one], self.packed[one]) for one in self.members),
+            saved_work(self._work),
+            tuple(self.counts[kind] for kind in RECORD_KINDS),
+        )
 
 
 class Draft:
@@ -152,6 +349,6 @@ class Draft:
         assert self._state.height + 1 == self._height, "a draft on a state that has grown"
         problem = record_problem(self._facts, signed)
         if not problem:
-            self._facts.enter(self._height, self._count, signed)
+            self._facts.enter(self._height, self._count, signed, effects_of(self._facts, signed))
             self._count += 1
         return problem

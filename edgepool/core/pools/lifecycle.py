@@ -79,6 +79,11 @@ def beacon_secret(signer: Signer, invitation: Invitation) -> bytes:
     return signer.derive("beacon", invitation.hash)
 
 
+def beacon_chain(secret: bytes) -> BeaconChain:
+    """Return a member's beacon chain over `secret`; that is 16,384 hashes."""
+    return BeaconChain(secret)
+
+
 class PoolLifecycle:
     """One peer's part in the forming of pools, as coordinator and as member.
 
@@ -291,7 +296,7 @@ class PoolLifecycle:
             return []
         invitation = invited.invitation
         del self._invited[invitation.hash]
-        tip = BeaconChain(beacon_secret(self._signer, invitation)).tip
+        tip = beacon_chain(beacon_secret(self._signer, invitation)).tip
         acceptance = accept(self._signer, invitation, tip)
         if invitation.coordinator != self._own:
             return [Send(invitation.coordinator, PoolAccept(invitation.hash, acceptance))]

@@ -25,12 +25,7 @@ from edgepool.core.resolution.directory import Directory
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import ConfirmAnswer, ConfirmRequest
-from edgepool.model.record import (
-    SignedRecord,
-    TransmissionConfirmation,
-    confirmation_terms,
-    sign_record,
-)
+from edgepool.model.record import SignedRecord, TransmissionConfirmation, confirmation_terms, sign_record
 
 CONFIRM_TIMEOUT_MS = 5_000
 MAX_VALIDITY_MS = 10 * 60_000
@@ -188,7 +183,10 @@ class Confirmations:
             valid_until_ms=message.valid_until_ms,
             requester_signature=message.requester_signature,
         )
-        record = sign_record(self._signer, self._network, chain, confirmation, now.wall_ms, message.query)
+        since = self._directory.height(chain)
+        record = sign_record(
+            self._signer, self._network, chain, confirmation, now.wall_ms, message.query, since
+        )
         self._given[terms_id] = record
         if len(self._given) > self._limit:
             del self._given[next(iter(self._given))]

@@ -25,6 +25,10 @@ class Directory(Protocol):
         """Return the offers of `key` on `chain` with their proofs; version 0 means the newest."""
         ...
 
+    def height(self, chain: ChainId) -> int:
+        """Return the height of a chain that this peer follows."""
+        ...
+
     def neighbours(self, chain: ChainId) -> tuple[PeerId, ...]:
         """Return the other members of `chain` that are connected."""
         ...

@@ -161,8 +161,9 @@ class StatusQueries:
 
     def _unreached(self, proof: OfferProof) -> RankedOffer:
         author = proof.record.record.author
-        named = [member for member in proof.genesis.invitation.people() if member.peer == author]
-        holder = self._directory.member(author) or (named[0] if named else None)
+        came = [handover.incoming for handover in proof.handovers if handover.incoming is not None]
+        named = [member for member in (*proof.genesis.invitation.people(), *came) if member.peer == author]
+        holder = self._directory.member(author) or (named[-1] if named else None)
         if holder is None:
             offer = proof.record.record.body
             assert isinstance(offer, DataOffer)

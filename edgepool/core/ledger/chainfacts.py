@@ -1,0 +1,175 @@
+"""The facts of a chain itself, below all drafts: they end blocks, forget, and account for every change.
+
+What they forget is decided by the chain's content alone, so that all members forget alike.
+"""
+
+from __future__ import annotations
+
+from edgepool.core.ledger.facts import (
+    Facts,
+    Offered,
+    TaskState,
+    inspection_entry,
+    offer_entry,
+    step_entry,
+    task_entry,
+)
+from edgepool.core.ledger.root import Entry, EntrySum, Key
+from edgepool.core.ledger.window import RecordWindow
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.pool import Genesis
+from edgepool.model.twin import DataKey
+
+FORGET_BLOCKS = 64
+"""At heights that are multiples of this, what is finished or outdated and below the horizon is dropped."""
+
+
+class ChainFacts(Facts):
+    """Facts with no others below them; `window` knows the ids of late records, `sum` all entries."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        super().__init__(genesis)
+        self.sum = EntrySum(self._entry)
+        self.window = RecordWindow()
+        self._records = self.window.ids
+        self._replaced: dict[DataKey, None] = {}
+
+    def close(self, height: int, ids: tuple[bytes, ...]) -> None:
+        """End the block at `height`, whose records have these ids and have all been entered."""
+        self.height = height
+        self.sum.add(block_entry(height, len(ids)))
+        for gone, count in self.window.close(ids):
+            self.sum.remove(block_entry(gone, count))
+        self.horizon = self.window.horizon
+        roster = self.roster.closed(height)
+        if roster is not self.roster:
+            self.roster = roster
+            for author in [one for one in self._anchors if not roster.is_member(one)]:
+                self._changes(("anchors", author, ""))
+                del self._anchors[author]
+        if height % FORGET_BLOCKS == 0:
+            self._forget_tasks()
+            self._forget_offers()
+        self.sum.relieve()
+
+    def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
+        """Return (height, index) of the offers that stand at or below `height`, rising."""
+        return tuple(one[:2] for one in self.offered() if one[0] <= height)
+
+    def offered(self) -> list[Offered]:
+        """Return all offers by their place."""
+        found = [
+            offered
+            for versions in self._offers.values()
+            for of_one in versions.values()
+            for offered in of_one
+        ]
+        return sorted(found, key=lambda offered: offered[:2])
+
+    def anchors(self) -> list[tuple[PeerId, tuple[tuple[ChainId, int], ...]]]:
+        """Return what each author has anchored, by author; of each the chain anchored last stands last."""
+        return [(author, tuple(self._anchors[author].items())) for author in sorted(self._anchors)]
+
+    def written(self) -> list[tuple[str, tuple[tuple[str, bytes], ...]]]:
+        """Return what users' contracts have written, by contract and key."""
+        return [
+            (name, tuple(self._values[name].items())) for name in sorted(self._values) if self._values[name]
+        ]
+
+    # --- taking over what a snapshot holds
+
+    def load_window(self, horizon: int, counts: tuple[int, ...]) -> None:
+        """Begin at the height where the blocks above `horizon` had these numbers of records."""
+        self.window = RecordWindow(horizon, counts)
+        self._records = self.window.ids
+        self.horizon, self.height = horizon, horizon + len(counts)
+        for height, count in enumerate(counts, horizon + 1):
+            self.sum.add(block_entry(height, count))
+            self.sum.relieve()
+
+    def load_task(self, task: TaskState) -> None:
+        """Take in a task as it is."""
+        self.tasks[task.task] = task
+        for entry in _task_entries(task):
+            self.sum.add(entry)
+        self.sum.relieve()
+
+    def load_offer(self, offered: Offered) -> None:
+        """Take in an offer; they come by rising place."""
+        self._enter_offer(offered)
+        self.sum.relieve()
+
+    def load_anchors(self, author: PeerId, anchors: tuple[tuple[ChainId, int], ...]) -> None:
+        """Take in what `author` has anchored."""
+        self._changes(("anchors", author, ""))
+        self._anchors[author] = dict(anchors)
+
+    def load_values(self, contract: str, values: tuple[tuple[str, bytes], ...]) -> None:
+        """Take in what the contracts of a name have written."""
+        self._write(contract, dict(values))
+
+    # --- changes
+
+    def _changes(self, key: Key) -> None:
+        self.sum.touch(key)
+
+    def _comes(self, entry: Entry) -> None:
+        self.sum.add(entry)
+
+    def _enter_offer(self, offered: Offered) -> None:
+        super()._enter_offer(offered)
+        key = offered[2].key
+        if len(self._offers[key]) > 1:
+            self._replaced[key] = None
+
+    def _forget_tasks(self) -> None:
+        """Drop complete tasks of which no record stands above the horizon."""
+        self.sum.settle()  # so that no step of them has changes that wait
+        for task in list(self.tasks.values()):
+            if all(step.changed_at <= self.horizon for step in task.steps.values()) and task.complete:
+                for entry in _task_entries(task):
+                    self.sum.remove(entry)
+                del self.tasks[task.task]
+                self.sum.relieve()
+
+    def _forget_offers(self) -> None:
+        """Drop offers of versions that are not the newest, unless they stand above the horizon."""
+        for key in list(self._replaced):
+            versions = self._offers[key]
+            for version in [one for one in versions if one != self._newest[key]]:
+                for offered in versions[version]:
+                    if offered[0] <= self.horizon:
+                        self.sum.remove(offer_entry(offered))
+                versions[version] = [offered for offered in versions[version] if offered[0] > self.horizon]
+                if not versions[version]:
+                    del versions[version]
+            if len(versions) == 1:
+                del self._replaced[key]
+            self.sum.relieve()
+
+    def _entry(self, key: Key) -> Entry:
+        kind, owner, place = key
+        if kind == "step":
+            task = self.tasks.get(owner)
+            step = task.steps.get(place) if task is not None else None
+            return () if step is None else step_entry(owner, step)
+        if kind == "anchors":
+            anchors = self._anchors.get(PeerId(owner))
+            return () if anchors is None else (*key, tuple(anchors.items()))
+        value = self._values.get(owner, {}).get(place)
+        return () if value is None else (*key, value)
+
+
+def block_entry(height: int, count: int) -> Entry:
+    """Return the entry of a block in the window: how many records it has."""
+    return ("block", height, count)
+
+
+def _task_entries(task: TaskState) -> list[Entry]:
+    """Return the entries of a task, of its steps, and of their inspections."""
+    entries = [task_entry(task)]
+    for step in task.steps.values():
+        entries.append(step_entry(task.task, step))
+        for number, made in enumerate(step.inspections):
+            entries.append(inspection_entry(task.task, step, number, made))
+    return entries

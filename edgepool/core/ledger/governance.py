@@ -1,0 +1,103 @@
+"""The contracts by which a pool governs itself: members change, liars are convicted, chains are anchored.
+
+[S3.6] and the decision record 0007. Whether a change is to be approved is for people and for the policy of
+each member; here is only what can stand.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from edgepool.core.ledger.roster import MAX_OPENED
+from edgepool.core.ledger.view import VERDICTS_KEPT, View
+from edgepool.model.block import changed_roster
+from edgepool.model.ids import ChainId
+from edgepool.model.pool import MAX_MEMBERS
+from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
+from edgepool.model.vote import Equivocation
+
+
+class MembershipContract:
+    """Members, and the coordinator, say who should leave and who should come, one change at a time."""
+
+    name = "membership"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this change may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, MembershipChange)
+        roster = view.roster
+        if body.number != roster.number:
+            decided = roster.number - 1
+            return f"{decided} changes are decided here: the next is {roster.number}, not {body.number}"
+        if roster.decided is not None:
+            return "this block has decided a change already: the next one can stand in the next block"
+        if body.outgoing and body.outgoing not in roster.next_members:
+            return f"{body.outgoing} is no member, so it cannot leave"
+        if body.incoming is not None and body.incoming.peer in roster.next_members:
+            return f"{body.incoming.peer} is a member already"
+        size = len(changed_roster(roster.following, body.outgoing, body.incoming))
+        if not 1 <= size <= MAX_MEMBERS:
+            return f"the pool would have {size} members, it can have 1 to {MAX_MEMBERS}"
+        authors = roster.supporters(body)
+        if signed.record.author in authors:
+            return "the author has said so already"
+        if not authors and roster.full_for(signed.record.author):
+            return f"{MAX_OPENED} changes that the author has proposed are open, and others support them all"
+        return _terms_problem(view.network, view.chain, body)
+
+
+class EvidenceContract:
+    """A member that has signed two different things at one place is convicted, once."""
+
+    name = "evidence"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this evidence may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, Equivocation)
+        roster = view.roster
+        if body.member not in roster.next_members:
+            return f"{body.member} is no member"
+        if body.member in roster.convicted:
+            return f"there is evidence against {body.member} here already"
+        if body.height > view.height + 1:
+            return f"height {body.height} is to come: the chain is at {view.height}"
+        if body.height <= roster.admitted_at(body.member):
+            return f"{body.member} was no member yet at height {body.height}"
+        return _evidence_problem(view.network, view.chain, body)
+
+
+class ChainAnchorContract:
+    """Members keep the heads of sub-chains on their main chain, each author's of one chain ever higher.
+
+    The certificate is not judged: whoever verifies the sub-chain does that.
+    """
+
+    name = "anchor"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this anchor may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, ChainAnchor)
+        if view.kind != "fixed":
+            return "only a main chain, that of a fixed pool, keeps anchors"
+        if body.sub_chain == view.chain:
+            return "a chain does not anchor itself"
+        last = view.anchored(signed.record.author, body.sub_chain)
+        if body.certificate.height <= last:
+            return f"the author has anchored that chain up to height {last} already"
+        return ""
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _terms_problem(network: str, chain: ChainId, body: MembershipChange) -> str:
+    return body.terms_problem(network, chain)
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _evidence_problem(network: str, chain: ChainId, body: Equivocation) -> str:
+    return body.problem(network, chain)

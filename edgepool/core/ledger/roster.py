@@ -1,0 +1,166 @@
+"""Who votes on a chain, and what is under way to change that [S3.6].
+
+A `Roster` is a value: a record or the end of a block makes another one, so that a draft can share the
+chain's until it changes something. Nothing here judges: whether a record may be entered is for the
+contracts. What is decided in block h is in force from block h + 2, and a block decides one change at
+most, so that one handover leads from each roster to the next.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from edgepool.model.block import changed_roster
+from edgepool.model.codec import Wire
+from edgepool.model.fields import KnownHeight, PeerText
+from edgepool.model.ids import PeerId
+from edgepool.model.pool import MAX_MEMBERS, Genesis, Member, members_hash
+from edgepool.model.record import MembershipChange
+from edgepool.model.vote import quorum
+
+MAX_OPENED = 16
+"""How many undecided changes one author can have opened under one number.
+
+The limit is for each author, or one who is to be excluded could fill the table and stay. Who opens one
+more gives up its oldest that nobody else supports.
+"""
+MAX_OPEN = (MAX_MEMBERS + 2) * MAX_OPENED
+"""How many changes can be open: under one number write one roster, one newcomer and the coordinator."""
+MAX_FORMER = 256
+"""How many of those who have left are remembered, the newest."""
+
+_Members = Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+_Authors = Annotated[tuple[PeerText, ...], Meta(min_length=1, max_length=MAX_MEMBERS + 2)]
+
+
+class Roster(Wire, frozen=True, dict=True, gc=True):
+    """The members of a chain after its block at some height h.
+
+    `present` votes on h + 1 and `following` on h + 2; `pending` is the change between the two, None if
+    there is none. `number` is that of the next change to be decided; `open` has the changes on the chain
+    under it, the oldest first, each with who wrote it, in their order. `decided` is what the block under
+    way has decided; None between blocks. `admitted` says after which height each member of the two that
+    the genesis does not name votes; of `convicted` there is evidence on the chain; `former` says up to
+    which height those who have left voted, the newest last.
+    """
+
+    present: _Members
+    following: _Members
+    pending: MembershipChange | None
+    number: Annotated[int, Meta(ge=1, le=2**31)]
+    open: Annotated[tuple[tuple[MembershipChange, _Authors], ...], Meta(max_length=MAX_OPEN)]
+    decided: MembershipChange | None
+    admitted: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=2 * MAX_MEMBERS)]
+    convicted: Annotated[tuple[PeerText, ...], Meta(max_length=2 * MAX_MEMBERS)]
+    former: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=MAX_FORMER)]
+
+    @cached_property
+    def members(self) -> tuple[PeerId, ...]:
+        """Who votes on the next height, in order."""
+        return tuple(member.peer for member in self.present)
+
+    @cached_property
+    def next_members(self) -> tuple[PeerId, ...]:
+        """Who votes on the height after the next, in order."""
+        return tuple(member.peer for member in self.following)
+
+    @cached_property
+    def members_hash(self) -> bytes:
+        """The hash of the roster that votes on the next height."""
+        return members_hash(self.present)
+
+    @cached_property
+    def next_members_hash(self) -> bytes:
+        """The hash of the roster that votes on the height after the next."""
+        return members_hash(self.following)
+
+    @cached_property
+    def _voters(self) -> dict[PeerId, None]:
+        return dict.fromkeys(self.members)
+
+    def is_member(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes on the next height."""
+        return peer in self._voters
+
+    def admitted_at(self, peer: PeerId) -> int:
+        """Return the height after which `peer` votes; 0 for members from the beginning."""
+        return dict(self.admitted).get(peer, 0)
+
+    def supporters(self, change: MembershipChange) -> tuple[PeerId, ...]:
+        """Return who has written `change`, if it is open."""
+        return next((authors for one, authors in self.open if one == change), ())
+
+    def newcomers(self) -> tuple[Member, ...]:
+        """Return who is to come: by the decided change that is not in force yet, then by open ones."""
+        changes = [self.pending, self.decided, *(change for change, _ in self.open)]
+        coming: dict[PeerId, Member] = {}
+        for change in changes:
+            if change is not None and change.incoming is not None:
+                coming.setdefault(change.incoming.peer, change.incoming)
+        return tuple(coming.values())
+
+    def full_for(self, author: PeerId) -> bool:
+        """Say whether `author` can open no other change, since others support all that it has opened."""
+        mine = [authors for _, authors in self.open if authors[0] == author]
+        return len(mine) >= MAX_OPENED and all(len(authors) > 1 for authors in mine)
+
+    def supported(self, author: PeerId, change: MembershipChange) -> Roster:
+        """Return what this becomes when `author` writes `change`, which may decide it."""
+        opened = dict(self.open)
+        if change not in opened:
+            mine = [one for one, authors in self.open if authors[0] == author]
+            if len(mine) >= MAX_OPENED:
+                del opened[next(one for one in mine if len(opened[one]) == 1)]
+        opened[change] = (*opened.get(change, ()), author)
+        return replace(self, open=tuple(opened.items())).counted()
+
+    def convict(self, member: PeerId) -> Roster:
+        """Return what this becomes when there is evidence against `member`."""
+        return replace(self, convicted=(*self.convicted, member))
+
+    def counted(self) -> Roster:
+        """Return what this becomes if an open change has a quorum of the present roster behind it."""
+        for change, authors in self.open:
+            if sum(author in self._voters for author in authors) >= quorum(len(self.present)):
+                return replace(self, decided=change, number=self.number + 1, open=())
+        return self
+
+    def closed(self, height: int) -> Roster:
+        """Return what this becomes when the block at `height`, on which `present` voted, ends.
+
+        Votes are counted once more: the roster may have become smaller under an open change.
+        """
+        counted = self.counted()
+        if counted.pending is None and counted.decided is None:
+            return counted
+        present, change = counted.following, counted.decided
+        following = present
+        admitted, former = dict(counted.admitted), dict(counted.former)
+        if change is not None:
+            following = changed_roster(present, change.outgoing, change.incoming)
+        staying = dict.fromkeys(member.peer for member in (*present, *following))
+        for peer in counted.members:
+            if peer not in staying:
+                former[peer] = height
+        if change is not None and change.incoming is not None:
+            admitted[change.incoming.peer] = height + 1
+        return replace(
+            counted,
+            present=present,
+            following=following,
+            pending=change,
+            decided=None,
+            admitted=tuple((peer, at) for peer, at in admitted.items() if peer in staying),
+            convicted=tuple(peer for peer in counted.convicted if peer in staying),
+            former=tuple((peer, at) for peer, at in former.items() if peer not in staying)[-MAX_FORMER:],
+        )
+
+
+def first_roster(genesis: Genesis) -> Roster:
+    """Return the roster with which a chain begins."""
+    members = genesis.invitation.members
+    return Roster(members, members, None, 1, (), None, (), (), ())
