@@ -19,14 +19,16 @@ from edgepool.core.machine import (
     CommitBlock,
     Effect,
     Event,
+    Item,
+    KeptRecord,
     Misbehaved,
-    NewChain,
     Notice,
     Notify,
     PeerDown,
     PeerUp,
     Persist,
     Received,
+    SavedSnapshot,
     Send,
     VoteState,
     WantLink,
@@ -44,6 +46,12 @@ from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
 MAX_QUEUED_EVENTS = 20_000
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 MAX_BATCH_EVENTS = 256
+QUICK_SYNC_MS = 1.0
+"""A disk that syncs so quickly is waited for on the event loop."""
+UNTRUSTED_SYNC_MS = 10.0
+"""What a disk is taken to need before it has shown better."""
+QUICK_RECORDS = 32
+"""More records than these are written in the disk's thread, however quick it is."""
 MAX_JOINED_RECORDS = 128
 MAX_JOINED_BYTES = 60 * 1024
 """Records of one message, which fits into the smallest frame that anybody may have set."""
@@ -62,6 +70,18 @@ class FreshBlocks:
     def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
         """Return the block at `height`, or None."""
         return self._fresh.get((chain, height)) or self._store.block(chain, height)
+
+    def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
+        """Return the stored snapshot of the chain, or None."""
+        return self._store.snapshot(chain)
+
+    def kept(self, chain: ChainId, height: int, index: int) -> KeptRecord | None:
+        """Return a record whose block is pruned, if it was to be kept."""
+        return self._store.kept(chain, height, index)
+
+    def size_bytes(self, chain: ChainId) -> int:
+        """Return how much the stored blocks of the chain take, in bytes."""
+        return self._store.size_bytes(chain)
 
     def add(self, certified: CertifiedBlock) -> None:
         """Remember a block until `written` is called for it."""
@@ -108,6 +128,7 @@ class NodeLoop:
         self._ready = asyncio.Event()
         self._cancel_timer: Callable[[], None] | None = None
         self._timer_at_ms: int | None = None
+        self._sync_ms = UNTRUSTED_SYNC_MS
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgepool-disk")
         self._task: asyncio.Task[None] | None = None
 
@@ -200,10 +221,8 @@ class NodeLoop:
         """Store first, then speak; False if the store failed, and nothing was said then."""
         items = [effect.item for effect in effects if isinstance(effect, Persist)]
         if items:
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._disk, self._write, _latest(items))
             try:
-                await asyncio.shield(work)
+                await self._make_durable(_latest(items))
             except StorageError as error:
                 self._on_failure(error)
                 return False
@@ -214,7 +233,23 @@ class NodeLoop:
             self._speak(effect)
         return True
 
-    def _write(self, items: list[VoteState | NewChain | CommitBlock]) -> None:
+    async def _make_durable(self, items: list[Item]) -> None:
+        """Write and sync: here if that is surely quick, else in the disk's thread.
+
+        Handing over to a thread and back costs as much as a fast disk's sync; a slow disk, or much to
+        write, must not hold up the links.
+        """
+        began_ms = self._clock.now().monotonic_ms
+        if self._sync_ms <= QUICK_SYNC_MS and sum(map(_weight, items)) <= QUICK_RECORDS:
+            self._write(items)
+        else:
+            work = asyncio.get_running_loop().run_in_executor(self._disk, self._write, items)
+            await asyncio.shield(work)
+        took_ms = self._clock.now().monotonic_ms - began_ms
+        # One slow sync is enough to distrust the disk; it takes some quick ones to trust it again.
+        self._sync_ms = max(took_ms, (7 * self._sync_ms + took_ms) / 8)
+
+    def _write(self, items: list[Item]) -> None:
         self._store.write(items)
         self._store.sync()
 
@@ -290,8 +325,8 @@ def join_records(effects: Sequence[Effect]) -> list[Effect]:
 
 
 def _latest(
-    items: list[VoteState | NewChain | CommitBlock],
-) -> list[VoteState | NewChain | CommitBlock]:
+    items: list[Item],
+) -> list[Item]:
     """Drop vote states that a later one of the same chain replaces within one batch."""
     last: dict[ChainId, int] = {
         item.chain: index for index, item in enumerate(items) if isinstance(item, VoteState)
@@ -301,3 +336,10 @@ def _latest(
         for index, item in enumerate(items)
         if not isinstance(item, VoteState) or last[item.chain] == index
     ]
+
+
+def _weight(item: Item) -> int:
+    """Return about how many records are written with `item`; snapshots and the like count as many."""
+    if isinstance(item, CommitBlock):
+        return len(item.certified.block.records)
+    return 1 if isinstance(item, VoteState) else QUICK_RECORDS + 1

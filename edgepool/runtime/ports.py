@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgepool.core.machine import BlockSource, CommitBlock, Instant, NewChain, VoteState
+from edgepool.core.machine import BlockSource, Instant, Item
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis, Member
 
@@ -68,7 +68,10 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SavedChain:
-    """What a store holds of one chain: genesis, height (0 if no block), last vote state or b""."""
+    """What a store holds of one chain: genesis, height, last vote state or b"".
+
+    `height` is that of the last block; of the snapshot if no block is behind it, 0 if there is neither.
+    """
 
     genesis: Genesis
     height: int
@@ -82,8 +85,12 @@ class Store(BlockSource, Protocol):
         """Recover what was acknowledged, cut what was torn; return the chains, oldest first."""
         ...
 
-    def write(self, items: Iterable[VoteState | NewChain | CommitBlock]) -> None:
-        """Write `items` in order; durable only after `sync`. May run in a worker thread."""
+    def write(self, items: Iterable[Item]) -> None:
+        """Write `items` in order; durable only after `sync`. May run in a worker thread.
+
+        Blocks, snapshots and prunings that were written before may be written again. A snapshot that is not
+        adopted must not be above the last block, and no pruning above the snapshot.
+        """
         ...
 
     def sync(self) -> None:

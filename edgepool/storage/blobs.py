@@ -17,6 +17,7 @@ import itertools
 import os
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,14 @@ from edgepool.errors import DecodeError, LocalError, StorageError
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import HASH_BYTES, data_hash
 from edgepool.model.twin import Manifest, chunk_bytes_for
-from edgepool.storage.files import guarded, make_folder, sync_folder, write_all, write_durably
+from edgepool.storage.files import (
+    close_file,
+    guarded,
+    make_folder,
+    sync_folder,
+    write_all,
+    write_durably,
+)
 
 
 class BlobStore:
@@ -157,7 +165,7 @@ class BlobStore:
             self._publish(fd, path, manifest)
         finally:
             if fd >= 0:
-                os.close(fd)
+                close_file(fd)
             self._release(path, keep=False)
         return manifest
 
@@ -167,7 +175,11 @@ class BlobStore:
         data, beside = self._file(root, "data"), self._file(root, "manifest")
         aside = self._aside(root.hex())
         with guarded(path, "synced"):
-            os.fsync(fd)
+            try:
+                os.fsync(fd)
+            except OSError:  # what of it is on the disk nobody knows, and the next sync would not tell
+                os.ftruncate(fd, 0)
+                raise
         with self._lock:
             if root in self._sizes:
                 return data
@@ -179,7 +191,8 @@ class BlobStore:
                     path.rename(data)
                     sync_folder(self._folder)
             finally:
-                aside.unlink(missing_ok=True)
+                with suppress(OSError):  # it is of no use after a restart
+                    aside.unlink(missing_ok=True)
             self._sizes[root] = manifest.size_bytes
             return data
 
@@ -187,8 +200,10 @@ class BlobStore:
         """Set space apart for the file `path`; what is incomplete and idle gives way."""
         if not self._ready:
             self._tidy()
-        idle = [part for part in self._folder.glob("*.part") if part not in self._reserved and part != path]
-        sizes = {part: part.stat() for part in idle}
+        with guarded(self._folder, "read"):
+            parts = list(self._folder.glob("*.part"))
+            idle = [part for part in parts if part not in self._reserved and part != path]
+            sizes = {part: part.stat() for part in idle}
         used = sum(self._sizes.values()) + sum(self._reserved.values())
         free = self._limit_bytes - used - size_bytes
         if free < 0:
@@ -200,7 +215,8 @@ class BlobStore:
         for part in sorted(sizes, key=lambda one: sizes[one].st_mtime_ns):
             if free >= 0:
                 break
-            part.unlink(missing_ok=True)
+            with guarded(part, "removed"):
+                part.unlink(missing_ok=True)
             free += sizes[part].st_size
         self._reserved[path] = size_bytes
 
@@ -221,6 +237,7 @@ class BlobStore:
             for path in self._folder.glob("*.manifest"):
                 if not path.with_suffix(".data").exists():
                     path.unlink()
+            sync_folder(self._folder)  # whoever made data visible may have been killed before it could
         self._ready = True
 
     def _aside(self, name: str) -> Path:
@@ -252,7 +269,7 @@ class BlobWriter:
             try:
                 self.next_chunk = self._verified_chunks()
             except BaseException:
-                os.close(self._fd)
+                close_file(self._fd)
                 raise
 
     def put(self, index: int, data: memoryview | bytes) -> None:
@@ -298,7 +315,7 @@ class BlobWriter:
     def _end(self) -> None:
         self._ended = True
         if self._fd >= 0:
-            os.close(self._fd)
+            close_file(self._fd)
             self._fd = -1
         of_use = self._path.suffix == ".part" and self.next_chunk > 0
         self._store._release(self._path, keep=of_use and not self._store.has(self._manifest.root))

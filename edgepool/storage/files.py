@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgepool.errors import StorageError
@@ -55,7 +55,7 @@ def write_durably(path: Path, data: bytes) -> None:
         write_all(fd, data, 0)
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 def copy_durably(fd: int, start: int, path: Path) -> None:
@@ -75,13 +75,27 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder`, with those above it that are missing, durably."""
+    """Make `folder`, with those above it that are missing, durably.
+
+    The names of `folder` and of the one above it are synced even if they are there: whoever made them may
+    have been killed before it could do so. (Whoever has no right to read above them has not made them.)
+    """
     with guarded(folder, "made"):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
             sync_folder(path.parent)
+        for path in (folder, folder.parent):
+            if path not in missing:
+                with suppress(PermissionError):
+                    sync_folder(path.parent)
+
+
+def close_file(fd: int) -> None:
+    """Close `fd`, whatever comes of it: what must be on the disk was synced before."""
+    with suppress(OSError):
+        os.close(fd)

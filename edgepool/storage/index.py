@@ -7,7 +7,8 @@ The block logs are the truth, `index.sqlite` is a way to find things in them:
   the folder cannot be written, a temporary one serves.
 * What a search returns is read from the block log, with its checksum; the index only says where.
 * Logs are opened for reading only, so the peer may run. What was indexed of a log that has been cut
-  or replaced since is noticed (by the log's salt and the last block indexed) and indexed again.
+  or replaced since is noticed (by its segment's salt and the last block indexed) and indexed again.
+  Records of blocks that are pruned are not found any more.
 
 A record is found by part, data key, author, time, kind, task and id. Procedures, completions and
 inspections name a task only; they get the part of the task's requirement on the same chain.
@@ -16,8 +17,8 @@ inspections name a task only; they get the part of the task's requirement on the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +29,6 @@ from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
-from edgepool.storage.blocks import BlockReader
 from edgepool.storage.indexing import (
     APPLICATION,
     ID_BYTES,
@@ -38,7 +38,8 @@ from edgepool.storage.indexing import (
     bring_up,
     no_progress,
 )
-from edgepool.storage.store import decode_block, list_chains
+from edgepool.storage.reading import BlockReader, decode_block
+from edgepool.storage.store import list_chains
 
 INDEX_FILE = "index.sqlite"
 BUSY_TIMEOUT_S = 120.0
@@ -74,7 +75,7 @@ class RecordQuery:
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
-    """A record as the block log has it: its place, and the byte `start` of its block in the log."""
+    """A record as the block log has it: its place, and the byte `start` of its block in its segment."""
 
     ref: RecordRef
     signed: SignedRecord
@@ -131,7 +132,7 @@ class RecordIndex:
 
     def block(self, record: StoredRecord) -> CertifiedBlock:
         """Return the block that a found record is in."""
-        with self._reader(record.ref.chain) as reader:
+        with self._open_log(record.ref.chain) as reader:
             return self._block(reader, record.ref.chain, record.ref.height, record.start)
 
     def explain(self, query: RecordQuery) -> list[str]:
@@ -183,13 +184,8 @@ class RecordIndex:
             raise StaleIndex(f"block {height} of chain {chain} is not where it was")
         return decode_block(self._folder / "chains" / chain, chain, height, stored.payload)
 
-    @contextmanager
-    def _reader(self, chain: ChainId) -> Iterator[BlockReader]:
-        with closing(self._open_log(chain)) as reader:
-            yield reader
-
     def _open_log(self, chain: str) -> BlockReader:
-        return BlockReader(self._folder / "chains" / chain / "blocks.log")
+        return BlockReader(self._folder / "chains" / chain)
 
     # --- opening, and starting over --------------------------------------------------------------
 

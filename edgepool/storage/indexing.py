@@ -1,8 +1,9 @@
 """How the index of records is brought up from the block logs: tables, and one transaction for all.
 
 A chain is indexed by height, from the block behind the last one indexed. Where that block is still
-whole at its byte of a log with the same salt, all before it is taken to be unchanged; otherwise the
-chain is indexed from its beginning. Whatever interrupts this leaves the index as it was.
+whole at its byte of a segment with the same salt, all before it is taken to be unchanged; otherwise the
+chain is indexed from the first block that is there. Blocks that have been pruned since leave the index.
+Whatever interrupts this leaves the index as it was.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -20,20 +21,24 @@ from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId
 from edgepool.model.record import (
     Body,
+    ChainAnchor,
     DataDemand,
     DataOffer,
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
+    MembershipChange,
     QualityInspection,
+    Statement,
     TransmissionConfirmation,
     kind_of,
 )
-from edgepool.storage.blocks import BlockReader, StoredBlock
-from edgepool.storage.store import decode_block, list_chains
+from edgepool.model.vote import Equivocation
+from edgepool.storage.reading import BlockReader, SegmentReader, StoredBlock, UnfinishedBlock, decode_block
+from edgepool.storage.store import list_chains
 
 APPLICATION = 0x45504958
-VERSION = 1
+VERSION = 2
 """Which tables these are; an index of another version is made again."""
 ID_BYTES = 16
 """How much of a record's id is indexed, in bytes: enough to be unique."""
@@ -41,11 +46,13 @@ BATCH_RECORDS = 20_000
 _ANALYSE_FROM_RECORDS = 1_000
 
 Progress = Callable[[int, int], None]
+_Row = tuple[int, bytes, int, int, int, bytes]
+"""Of a chain: first height, and of the last block salt of its segment, height, start, end and digest."""
 
 _TABLES = (
     "CREATE TABLE chains (id INTEGER PRIMARY KEY, chain TEXT NOT NULL UNIQUE, "
-    "salt BLOB NOT NULL, height INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL, "
-    "digest BLOB NOT NULL)",
+    "first INTEGER NOT NULL, salt BLOB NOT NULL, height INTEGER NOT NULL, start INTEGER NOT NULL, "
+    "end INTEGER NOT NULL, digest BLOB NOT NULL)",
     "CREATE TABLE machines (id INTEGER PRIMARY KEY, peer TEXT NOT NULL UNIQUE)",
     "CREATE TABLE tasks (chain INTEGER NOT NULL, task TEXT NOT NULL, part TEXT NOT NULL, "
     "PRIMARY KEY (chain, task)) WITHOUT ROWID",
@@ -98,17 +105,18 @@ def bring_up(db: sqlite3.Connection, folder: Path, progress: Progress) -> tuple[
 
 @dataclass(slots=True)
 class _Part:
-    """What is still to be indexed of one chain: what stands behind `height`, which ends at `end`."""
+    """What is still to be done for one chain: to index what stands behind `height`, which ends at `end`.
+
+    `size_bytes` is how much that is. `fresh`: forget what was indexed; `pruned`: only what is pruned.
+    """
 
     chain: ChainId
     reader: BlockReader | None
-    height: int
-    end: int
-    fresh: bool
-
-    @property
-    def size_bytes(self) -> int:
-        return self.reader.size - self.end if self.reader is not None else 0
+    height: int = 0
+    end: int = 0
+    size_bytes: int = 0
+    fresh: bool = True
+    pruned: bool = False
 
 
 class _Filling:
@@ -141,7 +149,10 @@ class _Filling:
             if part.fresh:
                 self._forget(part.chain)
             if part.reader is not None:
-                self._fill(part, part.reader)
+                number = self._number(part.chain)
+                if part.pruned:
+                    self._drop(number, part.reader.first)
+                self._fill(part, part.reader, number)
         self._flush()
         for statement in _INDEXES:
             self._db.execute(statement)
@@ -156,25 +167,23 @@ class _Filling:
         for chain in list_chains(self._folder):
             row = known.pop(chain, None)
             try:
-                reader = BlockReader(self._folder / "chains" / chain / "blocks.log")
+                reader = self._logs.enter_context(BlockReader(self._folder / "chains" / chain))
+                part = _part(chain, reader, row)
             except StorageError as error:
                 self.problems.append(str(error))
-                parts.append(_Part(chain, None, 0, 0, True))
+                parts.append(_Part(chain, None))
                 continue
-            self._logs.callback(reader.close)
-            part = _part(chain, reader, row)
-            if part.fresh or part.size_bytes:
+            if part.fresh or part.pruned or part.size_bytes:
                 parts.append(part)
-        return parts + [_Part(ChainId(gone), None, 0, 0, True) for gone in known]
+        return parts + [_Part(ChainId(gone), None) for gone in known]
 
-    def _known(self) -> dict[str, tuple[bytes, int, int, int, bytes]]:
+    def _known(self) -> dict[str, _Row]:
         if self._empty():
             return {}
-        rows = self._db.execute("SELECT chain, salt, height, start, end, digest FROM chains")
+        rows = self._db.execute("SELECT chain, first, salt, height, start, end, digest FROM chains")
         return {row[0]: row[1:] for row in rows}
 
-    def _fill(self, part: _Part, reader: BlockReader) -> None:
-        number = self._number(part.chain)
+    def _fill(self, part: _Part, reader: BlockReader, number: int) -> None:
         parts_of: dict[str, str] = dict(
             self._db.execute("SELECT task, part FROM tasks WHERE chain = ?", [number])
         )
@@ -188,8 +197,7 @@ class _Filling:
                     self._folder / "chains" / part.chain, part.chain, found.height, found.payload
                 )
             except StorageError as error:
-                height, end = (last.height, last.end) if last else (part.height, part.end)
-                if not isinstance(found, StorageError) or not reader.unfinished(height + 1, end):
+                if not isinstance(error, UnfinishedBlock):
                     self.problems.append(str(error))
                 break
             self._enter(number, found, certified, parts_of)
@@ -197,10 +205,12 @@ class _Filling:
         new_tasks = list(parts_of.items())[tasks_before:]
         rows = [(number, task, asset) for task, asset in new_tasks]
         self._db.executemany("INSERT INTO tasks VALUES (?, ?, ?)", rows)
-        if last is not None:
+        self._db.execute("UPDATE chains SET first = ? WHERE id = ?", [reader.first, number])
+        segment = reader.segment(last.height) if last is not None else None
+        if last is not None and segment is not None:
             self._db.execute(
                 "UPDATE chains SET salt = ?, height = ?, start = ?, end = ?, digest = ? WHERE id = ?",
-                [reader.salt, last.height, last.start, last.end, sha256(last.payload), number],
+                [segment.salt, last.height, last.start, last.end, sha256(last.payload), number],
             )
 
     def _enter(
@@ -233,6 +243,10 @@ class _Filling:
         self._rows.clear()
         self._progress(self._done_bytes, self._all_bytes)
 
+    def _drop(self, chain: int, first: int) -> None:
+        """Remove the records of blocks before `first`; what was said of tasks there stays."""
+        self._db.execute("DELETE FROM records WHERE chain = ? AND height < ?", [chain, first])
+
     def _forget(self, chain: ChainId) -> None:
         row = self._db.execute("SELECT id FROM chains WHERE chain = ?", [chain]).fetchone()
         if row:
@@ -245,8 +259,11 @@ class _Filling:
 
     def _number(self, chain: ChainId) -> int:
         """Return the number that stands for `chain`; a new one has height 0, nothing indexed."""
-        insert = "INSERT OR IGNORE INTO chains (chain, salt, height, start, end, digest) VALUES (?,?,?,?,?,?)"
-        self._db.execute(insert, [chain, b"", 0, 0, 0, b""])
+        insert = (
+            "INSERT OR IGNORE INTO chains (chain, first, salt, height, start, end, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)"
+        )
+        self._db.execute(insert, [chain, 0, b"", 0, 0, 0, b""])
         return int(self._db.execute("SELECT id FROM chains WHERE chain = ?", [chain]).fetchone()[0])
 
     def _machine(self, peer: str) -> int:
@@ -263,15 +280,19 @@ class _Filling:
         return int(self._db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()[0])
 
 
-def _part(chain: ChainId, reader: BlockReader, row: tuple[bytes, int, int, int, bytes] | None) -> _Part:
+def _part(chain: ChainId, reader: BlockReader, row: _Row | None) -> _Part:
     """Return where to go on in a chain: behind the last block indexed, if it still stands there."""
-    if row is None or row[1] == 0:
-        return _Part(chain, reader, 0, BlockReader.begin, False)
-    salt, height, start, end, digest = row
-    last = reader.read(height, start) if salt == reader.salt else None
+    all_bytes = reader.bytes_behind(0, SegmentReader.begin)
+    whole = _Part(chain, reader, 0, SegmentReader.begin, all_bytes, fresh=False)
+    if row is None or row[2] == 0:
+        return whole
+    first, salt, height, start, end, digest = row
+    segment = reader.segment(height)
+    last = segment.read(height, start) if segment is not None and segment.salt == salt else None
     if last is None or last.end != end or sha256(last.payload) != digest:
-        return _Part(chain, reader, 0, BlockReader.begin, True)
-    return _Part(chain, reader, height, end, False)
+        return replace(whole, fresh=True)
+    pruned = first < reader.first
+    return _Part(chain, reader, height, end, reader.bytes_behind(height, end), fresh=False, pruned=pruned)
 
 
 def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | None, str | None]:
@@ -286,5 +307,7 @@ def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | No
             return parts_of.get(body.task), None, body.task
         case DataDemand() | DataOffer() | TransmissionConfirmation():
             return body.key.part, body.key.kind, None
+        case MembershipChange() | Equivocation() | ChainAnchor() | Statement():
+            return None, None, None
         case _:
             assert_never(body)

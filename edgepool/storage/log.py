@@ -6,8 +6,9 @@ Rules, each paid for by somebody's lost data:
   bad entry is known for what it is: one that was never acknowledged (nothing behind it was written
   after it had been synced) is set aside, one that was is damage, and nothing is touched.
 * What is set aside is copied to a file of its own before the log is cut.
-* What is found on opening is synced before it counts: a process that was killed may have left it in
-  the kernel's memory only.
+* What is found on opening is synced before it counts, with the file's name: a process that was killed
+  may have left both in the kernel's memory only. What no later entry calls synced is written again
+  first, because a sync that failed may have lost it from the disk and left it to be read.
 * After a failed write or sync the log is cut back to what stood before. A failed sync is never
   tried again on the same pages: the kernel may have dropped them and would report success.
 * Checksums are salted for each file, so that nobody can send a payload that looks like an entry.
@@ -29,7 +30,15 @@ from pathlib import Path
 
 from edgepool.errors import StorageError
 from edgepool.model.codec import MAX_VALUE_BYTES
-from edgepool.storage.files import copy_durably, disk_error, guarded, sync_folder, write_all
+from edgepool.storage.files import (
+    COPY_BYTES,
+    close_file,
+    copy_durably,
+    disk_error,
+    guarded,
+    sync_folder,
+    write_all,
+)
 
 MAGIC = b"\xf1EPE"
 PREFACE = struct.Struct("<8s4sI")
@@ -61,22 +70,24 @@ class BadEntry:
 class AppendLog:
     """One log file, opened for writing; `kind` is 8 bytes that tell one sort of log from another.
 
-    Makes the file if there is none. `recovered` says what was set aside on opening, or is ''.
-    Raises StorageError naming the file and, for damage, `noun`, its number, offset and `remedy`.
+    Makes the file if there is none; `first` is the number of its first entry, `salt` the salt of its
+    checksums. `recovered` says what was set aside on opening, or is ''. Raises StorageError naming the
+    file and, for damage, `noun`, its number, offset and `remedy`.
     """
 
-    def __init__(self, path: Path, kind: bytes, noun: str, remedy: str) -> None:
+    def __init__(self, path: Path, kind: bytes, noun: str, remedy: str, first: int = 1) -> None:
         self.path = path
+        self.first = first
         self.recovered = ""
         self._noun = noun
         self._remedy = remedy
         self._unusable = ""
-        self._ends = array("Q", [PREFACE.size])  # where entry 0, the preface, and entries 1, 2, .. end
+        self._ends = array("Q", [PREFACE.size])  # where the preface and the entries end
         with guarded(path, "opened"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with guarded(path, "recovered"):
-                self._salt = self._recover(kind)
+                self.salt = self._recover(kind)
             self._synced = len(self)
         except BaseException:
             self.close()
@@ -84,6 +95,11 @@ class AppendLog:
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    @property
+    def ends(self) -> array[int]:
+        """Where the preface and each entry end, in bytes; it grows and shrinks with the log."""
+        return self._ends
 
     @property
     def size_bytes(self) -> int:
@@ -98,8 +114,9 @@ class AppendLog:
                 f"{self.path}: {len(payload)} bytes are more than an entry may have ({MAX_PAYLOAD_BYTES})"
             )
         count = len(self)
-        checked = CHECKED.pack(count + 1, self._synced, len(payload))
-        crc = zlib.crc32(payload, zlib.crc32(checked, zlib.crc32(self._salt)))
+        before = self.first - 1
+        checked = CHECKED.pack(before + count + 1, before + self._synced, len(payload))
+        crc = zlib.crc32(payload, zlib.crc32(checked, zlib.crc32(self.salt)))
         entry = MAGIC + checked + crc.to_bytes(4, "little") + payload
         try:
             write_all(self._fd, entry, self._ends[-1])
@@ -122,16 +139,17 @@ class AppendLog:
 
     def read(self, number: int) -> bytes | None:
         """Return the payload of entry `number`, checked, or None if there is none."""
+        place = number - self.first
         try:
-            if number < 1:
+            if place < 0:
                 return None
-            start, end = self._ends[number - 1], self._ends[number]
+            start, end = self._ends[place], self._ends[place + 1]
         except IndexError:
             return None
         if self._fd < 0:
             raise StorageError(f"{self.path} is closed")
         with guarded(self.path, "read"):
-            found = read_entry(self._fd, start, end, self._salt)
+            found = read_entry(self._fd, start, end, self.salt)
         if isinstance(found, str) or found.number != number:
             reason = found if isinstance(found, str) else "it has another's number"
             raise self._damaged(BadEntry(number, start, reason))
@@ -145,7 +163,7 @@ class AppendLog:
     def close(self) -> None:
         """Release the file; no data depends on it."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close_file(self._fd)
             self._fd = -1
 
     def _recover(self, kind: bytes) -> bytes:
@@ -154,17 +172,26 @@ class AppendLog:
         salt = read_preface(self._fd, kind)
         if salt is None:
             if size > PREFACE.size:  # the preface is durable before any entry is written
-                raise self._damaged(BadEntry(1, 0, "it is not the beginning of such a log"))
+                raise self._damaged(BadEntry(self.first, 0, "it is not the beginning of such a log"))
             return self._begin(kind, size)
-        for found in scan(self._fd, size, salt):
+        synced = self.first - 1
+        for found in scan(self._fd, size, salt, self.first):
             if isinstance(found, BadEntry):
                 if was_acknowledged(self._fd, size, salt, found):
                     raise self._damaged(found)
                 self._set_aside(found.offset, size)
                 break
             self._ends.append(found.end)
+            synced = found.synced
+        self._write_again(self._ends[synced - self.first + 1] if synced >= self.first else 0)
         os.fsync(self._fd)
+        sync_folder(self.path.parent)
         return salt
+
+    def _write_again(self, start: int) -> None:
+        while data := os.pread(self._fd, COPY_BYTES, start):
+            write_all(self._fd, data, start)
+            start += len(data)
 
     def _begin(self, kind: bytes, size: int) -> bytes:
         if size:
@@ -184,7 +211,8 @@ class AppendLog:
         copy_durably(self._fd, offset, self.path.with_name(aside))
         os.ftruncate(self._fd, offset)
         self.recovered = (
-            f"{self.path}: an unfinished write of {size - offset} bytes behind {self._noun} {len(self)}, "
+            f"{self.path}: an unfinished write of {size - offset} bytes behind "
+            f"{self._noun} {self.first - 1 + len(self)}, "
             f"never acknowledged, was set aside as {aside}"
         )
 

@@ -1,13 +1,17 @@
 """The folder in which a peer keeps its chains and votes.
 
-    lock                          held while the folder is open; one process at a time
-    chains/<chain id>/genesis.bin 8 bytes kind, CRC-32, the encoded genesis
-    chains/<chain id>/blocks.log  see blocks.py
-    votes.log                     see votes.py
+    lock                             held while the folder is open; one process at a time
+    votes.log                        see votes.py
+    chains/<chain id>/genesis.bin    a checked file (checked.py)
+    chains/<chain id>/blocks-*.log   see blocks.py
+    chains/<chain id>/blocks-*.idx   see segments.py
+    chains/<chain id>/snapshot.bin   see snapshots.py
+    chains/<chain id>/kept.log       see kept.py
 
 A chain's folder is written aside as `.new-<chain id>`, synced and renamed, so there is no chain
 without its genesis. A sync makes blocks durable before votes: no vote for a height comes back
-without the blocks that were written before it.
+without the blocks that were written before it. Snapshots and prunings are durable when they are
+written, in the order that chainfiles.py tells.
 """
 
 from __future__ import annotations
@@ -17,41 +21,57 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import assert_never
 
-from edgepool.core.machine import CommitBlock, NewChain, VoteState
+from edgepool.core.machine import (
+    CommitBlock,
+    Item,
+    KeptRecord,
+    NewChain,
+    Prune,
+    SavedSnapshot,
+    SaveSnapshot,
+    VoteState,
+)
 from edgepool.errors import DecodeError, LocalError, StorageError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis
 from edgepool.runtime.ports import SavedChain
-from edgepool.storage.blocks import BlockLog, scan_blocks
-from edgepool.storage.files import guarded, make_folder, sync_folder, write_durably
+from edgepool.storage.blocks import BlockLog
+from edgepool.storage.chainfiles import ChainFiles
+from edgepool.storage.checked import checked_bytes, damaged_file, read_checked
+from edgepool.storage.files import close_file, guarded, make_folder, sync_folder, write_durably
+from edgepool.storage.reading import decode_block, scan_blocks
+from edgepool.storage.segments import SEGMENT_BYTES
 from edgepool.storage.votes import VoteLog
 
 RECENT_BYTES = 8 * 1024 * 1024
 GENESIS_FILE = "genesis.bin"
 _GENESIS_KIND = b"EPGENES1"
+_GENESIS_REMEDY = "restore it from a backup, or copy that of another member of the pool"
 _CHAIN_NAME = re.compile(r"[0-9a-f]{40}")
 _ASIDE = ".new-"
 
 
 class FolderStore:
-    """Chains and votes in `folder`, which is made if it is missing.
+    """Chains and votes in `folder`, which is made if it is missing; blocks in files of `segment_bytes`.
 
-    `write` and `sync` may run in one worker thread while `block` runs on the event loop's; `block`
+    `write` and `sync` may run in one worker thread while what reads runs on the event loop's, which
     never waits for a disk write. After a StorageError nothing half-written is left, and the same
     items may be written again. `recovered` tells, in sentences, what `open` set aside.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._folder = folder
-        self._chains: dict[ChainId, BlockLog] = {}
-        self._unsynced: dict[ChainId, BlockLog] = {}
+        self._segment_bytes = segment_bytes
+        self._chains: dict[ChainId, ChainFiles] = {}
+        self._unsynced: dict[ChainId, ChainFiles] = {}
         self._votes: VoteLog | None = None
         self._recent = _RecentBlocks()
         self._writing = threading.Lock()
@@ -73,44 +93,70 @@ class FolderStore:
             self.close()
             raise
 
-    def write(self, items: Iterable[VoteState | NewChain | CommitBlock]) -> None:
-        """Write `items` in order; durable only after `sync`. A block that is there already is skipped."""
+    def write(self, items: Iterable[Item]) -> None:
+        """Write `items` in order; durable only after `sync`.
+
+        A block that is there already, or pruned, is skipped.
+        """
         with self._writing:
             for item in items:
                 if isinstance(item, VoteState):
                     self._open_votes().put(item.chain, item.state)
                 elif isinstance(item, NewChain):
                     self._begin_chain(item.genesis)
-                else:
+                elif isinstance(item, CommitBlock):
                     self._append(item.certified)
+                elif isinstance(item, SaveSnapshot):
+                    self._written(item.chain, f"snapshot {item.height}").save(item)
+                elif isinstance(item, Prune):
+                    self._written(item.chain, f"pruning up to {item.height}").prune(item)
+                else:
+                    assert_never(item)
 
     def sync(self) -> None:
         """Make everything written durable, the blocks before the votes."""
         with self._writing:
             while self._unsynced:
-                chain, log = next(iter(self._unsynced.items()))
+                chain, files = next(iter(self._unsynced.items()))
                 del self._unsynced[chain]  # a log that cannot be synced drops what was appended
-                log.sync()
+                files.sync()
             self._open_votes().sync()
 
     def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
         """Return the block at `height` of `chain`, or None; StorageError if it is damaged."""
-        log = self._chains.get(chain)
-        if log is None or not 1 <= height <= log.height:
+        files = self._chains.get(chain)
+        if files is None or not files.first <= height <= files.height:
             return None
         recent = self._recent.get(chain, height)
         if recent is not None:
             return recent
-        payload = log.read(height)
+        payload = files.read(height)
+        if payload is None:
+            return None
         certified = decode_block(self._chain_folder(chain), chain, height, payload)
         self._recent.put(chain, height, certified, len(payload))
         return certified
 
+    def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
+        """Return the stored snapshot of the chain, or None; StorageError if it is damaged."""
+        files = self._chains.get(chain)
+        return files.snapshot() if files is not None else None
+
+    def kept(self, chain: ChainId, height: int, index: int) -> KeptRecord | None:
+        """Return a record whose block is pruned, if it was to be kept; StorageError if it is damaged."""
+        files = self._chains.get(chain)
+        return files.kept(height, index) if files is not None else None
+
+    def size_bytes(self, chain: ChainId) -> int:
+        """Return how much the stored blocks of the chain take, in bytes; 0 for an unknown chain."""
+        files = self._chains.get(chain)
+        return files.size_bytes if files is not None else 0
+
     def close(self) -> None:
         """Release files and the lock; no data depends on it."""
         with self._writing:
-            for log in self._chains.values():
-                log.close()
+            for files in self._chains.values():
+                files.close()
             self._chains.clear()
             self._unsynced.clear()
             self._recent = _RecentBlocks()
@@ -118,7 +164,7 @@ class FolderStore:
                 self._votes.close()
                 self._votes = None
             if self._lock_fd >= 0:
-                os.close(self._lock_fd)
+                close_file(self._lock_fd)
                 self._lock_fd = -1
 
     def _load(self) -> list[SavedChain]:
@@ -126,6 +172,7 @@ class FolderStore:
         with guarded(chains, "read"):
             for leftover in chains.glob(f"{_ASIDE}*"):
                 shutil.rmtree(leftover)
+            sync_folder(chains)  # whoever began a chain may have been killed before it could
         self._votes = VoteLog(self._folder / "votes.log")
         recovered = [self._votes.recovered]
         states = self._votes.states()
@@ -133,9 +180,9 @@ class FolderStore:
         for chain in list_chains(self._folder):
             folder = self._chain_folder(chain)
             genesis = read_genesis(folder)
-            self._chains[chain] = log = BlockLog(folder / "blocks.log")
-            recovered.append(log.recovered)
-            saved.append(SavedChain(genesis, log.height, states.get(chain, b"")))
+            self._chains[chain] = files = ChainFiles(folder, self._segment_bytes)
+            recovered += files.recovered
+            saved.append(SavedChain(genesis, files.height, states.get(chain, b"")))
         self.recovered = tuple(sentence for sentence in recovered if sentence)
         return sorted(saved, key=lambda one: (one.genesis.invitation.created_ms, one.genesis.chain))
 
@@ -151,28 +198,28 @@ class FolderStore:
                 if not folder.exists():  # it does if an earlier attempt failed behind the rename
                     aside.mkdir()
                     write_durably(aside / GENESIS_FILE, genesis_file(genesis))
-                    BlockLog(aside / "blocks.log").close()
+                    BlockLog(aside).close()
                     sync_folder(aside)
                     aside.rename(folder)
                 sync_folder(folder.parent)
-            self._chains[chain] = BlockLog(folder / "blocks.log")
+            self._chains[chain] = ChainFiles(folder, self._segment_bytes)
         except StorageError:
             shutil.rmtree(aside, ignore_errors=True)
             raise
 
     def _append(self, certified: CertifiedBlock) -> None:
         header = certified.block.header
-        log = self._chains.get(header.chain)
-        if log is None:
-            raise StorageError(
-                f"{self._folder} has no chain {header.chain}: block {header.height} is not stored"
-            )
-        payload = encode(certified)
-        if header.height <= log.height and log.read(header.height) == payload:
-            return
-        log.append(header.height, payload)
-        self._unsynced[header.chain] = log
-        self._recent.put(header.chain, header.height, certified, len(payload))
+        files = self._written(header.chain, f"block {header.height}")
+        size_bytes = files.append(certified)
+        if size_bytes:
+            self._unsynced[header.chain] = files
+            self._recent.put(header.chain, header.height, certified, size_bytes)
+
+    def _written(self, chain: ChainId, what: str) -> ChainFiles:
+        files = self._chains.get(chain)
+        if files is None:
+            raise StorageError(f"{self._folder} has no chain {chain}: {what} is not stored")
+        return files
 
     def _open_votes(self) -> VoteLog:
         if self._votes is None:
@@ -192,8 +239,10 @@ class FolderStore:
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         except StorageError as error:
-            owner = os.pread(fd, 20, 0).strip().decode("ascii", "replace")
-            os.close(fd)
+            owner = ""
+            with suppress(OSError):
+                owner = os.pread(fd, 20, 0).strip().decode("ascii", "replace")
+            close_file(fd)
             if isinstance(error.__cause__, BlockingIOError):
                 raise LocalError(
                     f"{self._folder} is in use by another peer (process {owner or 'unknown'}): "
@@ -231,13 +280,11 @@ class _RecentBlocks:
 
 def list_chains(folder: Path) -> list[ChainId]:
     """Return the ids of the chains stored in `folder`, sorted; LocalError if there is no such folder."""
-    if not folder.is_dir():
-        raise LocalError(f"{folder} is not a folder: check the path")
     chains = folder / "chains"
-    if not chains.is_dir():
-        return []
     with guarded(chains, "read"):
-        names = sorted(path.name for path in chains.iterdir())
+        if not folder.is_dir():
+            raise LocalError(f"{folder} is not a folder: check the path")
+        names = sorted(path.name for path in chains.iterdir()) if chains.is_dir() else []
     return [ChainId(name) for name in names if _CHAIN_NAME.fullmatch(name)]
 
 
@@ -249,33 +296,22 @@ def read_genesis(folder: Path) -> Genesis:
     path = folder / GENESIS_FILE
     genesis = read_genesis_file(path)
     if genesis.chain != folder.name:
-        raise _damaged_genesis(path, f"it is that of chain {genesis.chain}")
+        raise damaged_file(path, f"it is that of chain {genesis.chain}", _GENESIS_REMEDY)
     return genesis
 
 
 def read_genesis_file(path: Path) -> Genesis:
     """Return the genesis in the file `path`, of whatever chain; StorageError if it is damaged."""
-    with guarded(path, "read"):
-        raw = path.read_bytes()
-    kind, crc, payload = raw[:8], raw[8:12], raw[12:]
-    if kind != _GENESIS_KIND or crc != _crc(payload):
-        raise _damaged_genesis(path, "its checksum does not hold")
+    payload = read_checked(path, _GENESIS_KIND, _GENESIS_REMEDY)
     try:
         return decode(Genesis, payload)
     except DecodeError as error:
-        raise _damaged_genesis(path, str(error)) from None
+        raise damaged_file(path, str(error), _GENESIS_REMEDY) from None
 
 
 def genesis_file(genesis: Genesis) -> bytes:
     """Return what a genesis file of `genesis` holds."""
-    payload = encode(genesis)
-    return _GENESIS_KIND + _crc(payload) + payload
-
-
-def _damaged_genesis(path: Path, why: str) -> StorageError:
-    return StorageError(
-        f"{path} is damaged ({why}): restore it from a backup, or copy that of another member of the pool"
-    )
+    return checked_bytes(_GENESIS_KIND, encode(genesis))
 
 
 def read_chain(
@@ -283,6 +319,7 @@ def read_chain(
 ) -> tuple[Genesis, Iterator[tuple[int, CertifiedBlock | StorageError]]]:
     """Return the genesis of a chain in `folder` and its blocks as (height, block), without writing.
 
+    If the chain's beginning is pruned they begin with the first block that is there (`first_height`).
     The first block that is damaged, cannot be decoded or is another's comes as (its height,
     StorageError) and ends the blocks. Signatures are for the caller to check. LocalError if there is
     no such chain, StorageError if its genesis is damaged.
@@ -294,7 +331,7 @@ def read_chain(
 
 
 def _read_blocks(folder: Path, chain: ChainId) -> Iterator[tuple[int, CertifiedBlock | StorageError]]:
-    for height, found in scan_blocks(folder / "blocks.log"):
+    for height, found in scan_blocks(folder):
         if isinstance(found, StorageError):
             yield height, found
             return
@@ -304,22 +341,3 @@ def _read_blocks(folder: Path, chain: ChainId) -> Iterator[tuple[int, CertifiedB
             yield height, error
             return
         yield height, certified
-
-
-def decode_block(folder: Path, chain: ChainId, height: int, payload: bytes) -> CertifiedBlock:
-    """Return the block that was stored as block `height` of `chain`; StorageError if it is no such."""
-    try:
-        certified = decode(CertifiedBlock, payload)
-    except DecodeError as error:
-        raise StorageError(f"{folder}: block {height} is damaged ({error})") from None
-    header = certified.block.header
-    if header.chain != chain or header.height != height:
-        raise StorageError(
-            f"{folder}: block {height} is damaged "
-            f"(block {header.height} of chain {header.chain} is in its place)"
-        )
-    return certified
-
-
-def _crc(payload: bytes) -> bytes:
-    return zlib.crc32(payload).to_bytes(4, "little")

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from edgepool.errors import StorageError
 from edgepool.model.ids import ChainId
-from edgepool.storage.blocks import BlockLog, scan_blocks
+from edgepool.storage.blocks import BlockLog
 from edgepool.storage.log import HEADER, PREFACE
+from edgepool.storage.reading import scan_blocks
+from edgepool.storage.segments import segment_path
 from edgepool.storage.votes import VoteLog
 
 SECTOR_BYTES = 512
@@ -43,11 +45,12 @@ def cut_power(path: Path, durable_bytes: int, cut: tuple[float, list[bool]]) -> 
 def test_what_was_acknowledged_comes_back_and_nothing_is_invented(
     lives: list[tuple[list[list[bytes]], list[bytes], tuple[float, list[bool]]]],
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blocks.log"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = segment_path(folder, 1)
         acknowledged: list[bytes] = []
         for synced, unsynced, cut in lives:
-            log = BlockLog(path)
+            log = BlockLog(folder)
             for batch in synced:
                 for payload in batch:
                     log.append(log.height + 1, payload)
@@ -59,11 +62,11 @@ def test_what_was_acknowledged_comes_back_and_nothing_is_invented(
             log.close()
             cut_power(path, durable_bytes, cut)
 
-            log = BlockLog(path)
+            log = BlockLog(folder)
             found = [log.read(height) for height in range(1, log.height + 1)]
             assert found[: len(acknowledged)] == acknowledged
             assert found == (acknowledged + unsynced)[: len(found)]
-            assert list(scan_blocks(path)) == list(enumerate(found, 1))
+            assert list(scan_blocks(folder)) == list(enumerate(found, 1))
             acknowledged = found  # it has been reported as there, so it must stay
             log.close()
 
@@ -71,9 +74,10 @@ def test_what_was_acknowledged_comes_back_and_nothing_is_invented(
 @given(st.lists(payloads, min_size=1, max_size=6), st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_flipped_byte_is_found_in_its_block(blocks: list[bytes], data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blocks.log"
-        log = BlockLog(path)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = segment_path(folder, 1)
+        log = BlockLog(folder)
         ends = [PREFACE.size]
         for payload in blocks:
             log.append(log.height + 1, payload)
@@ -86,7 +90,7 @@ def test_a_flipped_byte_is_found_in_its_block(blocks: list[bytes], data: st.Data
         path.write_bytes(raw)
         bad = max(1, next(height for height, end in enumerate(ends) if offset < end))
 
-        *whole, (height, error) = scan_blocks(path)
+        *whole, (height, error) = scan_blocks(folder)
         assert whole == list(enumerate(blocks[: bad - 1], 1))
         assert height == bad
         assert isinstance(error, StorageError)
@@ -94,7 +98,7 @@ def test_a_flipped_byte_is_found_in_its_block(blocks: list[bytes], data: st.Data
         assert path.read_bytes() == bytes(raw)
         if bad < len(blocks):
             with pytest.raises(StorageError, match=f"block {bad} is damaged"):
-                BlockLog(path)
+                BlockLog(folder)
 
 
 chains = st.integers(0, 3).map(lambda number: ChainId(f"{number:02x}" * 20))

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from ledger_world import KEY, World
 
-from edgepool.core.machine import CommitBlock, NewChain
+from edgepool.core.machine import CommitBlock, NewChain, Prune, SaveSnapshot
 from edgepool.errors import LocalError, StorageError
 from edgepool.model.record import SignedRecord, kind_of, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.storage.index import INDEX_FILE, RecordIndex, RecordQuery
+from edgepool.storage.segments import SEGMENT_BYTES, segment_path
 from edgepool.storage.store import FolderStore
 
 PART = "PTVA10212"
@@ -23,14 +24,14 @@ OTHER = DataKey("PTVB-7", "surface")
 class Plant:
     """A peer's folder with one chain, whose peer goes on writing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.folder = folder
         self.world = World(beacon_length=8)
         self.records: list[SignedRecord] = []
-        self.store = FolderStore(folder)
+        self.store = FolderStore(folder, segment_bytes)
         self.store.open()
         self.store.write([NewChain(self.world.genesis)])
-        self.log = folder / "chains" / self.world.genesis.chain / "blocks.log"
+        self.log = segment_path(folder / "chains" / self.world.genesis.chain, 1)
 
     def commit(self, *records: SignedRecord) -> None:
         packer = self.world.state.height % 4
@@ -183,6 +184,38 @@ def test_a_log_that_was_cut_or_replaced_is_indexed_again(plant: Plant, tmp_path:
     assert plant.found() == other.records
 
 
+def test_records_of_pruned_blocks_leave_the_index_and_the_others_stay(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, segment_bytes=1)  # a segment for each block
+    world = plant.world
+    chain = world.genesis.chain
+    plant.commit(world.requirement(0, 0))
+    plant.commit(world.procedure(0, 0), world.offer(2))
+    plant.commit(world.demand(3, OTHER))
+    assert plant.found() == plant.records
+    plant.store.write([SaveSnapshot(chain, 3, (), b"state", False), Prune(chain, 1, ())])
+    assert plant.found() == plant.records[1:]
+    assert plant.found(RecordQuery(part=PART)) == plant.records[1:2], "the part of the task is still known"
+    plant.commit(world.demand(1))
+    plant.store.write([Prune(chain, 2, ())])
+    assert plant.found() == plant.records[3:]
+    with plant.index() as index:
+        (found,) = index.find_id(plant.records[-1].id.hex())
+        assert index.block(found).block.records == (plant.records[-1],)
+
+
+def test_an_index_that_lies_behind_what_was_pruned_begins_again(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, segment_bytes=1)
+    chain = plant.world.genesis.chain
+    plant.commit(plant.world.demand(0))
+    plant.found()
+    plant.commit(plant.world.demand(1))
+    plant.commit(plant.world.demand(2))
+    plant.store.write([SaveSnapshot(chain, 2, (), b"state", False), Prune(chain, 2, ())])
+    assert plant.found() == plant.records[2:]
+    plant.store.write([SaveSnapshot(chain, 9, (), b"state", True)])
+    assert plant.found() == []
+
+
 def test_a_chain_that_has_gone_is_forgotten(plant: Plant) -> None:
     plant.found()
     shutil.move(plant.log.parent, plant.folder / "elsewhere")
@@ -201,7 +234,7 @@ def test_damage_in_a_log_is_told_and_the_blocks_before_it_are_found(plant: Plant
     plant.log.unlink()
     with plant.index() as index:
         assert index.find(RecordQuery()).total == 0
-        assert "blocks.log cannot be opened" in index.problems[0]
+        assert f"{plant.log.name} cannot be opened" in index.problems[0]
 
 
 # --- never the source of truth --------------------------------------------------------------------

@@ -11,19 +11,17 @@ import pytest
 from edgepool.config import PeerSettings
 from edgepool.core.machine import (
     Broadcast,
-    CommitBlock,
     Done,
     Effect,
     Failed,
     FormPool,
     Instant,
-    NewChain,
+    Item,
     Notice,
     Notify,
     PoolJoined,
     SubmitRecord,
     Submitted,
-    VoteState,
 )
 from edgepool.core.node import Node
 from edgepool.errors import EdgepoolError, StorageError
@@ -51,7 +49,7 @@ class RecordingStore(MemoryStore):
         self.log = log
         self.broken = False
 
-    def write(self, items: Iterable[VoteState | NewChain | CommitBlock]) -> None:
+    def write(self, items: Iterable[Item]) -> None:
         items = list(items)
         if self.broken:
             raise StorageError("no space left")
