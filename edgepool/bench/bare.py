@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import cast
 
 from blake3 import blake3
 
@@ -28,7 +29,7 @@ class _Bare(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self.transport = transport
         transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
 
@@ -143,7 +144,7 @@ class FileReceiver(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self.transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -11,6 +11,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 from edgepool.config import Limits
 from edgepool.errors import LocalError, RemoteError
@@ -43,7 +44,7 @@ class Doorway(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands: find out who is there."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self.judged = True
         taker = None if self.abandoned else self._examine(transport)
         if taker is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError
@@ -125,7 +125,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection over from the doorway."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
         self._owner.link_connected(self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError, LocalError, Refused, RemoteError, Unavailable
@@ -172,7 +172,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The holder is there: ask."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport = transport
         self._extend_deadline()
         self._watch()

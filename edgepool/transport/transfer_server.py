@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError
@@ -123,7 +124,7 @@ class _Sender(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A member is there; its request must follow soon."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
         self._server.opened(self)
