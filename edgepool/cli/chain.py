@@ -1,10 +1,9 @@
-"""`edgepool chain list|show|verify`: what is on the chains, from folders or from a running peer."""
+"""`edgepool chain list|show`: what is on the chains, read from folders; their peers may run."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +14,11 @@ from edgepool.cli.console import PlainTable, columns, moment, out, print_json, s
 from edgepool.errors import LocalError, StorageError
 
 if TYPE_CHECKING:
+    from edgepool.core.rosters import RosterFollower
     from edgepool.model.block import CertifiedBlock
-    from edgepool.model.ids import ChainId
     from edgepool.model.pool import Genesis
-    from edgepool.peer.verify import ChainVerdict
 
 FOLDER_DEPTH = 4
-_SETTLE_S = 0.5
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,21 +41,22 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
     """
     rows: list[dict[str, Any]] = []
     damaged = False
-    for peer, peer_folder in named_peer_folders(folder).items():
+    for peer, peer_folder in named_peer_folders([folder]).items():
         chains, whole = _read_all(peer_folder)
         damaged = damaged or not whole
-        for genesis, last in chains:
-            plan = genesis.invitation
+        for genesis, last, follower in chains:
+            plan, rosters = genesis.invitation, follower.history
             header = last.block.header if last else None
-            names = {member.peer: member.name for member in plan.people()}
+            names = rosters.names()
             rows.append(
                 {
                     "peer": peer,
                     "id": genesis.chain,
                     "name": plan.name,
                     "kind": plan.kind,
-                    "height": header.height if header else 0,
-                    "members": [member.name for member in plan.members],
+                    "height": header.height if header else follower.height,
+                    "members": [member.name for member in rosters.present],
+                    "former": [former.member.name for former in rosters.former()],
                     "last_packer": names.get(header.proposer, "") if header else "",
                     "last_block_ms": header.time_ms if header else 0,
                 }
@@ -82,53 +80,26 @@ def show(
 
     Example: edgepool chain show plant/mill-1 milling 12
     """
+    from edgepool.cli.query import one_peer_folder, stored_pools
     from edgepool.gateway.views import block_view, choose_chain
+    from edgepool.model.record import MembershipChange
+    from edgepool.model.vote import quorum
 
-    folders = find_peer_folders(folder)
-    if len(folders) > 1:
-        raise LocalError(f"'{folder}' holds {len(folders)} peers: name the folder of one of them")
-    genesis = choose_chain(chain, [genesis for genesis, _ in _read_all(folders[0])[0]])
-    certified = _find_block(folders[0], genesis, height)
-    view = block_view(certified, genesis)
+    peer_folder = one_peer_folder(folder)
+    genesis = choose_chain(chain, stored_pools(peer_folder))
+    certified, follower = _find_block(peer_folder, genesis, height)
+    rosters = follower.history
+    view = block_view(certified, genesis, rosters.handovers)
+    voters = {member.peer for member in rosters.at(certified.block.header.height)}
+    for record, signed in zip(view["records"], certified.block.records, strict=True):
+        body = signed.record.body
+        if isinstance(body, MembershipChange):
+            record["approvals"] = sum(author in voters for author in follower.authors(body))
+            record["needed"] = quorum(len(voters))
     if json:
         print_json(view)
     else:
         _print_block(view)
-
-
-@app.command()
-def verify(
-    folder: Folder,
-    chain: Annotated[
-        str | None, typer.Argument(help="Only this chain: a pool's name, or an id or its beginning.")
-    ] = None,
-    all_copies: All = False,
-    json: Json = False,
-) -> None:
-    """Check chains from their first block: hashes, Merkle roots, signatures, lottery and votes.
-
-    Every copy is checked. Exit code 1 if anything is wrong; the first bad block of each bad copy is
-    named.
-
-    Example: edgepool chain verify build/demo
-    """
-    rows: list[dict[str, Any]] = []
-    folders = named_peer_folders(folder)
-    only = None if chain is None else _chains_named(chain, folders.values())
-    if only is not None and not only:
-        raise LocalError(
-            f"there is no chain '{chain}' in '{folder}': 'edgepool chain list {folder}' shows all"
-        )
-    for peer, peer_folder in folders.items():
-        for verdict in _verify_folder(peer_folder, only):
-            rows.append({"peer": peer, **_verdict_view(verdict)})
-    bad = [row for row in rows if not row["verified"]]
-    if json:
-        print_json(rows)
-    else:
-        _print_verdicts(rows, bad, all_copies)
-    if bad:
-        raise typer.Exit(1)
 
 
 def find_peer_folders(folder: Path) -> list[Path]:
@@ -155,19 +126,23 @@ def find_peer_folders(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def named_peer_folders(folder: Path) -> dict[str, Path]:
-    """Return the peers' folders by the shortest names that tell them apart."""
-    found = find_peer_folders(folder)
+def named_peer_folders(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the peers' folders at or below `folders`, each once, by short names that tell them apart."""
+    found = list({path.resolve(): path for folder in folders for path in find_peer_folders(folder)}.values())
     if len({path.name for path in found}) == len(found):
         return {path.name: path for path in found}
-    return {str(path.relative_to(folder)): path for path in found}
+    top = folders[0] if len(folders) == 1 else Path(os.path.commonpath([path.absolute() for path in folders]))
+    return {os.path.relpath(path, top): path for path in found}
 
 
-def _read_all(folder: Path) -> tuple[list[tuple[Genesis, CertifiedBlock | None]], bool]:
-    """Return each chain's genesis and last whole block (None if it has none), and if all are whole.
+def _read_all(
+    folder: Path,
+) -> tuple[list[tuple[Genesis, CertifiedBlock | None, RosterFollower]], bool]:
+    """Return each chain's genesis, last whole block (None if it has none) and rosters, and if all are whole.
 
     What is damaged is told; a chain without a readable genesis is left out.
     """
+    from edgepool.peer.rosters import follower_of
     from edgepool.storage.store import list_chains, read_chain
 
     chains = []
@@ -175,6 +150,7 @@ def _read_all(folder: Path) -> tuple[list[tuple[Genesis, CertifiedBlock | None]]
     for chain in list_chains(folder):
         try:
             genesis, blocks = read_chain(folder, chain)
+            follower = follower_of(folder, genesis)
         except StorageError as error:
             show_error(error)
             whole = False
@@ -185,81 +161,38 @@ def _read_all(folder: Path) -> tuple[list[tuple[Genesis, CertifiedBlock | None]]
                 show_error(block)
                 whole = False
                 break
+            follower.take(block)
             last = block
-        chains.append((genesis, last))
+        chains.append((genesis, last, follower))
     return chains, whole
 
 
-def _find_block(folder: Path, genesis: Genesis, height: int | None) -> CertifiedBlock:
+def _find_block(folder: Path, genesis: Genesis, height: int | None) -> tuple[CertifiedBlock, RosterFollower]:
+    """Return a block of a stored chain (None: the last one), and a follower that has come up to it."""
+    from edgepool.peer.rosters import follower_of
+    from edgepool.storage.reading import first_height
     from edgepool.storage.store import read_chain
 
     last: CertifiedBlock | None = None
+    follower = follower_of(folder, genesis)
     for at, block in read_chain(folder, genesis.chain)[1]:
         if isinstance(block, StorageError):
             if height is None or at <= height:
                 raise block
             break
+        follower.take(block)
         last = block
         if at == height:
-            return block
+            return block, follower
     if height is None and last is not None:
-        return last
-    top = last.block.header.height if last else 0
+        return last, follower
+    top = last.block.header.height if last else follower.height
+    first = first_height(folder / "chains" / genesis.chain)
+    if height is not None and height < first:
+        raise LocalError(
+            f"block {height} of chain '{genesis.invitation.name}' is pruned: the first is {first}"
+        )
     raise LocalError(f"chain '{genesis.invitation.name}' has no block {height or 1}: its height is {top}")
-
-
-def _chains_named(text: str, folders: Iterable[Path]) -> set[ChainId]:
-    """Return the chains that `text` names in any folder: a copy with a damaged genesis has no name."""
-    from edgepool.gateway.views import names_chain
-    from edgepool.storage.store import list_chains
-
-    return {
-        chain
-        for folder in folders
-        for chain in list_chains(folder)
-        if names_chain(text, chain, _name(folder, chain))
-    }
-
-
-def _verify_folder(folder: Path, only: set[ChainId] | None) -> list[ChainVerdict]:
-    from edgepool.gateway.client import find_endpoint
-    from edgepool.peer.verify import verify_chain
-    from edgepool.storage.store import list_chains
-
-    verdicts = []
-    for chain in list_chains(folder):
-        if only is not None and chain not in only:
-            continue
-        verdict = verify_chain(folder, chain)
-        if not verdict.verified and (folder / "edgepool.toml").is_file() and find_endpoint(folder):
-            # The peer may have been half-way through writing this block; damage stays.
-            time.sleep(_SETTLE_S)
-            verdict = verify_chain(folder, chain)
-        verdicts.append(verdict)
-    return verdicts
-
-
-def _name(folder: Path, chain: ChainId) -> str:
-    """Return the name of a stored chain's pool, '' if its genesis is damaged."""
-    from edgepool.storage.store import read_chain
-
-    try:
-        return read_chain(folder, chain)[0].invitation.name
-    except StorageError:
-        return ""
-
-
-def _verdict_view(verdict: ChainVerdict) -> dict[str, Any]:
-    return {
-        "id": verdict.id,
-        "name": verdict.name,
-        "kind": verdict.kind,
-        "height": verdict.height,
-        "members": verdict.members,
-        "verified": verdict.verified,
-        "problem": verdict.problem,
-        "bad_height": verdict.bad_height,
-    }
 
 
 def _print_chains(rows: list[dict[str, Any]], all_copies: bool) -> None:
@@ -268,27 +201,10 @@ def _print_chains(rows: list[dict[str, Any]], all_copies: bool) -> None:
         about = (last["last_packer"], moment(last["last_block_ms"]))
         return (*about, str(len(copies)), ", ".join(last["members"]))
 
-    _print_copies(rows, all_copies, ("last packer", "last block", "copies", "members"), cells)
+    print_copies(rows, all_copies, ("last packer", "last block", "copies", "members"), cells)
 
 
-def _print_verdicts(rows: list[dict[str, Any]], bad: list[dict[str, Any]], all_copies: bool) -> None:
-    def cells(copies: list[dict[str, Any]]) -> tuple[str | Text, ...]:
-        return str(max(len(row["members"]) for row in copies)), str(len(copies)), _verdict(copies)
-
-    _print_copies(rows, all_copies, ("members", "copies", "verdict"), cells)
-    peers = len({row["peer"] for row in rows})
-    stored = f"{len(rows)} stored chains ({len({row['id'] for row in rows})} different) of {peers} peers"
-    if not rows:
-        say("no chain is stored there yet: a peer's chains begin with its first pool")
-    elif not bad:
-        say(f"{stored}: every hash, signature and Merkle root holds", "green")
-    else:
-        say(f"{stored}: {len(bad)} bad", "red")
-        for row in bad:
-            say(f"  {row['peer']}, chain {row['id']} ({row['name']}): {row['problem']}", "red")
-
-
-def _print_copies(
+def print_copies(
     rows: list[dict[str, Any]],
     all_copies: bool,
     names: tuple[str, ...],
@@ -338,23 +254,18 @@ def _chain_cells(copies: list[dict[str, Any]]) -> tuple[str, str, str, str]:
     )
 
 
-def _verdict(copies: list[dict[str, Any]]) -> Text:
-    bad = [row for row in copies if not row["verified"]]
-    if not bad:
-        return Text("whole", style="green")
-    if len(copies) > 1:
-        return Text(f"{len(bad)} of {len(copies)} bad", style="red")
-    height = bad[0]["bad_height"]
-    return Text("bad at genesis" if height == 0 else f"bad at block {height}", style="red")
-
-
 def _print_block(view: dict[str, Any]) -> None:
     grid = PlainTable.grid(padding=(0, 2))
     grid.add_row("chain", f"{view['name']} ({view['chain']})")
     grid.add_row("height", f"{view['height']} (round {view['round']})")
     grid.add_row("block", view["id"])
     grid.add_row("previous", view["previous"])
-    grid.add_row("records root", view["records_root"])
+    members, following = view["members_hash"][:16], view["next_members_hash"][:16]
+    grid.add_row("members", f"{members}, {view['members']} of them")
+    if following != members:
+        grid.add_row("next members", f"{following}, from block {view['height'] + 1} on")
+    grid.add_row("state before", view["state_root"][:16])
+    grid.add_row("records root", view["records_root"][:16])
     grid.add_row("packer", view["packer_name"] or view["packer"])
     grid.add_row("time", moment(view["time_ms"]))
     voters = ", ".join(vote["name"] for vote in view["votes"])
@@ -362,11 +273,19 @@ def _print_block(view: dict[str, Any]) -> None:
     out.print(grid)
     table = columns("#", "record", "kind", "author", "says")
     for number, record in enumerate(view["records"]):
-        says = ", ".join(f"{field} {brief(value)}" for field, value in record["body"].items())
+        says = record_text(record)
+        if "approvals" in record:
+            says += f"; approved by {record['approvals']} of {record['needed']} so far"
         author = record["author_name"] or record["author"][-6:]
         table.add_row(str(number), record["id"][:8], record["kind"], author, Text(says))
     out.print()
     out.print(table)
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """Return what a record says in a line of a table, from its JSON."""
+    fields = (f"{field} {brief(value)}" for field, value in record["body"].items())
+    return record["says"] or ", ".join(fields)
 
 
 def brief(value: object) -> str:

@@ -40,29 +40,34 @@ def lottery(
 def _replay(folder: Path, chain: str) -> dict[str, Any]:
     """Return the lottery after the last whole block of a stored chain, as JSON."""
     from edgepool.core.turns import LotteryReplay
-    from edgepool.gateway.views import member_names
     from edgepool.model.ids import ChainId
+    from edgepool.peer.rosters import first_state, follower_of
     from edgepool.storage.store import read_chain
 
     genesis, blocks = read_chain(folder, ChainId(chain))
-    replay = LotteryReplay(genesis)
+    follower = follower_of(folder, genesis)
+    replay = LotteryReplay(genesis, first_state(folder, genesis))
     for height, certified in blocks:
         if isinstance(certified, StorageError):
             show_error(certified)
             break
+        follower.take(certified)
+        if height < replay.counted_from:
+            continue
         problem = replay.take(certified.block)
         if problem:
             raise StorageError(
                 f"block {height} of chain '{genesis.invitation.name}' cannot stand ({problem}): "
                 f"'edgepool chain verify {folder}' checks all of it"
             )
-    names = member_names(genesis)
+    names = follower.history.names()
     first, last = replay.counted_heights
     return {
         "chain": genesis.chain,
         "name": genesis.invitation.name,
         "height": replay.height,
         "next_height": replay.height + 1,
+        "counted_from": replay.counted_from,
         "work_from_height": first,
         "work_to_height": last,
         "members": [
@@ -71,6 +76,7 @@ def _replay(folder: Path, chain: str) -> dict[str, Any]:
                 "name": names[odds.member],
                 "work_minutes": odds.work_minutes,
                 "weight": odds.weight,
+                "halved": odds.halved,
                 "odds": str(odds.chance),
                 "odds_percent": round(100 * float(odds.chance), 4),
                 "packed": odds.packed,
@@ -94,7 +100,7 @@ def _print_lottery(view: dict[str, Any]) -> None:
         table.add_row(
             row["name"],
             f"{row['work_minutes']} min",
-            str(row["weight"]),
+            f"{row['weight']}{' (halved)' if row['halved'] else ''}",
             row["odds"],
             f"{row['odds_percent']:.2f} %",
             str(row["packed"]),
@@ -103,6 +109,8 @@ def _print_lottery(view: dict[str, Any]) -> None:
         )
     say(f"chain {view['name']} ({view['chain']}), {view['height']} blocks", "bold")
     out.print(table)
+    if view["counted_from"] > 1:
+        say(f"blocks before {view['counted_from']} are pruned: turns and what was expected count from there")
     if not view["work_to_height"]:
         say("no work counts yet, so all are equal: that of blocks 1 to 32 counts from block 65 on")
     else:

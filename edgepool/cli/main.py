@@ -13,7 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgepool.cli import bench, chain, data, demo, init, lottery, proof, query, run, sim, status, topology
+from edgepool.cli import (
+    bench,
+    chain,
+    data,
+    demo,
+    init,
+    lottery,
+    member,
+    members,
+    proof,
+    query,
+    run,
+    sim,
+    status,
+    topology,
+    verify,
+)
 from edgepool.cli.console import show_error
 from edgepool.errors import EdgepoolError, LocalError, Refused, RemoteError, Unavailable
 
@@ -63,9 +79,12 @@ app.command("status")(status.status)
 app.command("publish")(data.publish)
 app.command("request")(data.request)
 app.command("fetch")(data.fetch)
+chain.app.command("verify")(verify.verify)
+chain.app.command("members")(members.members)
 chain.app.command("query")(query.query)
 chain.app.command("lottery")(lottery.lottery)
 chain.app.command("genesis")(proof.export_genesis)
+app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")

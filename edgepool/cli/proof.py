@@ -14,7 +14,7 @@ from edgepool.errors import DecodeError, LocalError, StorageError
 if TYPE_CHECKING:
     from edgepool.core.ledger.proof import Fault
     from edgepool.core.ledger.recordproof import RecordProof
-    from edgepool.model.block import CertifiedBlock
+    from edgepool.core.machine import KeptRecord
     from edgepool.model.ids import ChainId
     from edgepool.model.pool import Genesis
 
@@ -43,17 +43,25 @@ def make(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a small file that proves a record: record, Merkle path, header, votes and members.
+    """Write a small file that proves a record: record, Merkle path, header, votes and members' changes.
 
     'edgepool chain query' shows the ids and places of records. Whoever gets the file needs to know
     nothing but the pool's chain id (or its genesis) to check it.
 
     Example: edgepool proof make plant/mill-1 milling:12:0 --out inspection.proof
     """
-    from edgepool.core.ledger.recordproof import prove_record, record_proof_fault, write_proof
+    from edgepool.core.ledger.recordproof import prove_kept_record, record_proof_fault, write_proof
+    from edgepool.model.message import MAX_HANDOVERS
+    from edgepool.peer.rosters import rosters_for
 
-    genesis, certified, index = _find(folder, record)
-    proof = prove_record(genesis, certified, index)
+    peer_folder, genesis, kept = _find(folder, record)
+    handovers = rosters_for(peer_folder, genesis, kept.header).handovers
+    proof = prove_kept_record(genesis, handovers, kept)
+    if proof is None:
+        raise LocalError(
+            f"block {kept.header.height} of chain '{genesis.invitation.name}' comes after more than "
+            f"{MAX_HANDOVERS} changes of its members, and a proof can hold no more"
+        )
     fault = record_proof_fault(proof, [genesis.chain])
     if fault is not None:
         raise StorageError(
@@ -145,9 +153,10 @@ def export_genesis(
         say(f"{out_file} ({size(len(data))}) is the genesis of chain {pool.invitation.name} ({pool.chain})")
 
 
-def _find(folder: Path, text: str) -> tuple[Genesis, CertifiedBlock, int]:
-    """Return the block that a record is in, the pool it belongs to and the record's place in it."""
+def _find(folder: Path, text: str) -> tuple[Path, Genesis, KeptRecord]:
+    """Return a record with what its block shows of it, the peer's folder, and the pool it belongs to."""
     from edgepool.cli.query import one_peer_folder, open_index, stored_pools
+    from edgepool.core.ledger.proof import keep_record
     from edgepool.gateway.views import choose_chain
 
     peer_folder = one_peer_folder(folder)
@@ -155,11 +164,7 @@ def _find(folder: Path, text: str) -> tuple[Genesis, CertifiedBlock, int]:
     if ":" in text:
         chain, height, index = _place(text)
         pool = choose_chain(chain, pools)
-        certified = _block(peer_folder, pool, height)
-        count = len(certified.block.records)
-        if index >= count:
-            raise LocalError(f"block {height} of chain '{chain}' has {count} records, which count from 0")
-        return pool, certified, index
+        return peer_folder, pool, _record_at(peer_folder, pool, height, index)
     prefix = text.lower()
     if not re.fullmatch(rf"[0-9a-f]{{{MIN_ID_DIGITS},64}}", prefix):
         raise LocalError(
@@ -167,14 +172,30 @@ def _find(folder: Path, text: str) -> tuple[Genesis, CertifiedBlock, int]:
             "or CHAIN:HEIGHT:INDEX"
         )
     with open_index(peer_folder) as found_in:
-        found = found_in.find_id(prefix)
-        if not found:
+        found = {one.signed.id: (one.ref.chain, one) for one in found_in.find_id(prefix)}
+        kept = {} if found else _kept_by_id(peer_folder, pools, prefix)
+        if not found and not kept:
             raise LocalError(f"no record in '{folder}' has an id that begins with '{prefix}'")
-        if len(found) > 1:
-            some = ", ".join(one.signed.id.hex()[:16] for one in found)
+        if len(found) + len(kept) > 1:
+            some = ", ".join(record_id.hex()[:16] for record_id in (*found, *kept))
             raise LocalError(f"'{prefix}' begins the ids of several records: write more of it ({some})")
-        (one,) = found
-        return choose_chain(one.ref.chain, pools), found_in.block(one), one.ref.index
+        for chain_id, record in kept.values():
+            return peer_folder, choose_chain(chain_id, pools), record
+        ((chain_id, one),) = found.values()
+        record = keep_record(found_in.block(one), one.ref.index)
+        return peer_folder, choose_chain(chain_id, pools), record
+
+
+def _kept_by_id(folder: Path, pools: list[Genesis], prefix: str) -> dict[bytes, tuple[ChainId, KeptRecord]]:
+    """Return the records kept of pruned blocks whose ids begin with `prefix`."""
+    from edgepool.storage.kept import scan_kept
+
+    return {
+        kept.record.id: (pool.chain, kept)
+        for pool in pools
+        for kept in scan_kept(folder / "chains" / pool.chain)
+        if kept.record.id.hex().startswith(prefix)
+    }
 
 
 def _place(text: str) -> tuple[str, int, int]:
@@ -186,21 +207,39 @@ def _place(text: str) -> tuple[str, int, int]:
     return chain, int(numbers[0]), int(numbers[1])
 
 
-def _block(folder: Path, pool: Genesis, height: int) -> CertifiedBlock:
-    from edgepool.storage.blocks import scan_blocks
-    from edgepool.storage.store import decode_block
+def _record_at(folder: Path, pool: Genesis, height: int, index: int) -> KeptRecord:
+    """Return the record at a place of a stored chain, from its block or as it was kept of it."""
+    from edgepool.core.ledger.proof import keep_record
+    from edgepool.storage.kept import scan_kept
+    from edgepool.storage.reading import decode_block, first_height, scan_blocks
 
-    where = folder / "chains" / pool.chain
+    where, name = folder / "chains" / pool.chain, pool.invitation.name
     top = 0
-    for at, payload in scan_blocks(where / "blocks.log"):
+    for at, payload in scan_blocks(where):
         if isinstance(payload, StorageError):
             if at <= height:
                 raise payload
             break
         top = at
-        if at == height:
-            return decode_block(where, pool.chain, height, payload)
-    raise LocalError(f"chain '{pool.invitation.name}' has no block {height}: its height is {top}")
+        if at < height:
+            continue
+        if at > height:
+            break
+        certified = decode_block(where, pool.chain, height, payload)
+        count = len(certified.block.records)
+        if index >= count:
+            raise LocalError(f"block {height} of chain '{name}' has {count} records, which count from 0")
+        return keep_record(certified, index)
+    for kept in scan_kept(where):
+        if (kept.header.height, kept.index) == (height, index):
+            return kept
+    first = first_height(where)
+    if height < first:
+        raise LocalError(
+            f"block {height} of chain '{name}' is pruned: the first is {first}, and of those before it only "
+            "records behind standing offers are kept"
+        )
+    raise LocalError(f"chain '{name}' has no block {height}: its height is {top}")
 
 
 def _trusted_chain(text: str) -> ChainId:
@@ -246,12 +285,13 @@ def _write(path: Path, data: bytes) -> None:
 
 def _view(proof: RecordProof) -> dict[str, Any]:
     """Return what a proof that holds says, as JSON."""
+    from edgepool.core.ledger.proof import roster_of
     from edgepool.gateway.views import member_names, record_view
-    from edgepool.model.block import quorum
+    from edgepool.model.vote import quorum
 
     plan, header = proof.genesis.invitation, proof.header
-    names = member_names(proof.genesis)
-    members = proof.genesis.members
+    names = {plan.coordinator: "the coordinator"} | member_names(proof.genesis, proof.handovers)
+    members = [member.peer for member in roster_of(proof.genesis, proof.handovers)]
     return {
         "record": record_view(proof.record, names),
         "chain": header.chain,
@@ -271,12 +311,23 @@ def _view(proof: RecordProof) -> dict[str, Any]:
         ],
         "members": [{"peer": peer, "name": names[peer]} for peer in members],
         "quorum": quorum(len(members)),
+        "handovers": [
+            {
+                "height": handover.header.height,
+                "outgoing": handover.outgoing,
+                "outgoing_name": names.get(handover.outgoing, ""),
+                "incoming": handover.incoming.peer if handover.incoming else "",
+                "incoming_name": handover.incoming.name if handover.incoming else "",
+            }
+            for handover in proof.handovers
+        ],
     }
 
 
 def _print_proof(view: dict[str, Any]) -> None:
     record = view["record"]
-    says = ", ".join(f"{field} {value}" for field, value in record["body"].items())
+    fields = ", ".join(f"{field} {value}" for field, value in record["body"].items())
+    says = record["says"] or fields
     signers = ", ".join(signer["name"] for signer in view["signers"])
     rows = {
         "record": record["id"],
@@ -288,6 +339,10 @@ def _print_proof(view: dict[str, Any]) -> None:
         "signed by": f"{len(view['signers'])} of {len(view['members'])} members "
         f"({view['quorum']} needed): {signers}",
     }
+    for handover in view["handovers"]:
+        came, left = handover["incoming_name"], handover["outgoing_name"]
+        what = " and ".join(filter(None, (came and f"{came} came", left and f"{left} left")))
+        rows[f"after block {handover['height']}"] = what
     say("the proof holds: the record stands on this chain", "green")
     grid = PlainTable.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -297,7 +352,9 @@ def _print_proof(view: dict[str, Any]) -> None:
 
 def _reason(proof: RecordProof, fault: Fault) -> str:
     """Return why a proof does not hold, with the names of members beside their ids."""
+    from edgepool.gateway.views import member_names
+
     reason = fault.reason
-    for member in proof.genesis.invitation.members:
-        reason = reason.replace(member.peer, f"{member.name} ({member.peer})")
+    for peer, name in member_names(proof.genesis, proof.handovers).items():
+        reason = reason.replace(peer, f"{name} ({peer})")
     return reason

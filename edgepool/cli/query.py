@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,16 +13,18 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
-from edgepool.cli.chain import brief, find_peer_folders
+from edgepool.cli.chain import find_peer_folders, record_text
 from edgepool.cli.console import columns, err, moment, out, print_json, say, show_error
 from edgepool.errors import LocalError, StorageError
 
 if TYPE_CHECKING:
-    from edgepool.model.ids import PeerId
+    from edgepool.model.ids import ChainId, PeerId
     from edgepool.model.pool import Genesis
     from edgepool.storage.index import FoundRecords, RecordIndex
 
 _LONGEST = 200
+_CHANGES_READ = 1000
+"""How many of a chain's membership changes are read for the names of those whom they brought."""
 
 
 def query(
@@ -39,15 +42,16 @@ def query(
 ) -> None:
     """Find records in all chains of a peer, newest first; all conditions must be met.
 
-    Kinds are requirement, procedure, completion, inspection, demand, offer and confirmation. Times
-    are those that the authors gave; without an offset they are this machine's local time.
+    Kinds are requirement, procedure, completion, inspection, demand, offer, confirmation, membership,
+    evidence, anchor and statement. Times are those that the authors gave; without an offset they are this
+    machine's local time.
 
     The index, index.sqlite in the folder, is made from the chains and kept up with them; it can be
     deleted at any time.
 
     Example: edgepool chain query plant/mill-1 --part PTVA10212-03 --kind offer --since 2026-10-01
     """
-    from edgepool.gateway.views import choose_chain, member_names, record_view
+    from edgepool.gateway.views import choose_chain, record_view
     from edgepool.model.record import RECORD_KINDS
     from edgepool.model.twin import DataKey
     from edgepool.storage.index import RecordQuery
@@ -61,7 +65,6 @@ def query(
     wanted = RecordQuery(
         part=part,
         key=DataKey.parse(key) if key else None,
-        authors=_authors(machine, pools) if machine else (),
         kind=kind,
         task=task,
         chain=choose_chain(chain, pools).chain if chain else None,
@@ -70,20 +73,21 @@ def query(
         limit=limit,
     )
     with open_index(peer_folder) as index:
+        names = {pool.chain: _names(peer_folder, pool, index) for pool in pools}
+        if machine:
+            wanted = replace(wanted, authors=_authors(machine, pools, names))
         found = index.find(wanted)
-    pool_of = {pool.chain: pool for pool in pools}
-    rows: list[dict[str, Any]] = []
-    for one in found.records:
-        pool = pool_of.get(one.ref.chain)
-        rows.append(
-            {
-                "chain": one.ref.chain,
-                "name": pool.invitation.name if pool else "",
-                "height": one.ref.height,
-                "index": one.ref.index,
-                **record_view(one.signed, member_names(pool) if pool else {}),
-            }
-        )
+    pool_names = {pool.chain: pool.invitation.name for pool in pools}
+    rows: list[dict[str, Any]] = [
+        {
+            "chain": one.ref.chain,
+            "name": pool_names.get(one.ref.chain, ""),
+            "height": one.ref.height,
+            "index": one.ref.index,
+            **record_view(one.signed, names.get(one.ref.chain, {})),
+        }
+        for one in found.records
+    ]
     if json:
         print_json({"total": found.total, "records": rows})
     else:
@@ -133,14 +137,31 @@ def open_index(folder: Path) -> Iterator[RecordIndex]:
         yield index
 
 
-def _authors(text: str, pools: list[Genesis]) -> tuple[PeerId, ...]:
+def _names(folder: Path, pool: Genesis, index: RecordIndex) -> dict[PeerId, str]:
+    """Return the names of all who were ever in a pool, or whom a change was to bring in."""
+    from edgepool.model.record import MembershipChange
+    from edgepool.peer.rosters import known_rosters
+    from edgepool.storage.index import RecordQuery
+
+    changes = index.find(RecordQuery(kind="membership", chain=pool.chain, limit=_CHANGES_READ))
+    bodies = (one.signed.record.body for one in changes.records)
+    coming = (body.incoming for body in bodies if isinstance(body, MembershipChange))
+    names = {member.peer: member.name for member in coming if member is not None}
+    try:
+        return names | known_rosters(folder, pool).names()
+    except StorageError as error:
+        show_error(error)
+        return names
+
+
+def _authors(text: str, pools: list[Genesis], names: dict[ChainId, dict[PeerId, str]]) -> tuple[PeerId, ...]:
     """Return the peers that `text` names: those with this name in any pool, or this id."""
-    people = [member for pool in pools for member in pool.invitation.people()]
-    found = dict.fromkeys(member.peer for member in people if text in (member.name, member.peer))
+    people = [pair for of_chain in names.values() for pair in of_chain.items()]
+    found = dict.fromkeys(peer for peer, name in people if text in (name, peer))
     coordinators = [pool.invitation.coordinator for pool in pools]
     found.update(dict.fromkeys(peer for peer in coordinators if peer == text))
     if not found:
-        known = ", ".join(sorted({member.name for member in people})[:40])
+        known = ", ".join(sorted({name for _, name in people})[:40])
         raise LocalError(
             f"no pool here has a machine '{text[:80]}'" + (f": there are {known}" if known else "")
         )
@@ -168,7 +189,6 @@ def _check_text(text: str) -> None:
 def _print_rows(rows: list[dict[str, Any]], found: FoundRecords) -> None:
     table = columns("time", "chain", "place", "record", "kind", "machine", "says")
     for row in rows:
-        says = ", ".join(f"{field} {brief(value)}" for field, value in row["body"].items())
         table.add_row(
             moment(row["time_ms"]),
             row["name"] or row["chain"][:8],
@@ -176,7 +196,7 @@ def _print_rows(rows: list[dict[str, Any]], found: FoundRecords) -> None:
             row["id"][:8],
             row["kind"],
             row["author_name"] or row["author"][-6:],
-            Text(says),
+            Text(record_text(row)),
         )
     if rows:
         out.print(table)

@@ -18,6 +18,8 @@ from edgepool.errors import StorageError, Unavailable
 
 if TYPE_CHECKING:
     from edgepool.config import PeerSettings
+    from edgepool.core.machine import RecordRef
+    from edgepool.model.record import SignedRecord
     from edgepool.peer.peer import Peer
     from edgepool.peer.values import PeerEvent
 
@@ -33,7 +35,8 @@ def run(
 ) -> None:
     """Run one peer until Ctrl-C or SIGTERM, and tell what happens.
 
-    A coordinator forms the fixed pools of its settings as soon as their members are connected.
+    A coordinator forms the fixed pools of its settings as soon as their members are connected, and
+    tops up pools of fewer than four members with witnesses that are linked to it.
     While it runs, 'edgepool status FOLDER' and the other commands talk to it.
 
     Example: edgepool run plant/mill-1
@@ -100,6 +103,7 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     """Start the peer, its API and the forming of its pools; say where it listens."""
     from edgepool.gateway.app import ApiServer
     from edgepool.gateway.pools import form_fixed_pools
+    from edgepool.gateway.witnesses import keep_witnesses
     from edgepool.peer.peer import Peer
 
     peer = await stack.enter_async_context(Peer.open(settings))
@@ -117,8 +121,14 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
         addresses=addresses,
         api=server.url,
     )
-    pools = asyncio.create_task(form_fixed_pools(peer, lambda text: tell("pools", text, text=text)))
-    stack.push_async_callback(_cancel, pools)
+
+    def tell_pools(text: str) -> None:
+        tell("pools", text, text=text)
+
+    pools: list[asyncio.Task[Any]] = [asyncio.create_task(form_fixed_pools(peer, tell_pools))]
+    if settings.role == "coordinator":
+        pools.append(asyncio.create_task(keep_witnesses(peer, tell_pools)))
+    stack.push_async_callback(_cancel, *pools)
     return peer
 
 
@@ -141,13 +151,13 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 
 async def _tell_events(peer: Peer, tell: _Tell, blocks: bool) -> None:
     async for event in peer.watch():
-        told = _describe(event, blocks)
+        told = _describe(event, peer, blocks)
         if told is not None:
             name, sentence, facts = told
             tell(name, sentence, **facts)
 
 
-def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]] | None:
+def _describe(event: PeerEvent, here: Peer, blocks: bool) -> tuple[str, str, dict[str, Any]] | None:
     """Return an event's name, sentence and facts, or None if it is not told."""
     from edgepool.peer.values import (
         BlockAdded,
@@ -155,6 +165,8 @@ def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]]
         LinkChanged,
         PeerMisbehaved,
         PoolEntered,
+        RecordCommitted,
+        RosterChanged,
         TransferEnded,
     )
 
@@ -170,6 +182,14 @@ def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]]
             members = [member.name for member in plan.members]
             facts = {"name": plan.name, "kind": plan.kind, "chain": genesis.chain, "members": members}
             return "pool", f"in {plan.kind} pool {plan.name} with {', '.join(members)}", facts
+        case RosterChanged(chain, height, joined, left):
+            pool = here.chain_state(chain).genesis.invitation.name
+            came, went = [one.name for one in joined], [one.name for one in left]
+            words = [f"{name} votes" for name in came] + [f"{name} has left" for name in went]
+            facts = {"chain": chain, "pool": pool, "height": height, "joined": came, "left": went}
+            return "members", f"pool {pool}: {' and '.join(words)}, from block {height} on", facts
+        case RecordCommitted(ref, record):
+            return _proposal(ref, record, here)
         case TransferEnded(key, peer, outgoing, size_bytes, duration_ms, failure):
             way = "sent" if outgoing else "received"
             if failure:
@@ -192,4 +212,31 @@ def _describe(event: PeerEvent, blocks: bool) -> tuple[str, str, dict[str, Any]]
             return "block", sentence, facts
         case EventsMissed(count):
             return "missed", f"{count} events were not told: this screen is too slow", {"count": count}
+    return None
+
+
+def _proposal(ref: RecordRef, record: SignedRecord, here: Peer) -> tuple[str, str, dict[str, Any]] | None:
+    """Tell of a change of a pool's members that somebody has just proposed and that is open still."""
+    from edgepool.model.record import MembershipChange
+
+    body, author = record.record.body, record.record.author
+    if not isinstance(body, MembershipChange):
+        return None
+    from edgepool.gateway.views import change_text
+
+    pool = here.members(ref.chain)
+    names = {member.peer: member.name for member in pool.members}
+    comes = body.incoming.peer if body.incoming is not None else ""
+    for change in pool.open:
+        if (change.proposer, change.outgoing, change.incoming) != (author, body.outgoing, comes):
+            continue
+        says = change_text(body, names)  # type: ignore[arg-type]
+        sentence = f"pool {pool.name}: {change.proposer_name or author} proposes {says}"
+        if pool.voting and not change.approved and here.settings.consensus.approve == "manual":
+            folder = here.settings.folder
+            sentence += (
+                f"; to agree, say: edgepool member approve {folder} {pool.name} {change.proposer_name}"
+            )
+        facts = {"chain": ref.chain, "pool": pool.name, "proposer": author, "says": says}
+        return "proposal", sentence, facts
     return None

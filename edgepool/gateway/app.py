@@ -33,7 +33,14 @@ from edgepool.errors import (
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, own_token, refusal, write_private
 from edgepool.gateway.export import copy_out, in_path, out_path
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
-from edgepool.gateway.views import block_view, choose_chain, fetched_view, offer_view, published_view
+from edgepool.gateway.views import (
+    block_view,
+    change_view,
+    choose_chain,
+    fetched_view,
+    offer_view,
+    published_view,
+)
 from edgepool.model.ids import ChainId
 from edgepool.model.twin import DataKey
 
@@ -49,6 +56,9 @@ _log = logging.getLogger(__name__)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _T = TypeVar("_T")
 _Text = Annotated[str, Meta(max_length=4096)]
+_Who = Annotated[str, Meta(max_length=64)]
+_Address = Annotated[str, Meta(max_length=256)]
+_Reason = Annotated[str, Meta(max_length=256)]
 _Version = Annotated[int, Meta(ge=0, le=2**31)]
 _TimeoutMs = Annotated[int, Meta(ge=1, le=24 * 3_600_000)]
 
@@ -72,6 +82,18 @@ class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: _Version = 0
     chain: _Text = ""
     timeout_ms: _TimeoutMs = 60_000
+
+
+class _ChangeMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    admit: _Who = ""
+    exclude: _Who = ""
+    address: _Address = ""
+    reason: _Reason = ""
+    timeout_ms: _TimeoutMs = 30_000
+
+
+class _Approve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    proposer: _Who = ""
 
 
 class ApiServer:
@@ -128,6 +150,9 @@ class ApiServer:
             web.get("/v1/status", self._status),
             web.get("/v1/chains", self._chains),
             web.get("/v1/chains/{chain}/blocks/{height}", self._block),
+            web.get("/v1/chains/{chain}/members", self._members),
+            web.post("/v1/chains/{chain}/members", self._change_members),
+            web.post("/v1/chains/{chain}/members/approve", self._approve),
             web.post("/v1/publish", self._publish),
             web.post("/v1/request", self._request),
             web.post("/v1/fetch", self._fetch),
@@ -159,7 +184,27 @@ class ApiServer:
             return _error(
                 404, "missing", f"chain '{genesis.invitation.name}' has no block at height {int(text)}"
             )
-        return _json(block_view(block, genesis))
+        return _json(block_view(block, genesis, self._peer.handovers(genesis.chain)))
+
+    async def _members(self, request: web.Request) -> web.StreamResponse:
+        return _json(self._peer.members(self._named_chain(request)))
+
+    async def _change_members(self, request: web.Request) -> web.StreamResponse:
+        body = await _read(request, _ChangeMembers)
+        ref = await self._peer.change_members(
+            self._named_chain(request),
+            admit=body.admit or None,
+            exclude=body.exclude or None,
+            reason=body.reason,
+            address=body.address,
+            timeout_ms=body.timeout_ms,
+        )
+        return _json(change_view(ref, self._peer.block(ref.chain, ref.height)))
+
+    async def _approve(self, request: web.Request) -> web.StreamResponse:
+        body = await _read(request, _Approve)
+        ref = await self._peer.approve_change(self._named_chain(request), body.proposer)
+        return _json(change_view(ref, self._peer.block(ref.chain, ref.height)))
 
     async def _publish(self, request: web.Request) -> web.StreamResponse:
         body = await _read(request, _Publish)
@@ -220,6 +265,9 @@ class ApiServer:
         await asyncio.to_thread(copy_out, fetched.path, out)
         holder = self._peer.member(fetched.holder)
         return fetched_view(fetched, str(out), holder.name if holder else "")
+
+    def _named_chain(self, request: web.Request) -> ChainId:
+        return choose_chain(request.match_info["chain"], self._peer.pools).chain
 
     def _chain(self, text: str) -> ChainId | None:
         return choose_chain(text, self._peer.pools).chain if text else None

@@ -22,7 +22,7 @@ import msgspec
 from edgepool.config import CONFIG_FILE
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
-from edgepool.peer.values import ChainStatus, PeerStatus
+from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
@@ -83,6 +83,41 @@ class ApiClient:
         """Return a block (views.block_view) of the chain with this id or name."""
         path = f"/v1/chains/{quote(chain, safe='')}/blocks/{height}"
         return _as(dict[str, Any], await self._get(path))
+
+    async def members(self, chain: str) -> PoolMembers:
+        """Return who is in the pool of a chain (its id or name), and what is to change."""
+        return _as(PoolMembers, await self._get(f"/v1/chains/{quote(chain, safe='')}/members"))
+
+    async def change_members(
+        self,
+        chain: str,
+        *,
+        admit: str = "",
+        exclude: str = "",
+        address: str = "",
+        reason: str = "",
+        timeout_ms: int = 30_000,
+    ) -> dict[str, Any]:
+        """Have the peer propose a change; return views.change_view once its word stands.
+
+        `admit` and `exclude` are names or peer ids; both of them are a replacement.
+        """
+        body = {
+            "admit": admit,
+            "exclude": exclude,
+            "address": address,
+            "reason": reason,
+            "timeout_ms": timeout_ms,
+        }
+        path = f"/v1/chains/{quote(chain, safe='')}/members"
+        answer = await self._post(path, body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
+        return _as(dict[str, Any], answer)
+
+    async def approve_change(self, chain: str, proposer: str = "") -> dict[str, Any]:
+        """Have the peer approve what `proposer` has open ('': the only change); return views.change_view."""
+        path = f"/v1/chains/{quote(chain, safe='')}/members/approve"
+        answer = await self._post(path, {"proposer": proposer}, timeout_s=2 * ANSWER_TIMEOUT_S)
+        return _as(dict[str, Any], answer)
 
     async def publish(self, key: str, path: Path, *, version: int = 0, chain: str = "") -> dict[str, Any]:
         """Have the peer publish the file at `path`; return views.published_view."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from edgepool.config import FixedPool
 from edgepool.errors import Refused, Unavailable
-from edgepool.model.block import quorum
+from edgepool.gateway.witnesses import LEAST_MEMBERS, witnesses_for
 from edgepool.model.pool import Genesis, Member
+from edgepool.model.vote import quorum
 
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 async def form_fixed_pools(peer: Peer, report: Callable[[str], None] | None = None) -> tuple[Genesis, ...]:
     """Form each fixed pool that does not stand yet; return all of them once they stand.
 
+    A pool of fewer than four members gets witnesses that are linked by then (witnesses.py).
     Waits without end for members that are away, trying again with growing pauses. `report` is
     given a sentence for each pool that stands or is held up (by default they are logged).
     """
@@ -98,20 +100,42 @@ async def _form(peer: Peer, pool: FixedPool, say: Callable[[str], None]) -> Gene
         members, missing = find_members(peer, pool.members)
         problem = f"pool '{pool.name}' waits for {', '.join(missing)}" if missing else ""
         if not missing:
-            (coordinator,), _ = find_members(peer, [peer.name])
-            voters, observers = with_coordinator(members, coordinator)
+            voters, observers = _plan(peer, members)
             try:
                 genesis = await peer.form_pool(pool.name, "fixed", voters, observers=observers)
             except (Refused, Unavailable) as error:
                 problem = f"pool '{pool.name}' cannot be formed yet: {error}"
                 pause_s = min(pause_s * 2, MAX_RETRY_S)
             else:
-                say(f"pool '{pool.name}' stands with {len(genesis.members)} members")
+                say(_told(pool, genesis))
                 return genesis
         if problem != last:
             say(problem)
             last = problem
         await asyncio.sleep(pause_s)
+
+
+def _plan(peer: Peer, members: list[Member]) -> tuple[list[Member], list[Member]]:
+    """Return voters and observers of a fixed pool of `members`.
+
+    Witnesses come before the coordinator: unlike its vote, theirs leaves the pool as free of it as it was.
+    """
+    (coordinator,), _ = find_members(peer, [peer.name])
+    witnesses = witnesses_for(peer, members)
+    if not witnesses:
+        return with_coordinator(members, coordinator)
+    voters = [*members, *witnesses]
+    return voters, [] if coordinator in voters else [coordinator]
+
+
+def _told(pool: FixedPool, genesis: Genesis) -> str:
+    count = len(genesis.members)
+    others = [one.name for one in genesis.invitation.members if one.name not in pool.members]
+    added = f", {' and '.join(others)} among them" if others else ""
+    stands = f"pool '{pool.name}' stands with {count} {'member' if count == 1 else 'members'}{added}"
+    if count >= LEAST_MEMBERS:
+        return stands
+    return f"{stands}: it bears no liar, and there are not enough witnesses linked to make it four"
 
 
 def _is_in(genesis: Genesis, peer: Peer) -> bool:

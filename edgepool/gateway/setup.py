@@ -216,6 +216,8 @@ coordinators = {_list(plan.coordinators)}
 #chains = 256
 #mempool_records = 4096
 #queries = 256
+# What the blocks of one chain should take on disk; older ones are dropped behind a snapshot.
+#chain_bytes = 1073741824
 # How much twin data may be stored, in bytes, and what the uplink carries, in Mbit/s.
 #data_bytes = 68719476736
 #link_mbit_s = 1000
@@ -227,10 +229,13 @@ coordinators = {_list(plan.coordinators)}
 #vote_timeout_ms = 500
 #growth_ms = 500
 # How long a leader lets records gather before it packs a block.
-#gather_ms = 20
+#gather_ms = 4
 # How often members tell each other where they stand: while working, and while idle.
 #status_ms = 500
 #idle_status_ms = 5000
+# Which changes of a pool's members this one approves by itself: those that the coordinator proposes, or
+# with "manual" none of them: then 'edgepool member approve' is for people.
+#approve = "coordinator"
 """
 
 
@@ -250,7 +255,10 @@ def _known(known_peers: Sequence[KnownPeer]) -> str:
 def _pools(plan: PeerPlan) -> str:
     if plan.role != "coordinator":
         return ""
-    head = "# Fixed pools that this coordinator forms as soon as all members (by name) are connected.\n"
+    head = (
+        "# Fixed pools that this coordinator forms as soon as all members (by name) are connected.\n"
+        "# Those of fewer than four members get peers of role witness that are linked, up to four.\n"
+    )
     if not plan.fixed_pools:
         return head + '#[[fixed_pools]]\n#name = "milling"\n#members = ["mill-1", "mill-2", "mill-3"]\n'
     tables = (

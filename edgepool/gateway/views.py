@@ -1,37 +1,50 @@
 """How blocks, records, offers and results look as JSON, for the API and for `--json`.
 
 Hashes and signatures are hexadecimal, keys 'PART/KIND', times milliseconds since 1970 UTC. Names
-stand beside peer ids wherever the pool's genesis knows them.
+stand beside peer ids wherever the pool has ever known them, be it that they have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from edgepool.core.machine import RankedOffer
+from edgepool.core.ledger.proof import roster_of
+from edgepool.core.machine import RankedOffer, RecordRef
+from edgepool.core.rosters import RosterHistory
 from edgepool.errors import LocalError
-from edgepool.model.block import CertifiedBlock, quorum
+from edgepool.model.block import CertifiedBlock, Handover
+from edgepool.model.codec import Wire
 from edgepool.model.ids import ChainId, PeerId, short
 from edgepool.model.pool import Genesis
-from edgepool.model.record import SignedRecord, kind_of
+from edgepool.model.record import Body, ChainAnchor, MembershipChange, SignedRecord, kind_of
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import Equivocation, quorum
 from edgepool.peer.values import Fetched, Published
 
 
-def block_view(certified: CertifiedBlock, genesis: Genesis) -> dict[str, Any]:
-    """Return a block as JSON: header, packer, records, and whose votes make it stand [S3.17]."""
+def block_view(
+    certified: CertifiedBlock, genesis: Genesis, handovers: Sequence[Handover] = ()
+) -> dict[str, Any]:
+    """Return a block as JSON: header, packer, records, and whose votes make it stand [S3.17].
+
+    `handovers` are those of its chain, at least up to the block.
+    """
     header = certified.block.header
-    names = member_names(genesis)
-    members = genesis.members
+    rosters = RosterHistory(genesis, tuple(handovers))
+    names = rosters.names()
+    members = [member.peer for member in rosters.at(header.height)]
     return {
         "chain": header.chain,
         "name": genesis.invitation.name,
         "height": header.height,
         "id": header.id.hex(),
         "previous": header.previous.hex(),
+        "members_hash": header.members_hash.hex(),
+        "next_members_hash": header.next_members_hash.hex(),
+        "state_root": header.state_root.hex(),
         "records_root": header.records_root.hex(),
         "round": header.round,
         "packer": header.proposer,
@@ -54,7 +67,7 @@ def block_view(certified: CertifiedBlock, genesis: Genesis) -> dict[str, Any]:
 
 
 def record_view(signed: SignedRecord, names: dict[PeerId, str]) -> dict[str, Any]:
-    """Return a record as JSON; `body` has the fields of its kind."""
+    """Return a record as JSON; `body` has the fields of its kind, `says` a sentence if it governs a pool."""
     record = signed.record
     return {
         "id": signed.id.hex(),
@@ -62,11 +75,57 @@ def record_view(signed: SignedRecord, names: dict[PeerId, str]) -> dict[str, Any
         "author": record.author,
         "author_name": names.get(record.author, ""),
         "time_ms": record.time_ms,
-        "body": {
-            field: _plain(value)
-            for field, value in msgspec.structs.asdict(record.body).items()  # exactly the public fields
-        },
+        "since": record.since,
+        "body": {field: _plain(value) for field, value in _fields(record.body).items()},
+        "says": said(record.body, names),
         "signature": signed.signature.hex(),
+    }
+
+
+def said(body: Body, names: Mapping[PeerId, str]) -> str:
+    """Return in a sentence what a record says about the pool itself; '' for records about its work."""
+    if isinstance(body, MembershipChange):
+        return change_text(body, names)
+    if isinstance(body, Equivocation):
+        thing = ("proposals", "prevotes", "precommits")[body.kind]
+        blocks = " and ".join(one.block_id.hex()[:16] or "no block" for one in (body.first, body.second))
+        who = _named(body.member, names)
+        return f"{who} has signed two {thing} at height {body.height}, round {body.round}: {blocks}"
+    if isinstance(body, ChainAnchor):
+        certificate = body.certificate
+        block = certificate.block_id.hex()[:16]
+        return f"chain {body.sub_chain[:8]} has block {block} at height {certificate.height}"
+    return ""
+
+
+def change_text(change: MembershipChange, names: Mapping[PeerId, str]) -> str:
+    """Return a membership change in a clause."""
+    came = change.incoming
+    comes = _named(came.peer, {came.peer: came.name}) if came is not None else ""
+    leaves = _named(change.outgoing, names) if change.outgoing else ""
+    what = f"{comes} comes" if comes else f"{leaves} leaves"
+    if comes and leaves:
+        what = f"{comes} replaces {leaves}"
+    return f"change {change.number}: {what}" + (f" ({change.reason})" if change.reason else "")
+
+
+def _named(peer: PeerId, names: Mapping[PeerId, str]) -> str:
+    return f"{names[peer]} ({short(peer)})" if names.get(peer) else short(peer)
+
+
+def change_view(ref: RecordRef, certified: CertifiedBlock | None) -> dict[str, Any]:
+    """Return as JSON where a peer's word for a membership change stands, and who comes and who goes."""
+    place = {"chain": ref.chain, "height": ref.height, "index": ref.index}
+    body = certified.block.records[ref.index].record.body if certified is not None else None
+    if not isinstance(body, MembershipChange):  # its block is pruned already
+        return {**place, "number": 0, "incoming": "", "incoming_name": "", "outgoing": ""}
+    comes = body.incoming
+    return {
+        **place,
+        "number": body.number,
+        "incoming": comes.peer if comes is not None else "",
+        "incoming_name": comes.name if comes is not None else "",
+        "outgoing": body.outgoing,
     }
 
 
@@ -74,7 +133,7 @@ def offer_view(ranked: RankedOffer) -> dict[str, Any]:
     """Return an offer as JSON, with the place on chain that proves it."""
     offer = ranked.proof.record.record.body
     return {
-        **{field: _plain(value) for field, value in msgspec.structs.asdict(offer).items()},
+        **{field: _plain(value) for field, value in _fields(offer).items()},
         "holder": ranked.holder.peer,
         "holder_name": ranked.holder.name,
         "machine_type": ranked.holder.machine_type,
@@ -90,7 +149,7 @@ def offer_view(ranked: RankedOffer) -> dict[str, Any]:
             "index": ranked.proof.index,
             "block": ranked.proof.header.id.hex(),
             "votes": len(ranked.proof.certificate.signatures),
-            "members": len(ranked.proof.genesis.members),
+            "members": len(roster_of(ranked.proof.genesis, ranked.proof.handovers)),
         },
     }
 
@@ -122,9 +181,9 @@ def fetched_view(fetched: Fetched, path: str, holder_name: str) -> dict[str, Any
     }
 
 
-def member_names(genesis: Genesis) -> dict[PeerId, str]:
-    """Return the names of a pool's members and observers by peer id."""
-    return {member.peer: member.name for member in genesis.invitation.people()}
+def member_names(genesis: Genesis, handovers: Sequence[Handover] = ()) -> dict[PeerId, str]:
+    """Return the names of a pool's members, former members and observers by peer id."""
+    return RosterHistory(genesis, tuple(handovers)).names()
 
 
 def choose_chain(text: str, pools: Iterable[Genesis]) -> Genesis:
@@ -160,4 +219,11 @@ def _plain(value: object) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Wire):
+        return {field: _plain(item) for field, item in _fields(value).items()}
     return value
+
+
+def _fields(value: Wire) -> dict[str, Any]:
+    """Return exactly the public fields of a value, by name."""
+    return msgspec.structs.asdict(value)

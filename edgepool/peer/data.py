@@ -15,17 +15,11 @@ from edgepool.core.machine import ConfirmTransfer, FindData, RankedOffer
 from edgepool.errors import EdgepoolError, LocalError, RemoteError, Unavailable
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import TransferRequest
-from edgepool.model.record import (
-    DataDemand,
-    DataOffer,
-    SignedRecord,
-    TransmissionConfirmation,
-)
+from edgepool.model.record import DataDemand, DataOffer, SignedRecord, TransmissionConfirmation
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import Accounting, TransferProgress
 from edgepool.peer.values import Fetched, Published, TransferEnded
-from edgepool.runtime.clock import SystemClock
-from edgepool.runtime.ports import PeerIdentity
+from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore, BlobWriter
 from edgepool.transport.certificates import Identity
 from edgepool.transport.transfer import TransferSource
@@ -53,7 +47,7 @@ class DataPlane:
         identity: Identity,
         blobs: BlobStore,
         accounting: Accounting,
-        clock: SystemClock,
+        clock: Clock,
     ) -> None:
         self._peer = peer
         self._identity = identity

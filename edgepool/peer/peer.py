@@ -18,7 +18,6 @@ from edgepool.core.machine import (
     Command,
     Done,
     Failed,
-    FormPool,
     Holding,
     Load,
     Misbehaved,
@@ -30,38 +29,41 @@ from edgepool.core.machine import (
 )
 from edgepool.core.node import Node
 from edgepool.errors import EdgepoolError, LocalError
-from edgepool.model.block import CertifiedBlock
+from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
+from edgepool.model.pool import Genesis, Member, PoolKind
 from edgepool.model.record import Body, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
 from edgepool.peer.known import known_members
+from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.values import (
-    BlockAdded,
     Fetched,
     LinkChanged,
     PeerEvent,
     PeerMisbehaved,
     PeerStatus,
     PoolEntered,
+    PoolMembers,
     Published,
-    RecordCommitted,
 )
 from edgepool.peer.watchers import Watchers
 from edgepool.runtime.clock import SystemClock
 from edgepool.runtime.loop import FreshBlocks, NodeLoop
-from edgepool.runtime.ports import PeerIdentity, Store, Transport
+from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
 from edgepool.storage.blobs import BlobStore
+from edgepool.storage.segments import segment_bytes_for
 from edgepool.storage.store import FolderStore
 from edgepool.transport.certificates import load_identity
 from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer import TransferServer
 
 COMMAND_TIMEOUT_MS = 30_000
+RECORD_TIMEOUT_MS = 45_000
+"""Longer than a chain takes to find that a record can stand no more, so that its owner hears why."""
 _LOAD_EVERY_S = 1.0
 
 
@@ -77,14 +79,16 @@ class Peer:
         *,
         transport: Transport | None = None,
         store: Store | None = None,
+        clock: Clock | None = None,
     ) -> None:
         check_settings(settings, f"peer {settings.name}")
         self.settings = settings
         self.name = settings.name
         self._identity = load_identity(settings)
         self.id: PeerId = self._identity.peer
-        self._clock = SystemClock()
-        self._store: Store = store if store is not None else FolderStore(settings.folder)
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        segment_bytes = segment_bytes_for(settings.limits.chain_bytes)
+        self._store: Store = store if store is not None else FolderStore(settings.folder, segment_bytes)
         self._accounting = Accounting(settings.limits.link_mbit_s)
         self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes)
         self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock)
@@ -92,6 +96,7 @@ class Peer:
         self._transport: Transport = transport or TlsTransport(
             settings, self._identity, self._accounting.refused, transfers=server
         )
+        self._membership = Membership(self, self._transport, self._clock)
         fresh = FreshBlocks(self._store)
         self._source = fresh
         self._node = Node(settings, self._identity.signer, fresh)
@@ -177,7 +182,7 @@ class Peer:
         its offer is final. Raises LocalError, Refused, StorageError, Unavailable.
         """
         self._check_open()
-        return await self.data.publish(checked_key(key), data, path, version, self._pick(chain))
+        return await self.data.publish(checked_key(key), data, path, version, self._membership.pick(chain))
 
     async def request(
         self, key: DataKey | str, *, version: int = 0, timeout_ms: int = 5_000
@@ -205,17 +210,18 @@ class Peer:
         """
         self._check_open()
         demand = (checked_key(key), version, features[:256], composition[:256])
-        return await self.data.fetch(*demand, self._pick(chain), timeout_ms, progress)
+        return await self.data.fetch(*demand, self._membership.pick(chain), timeout_ms, progress)
 
     # --- records and pools ------------------------------------------------------------------
 
     async def submit(self, body: Body, *, chain: ChainId) -> RecordRef:
         """Sign `body`, put it on `chain`; return where it stands once it is final.
 
-        Raises Refused with the rule that said no, Unavailable if no quorum answers in 30 s (the
+        Raises Refused with the rule that said no, Unavailable if no quorum answers in 45 s (the
         record may still become final later).
         """
         self._check_open()
+        known = self._node.chains.get(chain)
         signed = sign_record(
             self._identity.signer,
             self.settings.network,
@@ -223,8 +229,9 @@ class Peer:
             body,
             self._clock.now().wall_ms,
             secrets.randbits(53),
+            0 if known is None else known.state.height,
         )
-        ref = await self.command(SubmitRecord(signed), COMMAND_TIMEOUT_MS)
+        ref = await self.command(SubmitRecord(signed), RECORD_TIMEOUT_MS)
         assert isinstance(ref, RecordRef)
         return ref
 
@@ -242,20 +249,32 @@ class Peer:
         Raises Refused or Unavailable naming who did not accept.
         """
         self._check_open()
-        invitation = Invitation(
-            self.settings.network,
-            name,
-            kind,
-            self.id,
-            tuple(members),
-            tuple(observers),
-            tuple(combination),
-            self._clock.now().wall_ms,
-            secrets.randbits(53),
-        )
-        genesis = await self.command(FormPool(invitation), COMMAND_TIMEOUT_MS)
-        assert isinstance(genesis, Genesis)
-        return genesis
+        everybody = members, combination, observers
+        return await self._membership.form(name, kind, *everybody, COMMAND_TIMEOUT_MS)
+
+    async def change_members(
+        self,
+        chain: ChainId,
+        *,
+        admit: Member | PeerId | str | None = None,
+        exclude: PeerId | str | None = None,
+        reason: str = "",
+        address: str = "",
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
+    ) -> RecordRef:
+        """Propose that somebody comes into a pool, leaves it, or both: a replacement in place [S3.6].
+
+        People are named, or meant by peer id; who is not linked is reached at `address`, a multiaddr.
+        Returns where this peer's own word stands; the change is decided when more than two thirds of
+        the members have said the same, see `members`. Raises LocalError, Refused, Unavailable.
+        """
+        self._check_open()
+        return await self._membership.change(chain, admit, exclude, reason, address, timeout_ms)
+
+    async def approve_change(self, chain: ChainId, proposer: PeerId | str = "") -> RecordRef:
+        """Approve what `proposer` has open in a pool ('': the only change); return where that stands."""
+        self._check_open()
+        return await self._membership.approve(chain, proposer, COMMAND_TIMEOUT_MS)
 
     # --- what is ----------------------------------------------------------------------------
 
@@ -291,13 +310,15 @@ class Peer:
 
     def member(self, peer: PeerId) -> Member | None:
         """Return this or a connected peer as a pool member, or None if it is not known (yet)."""
-        if peer == self.id:
-            return Member(self.id, self.name, self.settings.machine_type, self.addresses)
-        identity = self._identities.get(peer)
-        addresses = self._node.directory.addresses.get(peer)
-        if identity is None or addresses is None:
-            return self._node.directory.member(peer)
-        return Member(peer, identity.name, identity.machine_type, addresses)
+        return self._membership.member(peer)
+
+    def members(self, chain: ChainId) -> PoolMembers:
+        """Return who is in the pool of a chain, which changes are open, and who has left."""
+        return self._membership.view(chain)
+
+    def handovers(self, chain: ChainId) -> tuple[Handover, ...]:
+        """Return what leads from the genesis of a chain to its present roster, the oldest first."""
+        return self._membership.handovers(chain)
 
     @property
     def failure(self) -> str:
@@ -360,10 +381,8 @@ class Peer:
             case BlockCommitted(chain, certified):
                 if not self._watchers:
                     return
-                self.tell(BlockAdded(chain, certified))
-                height = certified.block.header.height
-                for index, record in enumerate(certified.block.records):
-                    self.tell(RecordCommitted(RecordRef(chain, height, index), record))
+                for event in self._membership.told_by(chain, certified):
+                    self.tell(event)
             case PoolJoined(genesis):
                 self.tell(PoolEntered(genesis))
             case Misbehaved(peer, reason):
@@ -392,16 +411,6 @@ class Peer:
             raise self._failure
         if not self._open:
             raise LocalError(f"peer {self.name} is not open: use it inside 'async with'")
-
-    def _pick(self, chain: ChainId | None) -> ChainId:
-        """Return `chain`, or the first fixed pool's, or the only one's."""
-        if chain is not None:
-            return chain
-        fixed = self._node.directory.main_chains()
-        choice = fixed or self.chains
-        if not choice:
-            raise LocalError(f"peer {self.name} is in no pool yet: wait for PoolEntered in watch()")
-        return choice[0]
 
     async def _measure_load(self) -> None:
         while True:

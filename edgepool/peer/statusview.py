@@ -8,8 +8,9 @@ from edgepool.config import PeerSettings
 from edgepool.core.chain import Chain
 from edgepool.core.machine import Instant
 from edgepool.core.node import Node
-from edgepool.model.block import quorum
+from edgepool.core.rosters import RosterHistory
 from edgepool.model.ids import PeerId, short
+from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity
@@ -83,11 +84,12 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
 
 def _chain_status(chain: Chain, node: Node) -> ChainStatus:
     invitation = chain.genesis.invitation
-    names = {member.peer: member.name for member in invitation.people()}
+    rosters = RosterHistory(chain.genesis, tuple(chain.handovers))
+    names = rosters.names()
     state = chain.state
     missing = [
         member.name
-        for member in invitation.members
+        for member in state.roster
         if member.peer != node.peer and not node.directory.connected(member.peer)
     ]
     return ChainStatus(
@@ -98,14 +100,15 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
         height=state.height,
         round=chain.engine.round,
         waiting=chain.waiting_records,
-        members=[member.name for member in invitation.members],
+        members=[member.name for member in state.roster],
         observers=[member.name for member in invitation.observers],
         missing=missing,
-        quorum=quorum(len(invitation.members)),
+        quorum=quorum(len(state.roster)),
         combination=list(invitation.combination),
         last_packer=names.get(state.last_packer, "") if state.last_packer else "",
         last_block_ms=state.time_ms,
         records=dict(state.counts),
+        former=[former.member.name for former in rosters.former()],
     )
 
 
@@ -139,7 +142,8 @@ def _wanted(settings: PeerSettings, node: Node) -> list[str]:
     """Return the names of all whom this peer should be linked to."""
     names = {known.name: None for known in settings.known_peers}
     for chain in node.chains.values():
-        for member in chain.genesis.invitation.people():
+        state = chain.state
+        for member in (*state.roster, *state.next_roster, *chain.genesis.invitation.observers):
             if member.peer != node.peer:
                 names[member.name] = None
     return list(names)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import assert_never
 
 from edgepool.core.machine import (
+    ApproveChange,
+    ChangeMembers,
     Command,
     ConfirmTransfer,
     Done,
@@ -83,5 +85,7 @@ def _missed(command: Command, in_time: str) -> str:
             return f"{holder.name} did not confirm the transfer {in_time}"
         case FormPool(invitation):
             return f"pool '{invitation.name}' was not formed {in_time}"
+        case ChangeMembers() | ApproveChange():
+            return f"the change of the pool's members was not on its chain {in_time}"
         case _:
             assert_never(command)

@@ -13,7 +13,7 @@ import msgspec
 from edgepool.core.machine import RecordRef
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.pool import Genesis
+from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
 
@@ -73,6 +73,19 @@ class PoolEntered:
 
 
 @dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """Others vote on a chain from `height` on: `joined` came, `left` went.
+
+    Told when the block before `height` stands; not for blocks that this peer has not seen itself.
+    """
+
+    chain: ChainId
+    height: int
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """A link came up or went down (`reason` says why)."""
 
@@ -110,7 +123,14 @@ class EventsMissed:
 
 
 PeerEvent = (
-    RecordCommitted | BlockAdded | PoolEntered | LinkChanged | TransferEnded | PeerMisbehaved | EventsMissed
+    RecordCommitted
+    | BlockAdded
+    | PoolEntered
+    | RosterChanged
+    | LinkChanged
+    | TransferEnded
+    | PeerMisbehaved
+    | EventsMissed
 )
 
 
@@ -130,8 +150,8 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A chain, as this peer knows it. `kind` is that of its pool: fixed or manufacturing.
 
-    `missing` are names of members without a link to this peer; `waiting` counts records in the
-    mempool; `quorum` is how many members must agree.
+    `members` vote on the next height, `former` have left. `missing` are names of members without a link
+    to this peer; `waiting` counts records in the mempool; `quorum` is how many members must agree.
     """
 
     id: str
@@ -149,6 +169,7 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_packer: str
     last_block_ms: int
     records: dict[str, int]
+    former: list[str] = []
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,3 +223,78 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     transfers: list[TransferStatus]
     totals: Totals
     problems: list[str]
+
+
+# --- members ------------------------------------------------------------------------------------
+
+
+class PoolMember(msgspec.Struct, frozen=True, kw_only=True):
+    """A member of a pool, which votes from height `since_height` on; `linked` to this peer or not."""
+
+    peer: str
+    name: str
+    machine_type: str
+    since_height: int
+    linked: bool
+    convicted: bool
+
+
+class FormerMember(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who has left a pool; `until_height` is the last one on which it had a vote."""
+
+    peer: str
+    name: str
+    until_height: int
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of who votes, by its number: peer ids and names of who leaves and who comes, '' for nobody."""
+
+    number: int
+    outgoing: str
+    outgoing_name: str
+    incoming: str
+    incoming_name: str
+    reason: str
+
+
+class OpenChange(Change, frozen=True, kw_only=True):
+    """A change that is proposed and not decided.
+
+    `approved_by` are the names of those of the `of` members who have approved it, `needed` is how many
+    must; `approved` says if this peer has. The coordinator may propose without being a member.
+    """
+
+    proposer: str
+    proposer_name: str
+    approved_by: list[str]
+    needed: int
+    of: int
+    approved: bool
+
+
+class DecidedChange(Change, frozen=True, kw_only=True):
+    """A change that is decided: the new roster votes from height `in_force_height` on."""
+
+    in_force_height: int
+
+
+class PoolMembers(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is in a pool, and who is to come or to go. `members` vote on the height after `height`.
+
+    `convicted` are names of members against whom there is evidence on the chain; `decided` is the
+    change that is not in force yet, None if there is none.
+    """
+
+    chain: str
+    name: str
+    kind: str
+    height: int
+    voting: bool
+    quorum: int
+    members: list[PoolMember]
+    observers: list[str]
+    decided: DecidedChange | None
+    open: list[OpenChange]
+    convicted: list[str]
+    former: list[FormerMember]

@@ -97,8 +97,8 @@ def see(
         if intent.pool in by_name:
             tally.pools_running[by_name[intent.pool]] += 1
     return Board(
-        tuple(_fixed_pool(genesis, workshop, tally, connected) for genesis, _ in _fixed(known)),
-        tuple(_formed(genesis, tally) for genesis, _ in known if genesis.chain in tally.pools_running),
+        tuple(_fixed_pool(genesis, state, workshop, tally, connected) for genesis, state in _fixed(known)),
+        tuple(_formed(genesis, tally) for genesis, state in known if _reusable(genesis, state)),
         tuple(tally.ended),
         tuple(t for t in by_number.values() if t.number not in tally.stated and t.number not in intents),
         tuple(unstated),
@@ -124,12 +124,12 @@ def _count_chain(tally: _Tally, genesis: Genesis, state: ChainState) -> None:
 
 
 def _fixed_pool(
-    genesis: Genesis, workshop: Workshop, tally: _Tally, connected: Collection[PeerId]
+    genesis: Genesis, state: ChainState, workshop: Workshop, tally: _Tally, connected: Collection[PeerId]
 ) -> FixedPoolView:
     functions = workshop.function_of
     machines = []
-    for member in genesis.invitation.members:
-        if member.name in functions:  # the coordinator is a member too, and no machine
+    for member in state.next_roster:
+        if member.name in functions:  # the coordinator and witnesses are members too, and no machines
             load = tally.loads.get(member.peer, _Load())
             machines.append(
                 Machine(
@@ -144,7 +144,17 @@ def _fixed_pool(
     return FixedPoolView(genesis.invitation.name, tuple(machines))
 
 
+def _reusable(genesis: Genesis, state: ChainState) -> bool:
+    """Say whether a pool can serve its route again: all its stations are members still."""
+    voting = {member.peer for member in state.next_roster}
+    return genesis.invitation.kind == "manufacturing" and voting >= set(_stations(genesis))
+
+
+def _stations(genesis: Genesis) -> tuple[PeerId, ...]:
+    """Return who serves the steps of a pool's route, in their order; witnesses stand behind them."""
+    return genesis.members[: len(genesis.invitation.combination)]
+
+
 def _formed(genesis: Genesis, tally: _Tally) -> FormedPool:
     combination = tuple(genesis.invitation.combination)
-    stations = genesis.members[: len(combination)]
-    return FormedPool(genesis.chain, combination, stations, tally.pools_running[genesis.chain])
+    return FormedPool(genesis.chain, combination, _stations(genesis), tally.pools_running[genesis.chain])

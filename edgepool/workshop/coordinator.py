@@ -12,7 +12,8 @@ from time import monotonic, time
 
 from edgepool.core.pools.formation import Create, Reuse, Wait, choose
 from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
-from edgepool.gateway.pools import form_fixed_pools
+from edgepool.gateway.pools import form_fixed_pools, gather_members
+from edgepool.gateway.witnesses import LEAST_MEMBERS, keep_witnesses, witnesses_for
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MachiningRequirement
@@ -22,7 +23,7 @@ from edgepool.peer.values import BlockAdded, EventsMissed, LinkChanged, PoolEnte
 from edgepool.workshop.board import Board, see
 from edgepool.workshop.events import CaughtUp, Fault, Note, PoolStands, TaskAllotted, TaskEnded, Tell
 from edgepool.workshop.journal import Intent, Journal
-from edgepool.workshop.orders import Task, Workshop
+from edgepool.workshop.orders import Task, Workshop, plan
 from edgepool.workshop.twindata import STATION_KINDS
 
 LOOK_EVERY_S = 1.0
@@ -35,7 +36,7 @@ MAX_RETRY_S = 3.0
 
 
 class Coordinator:
-    """Allots `tasks` to the machines of `workshop`; `hour_seconds` seconds stand for an hour of work."""
+    """Allots `tasks` to the machines of `workshop`."""
 
     def __init__(
         self,
@@ -43,16 +44,17 @@ class Coordinator:
         workshop: Workshop,
         tasks: tuple[Task, ...],
         journal: Journal,
-        hour_seconds: float,
         tell: Tell,
     ) -> None:
         self._peer = peer
         self._workshop = workshop
         self._tasks = {task.number: task for task in tasks}
         self._journal = journal
-        self._hour_seconds = hour_seconds
         self._tell = tell
+        self._free_ms: dict[str, int] = {}
+        """From when on each station has nothing planned."""
         self._told_ended: set[str] = set()
+        self._told_few = False
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._started = 0.0
@@ -63,7 +65,10 @@ class Coordinator:
         self._started = monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
+            with suppress(Unavailable):  # then the pools get their witnesses as these come
+                await gather_members(self._peer, self._workshop.witness_names, PATIENCE_S)
             fixed = await form_fixed_pools(self._peer, self._note_pool)
+            group.create_task(keep_witnesses(self._peer, self._note))
             for genesis in fixed:
                 self._tell_pool(genesis)
             if known:
@@ -197,7 +202,12 @@ class Coordinator:
         return None
 
     async def _form(self, intent: Intent) -> Genesis:
-        members = [self._member(PeerId(station)) for station in intent.stations]
+        stations = [self._member(PeerId(station)) for station in intent.stations]
+        # Behind the stations, so that these are still the steps of the route, in their order.
+        members = [*stations, *witnesses_for(self._peer, stations)]
+        if len(members) < LEAST_MEMBERS and not self._told_few:
+            self._told_few = True
+            self._note(f"pools of fewer than {LEAST_MEMBERS} machines bear no liar: no witnesses are linked")
         combination = self._tasks[intent.task].combination
         me = self._member(self._peer.id)
         genesis = await self._peer.form_pool(
@@ -239,11 +249,11 @@ class Coordinator:
 
     def _requirements(self, intent: Intent) -> list[MachiningRequirement]:
         task = self._tasks[intent.task]
-        completion_ms = _now_ms()
+        self._see_plans()
+        completions_ms = plan(task, intent.stations, _now_ms(), self._free_ms)
         requirements = []
-        for place, (step, station) in enumerate(zip(task.steps, intent.stations, strict=True)):
-            minutes = step.outside_minutes + step.process_minutes
-            completion_ms += round(minutes / 60 * self._hour_seconds * 1000)
+        steps = zip(task.steps, intent.stations, completions_ms, strict=True)
+        for place, (step, station, completion_ms) in enumerate(steps):
             requirements.append(
                 MachiningRequirement(
                     task.number,
@@ -259,6 +269,14 @@ class Coordinator:
                 )
             )
         return requirements
+
+    def _see_plans(self) -> None:
+        """Take note of what is planned on all chains: after a restart, nothing else says it."""
+        for genesis in self._peer.pools:
+            for task in self._peer.chain_state(genesis.chain).tasks.values():
+                for step in task.steps.values():
+                    station, end_ms = step.requirement.station, step.requirement.planned_completion_ms
+                    self._free_ms[station] = max(self._free_ms.get(station, 0), end_ms)
 
     # --- telling ----------------------------------------------------------------------------
 

@@ -172,9 +172,15 @@ def _enter_requirement(
 
 def _enter_step(history: History, record: Record) -> None:
     body = record.body
+    if not isinstance(body, MachiningProcedure | MachiningCompletion | QualityInspection):
+        return
+    task = history.tasks.get(body.task)
+    step = task.steps.get(body.operation_number) if task is not None else None
+    if step is None:
+        return  # its requirement stood in a block that is pruned
     if isinstance(body, MachiningProcedure):
-        history.tasks[body.task].steps[body.operation_number].started_ms = record.time_ms
+        step.started_ms = record.time_ms
     elif isinstance(body, MachiningCompletion):
-        history.tasks[body.task].steps[body.operation_number].completed_ms = body.completion_ms
-    elif isinstance(body, QualityInspection):
-        history.tasks[body.task].steps[body.operation_number].accepted = body.accepted
+        step.completed_ms = body.completion_ms
+    else:
+        step.accepted = body.accepted

@@ -57,7 +57,7 @@ class HostSpec(Settings, frozen=True):
     """
 
     process: str
-    kind: Literal["stations", "coordinator", "relay"]
+    kind: Literal["stations", "coordinator", "witnesses", "relay"]
     folders: tuple[Path, ...]
     workshop: Path
     hour_seconds: float
@@ -121,7 +121,7 @@ async def _run(spec: HostSpec) -> None:
 
 
 class _HostedWorker:
-    """A peer of this process, its local API, and its station or coordinator."""
+    """A peer of this process, its local API, and its station or coordinator, if it has one."""
 
     def __init__(self, spec: HostSpec, folder: Path, workshop: Workshop, twin: TwinData) -> None:
         settings = load_peer_settings(folder)
@@ -133,12 +133,12 @@ class _HostedWorker:
             self._mover = _mover(spec, self.peer)
             station = Station(self.peer, self._mover, twin, workshop, spec.hour_seconds, print_event)
             self.work: Callable[[], Coroutine[Any, Any, None]] = station.run
+        elif spec.kind == "witnesses":
+            self.work = _only_vote
         else:
             self._journal = Journal(folder / JOURNAL_FILE)
             tasks = expand(workshop).tasks[: spec.tasks or None]
-            coordinator = Coordinator(
-                self.peer, workshop, tasks, self._journal, spec.hour_seconds, print_event
-            )
+            coordinator = Coordinator(self.peer, workshop, tasks, self._journal, print_event)
             self.work = coordinator.run
 
     async def open(self) -> None:
@@ -169,6 +169,11 @@ class _HostedWorker:
         """Tell the last status."""
         report = self._mover.report() if self._mover is not None else None
         print_event(PeerEnds(self.peer.status(), report))
+
+
+async def _only_vote() -> None:
+    """Do what a witness does beside its peer: nothing, until cancelled."""
+    await asyncio.Event().wait()
 
 
 async def _run_peers(spec: HostSpec, stop: asyncio.Event) -> None:

@@ -7,7 +7,7 @@ heat treatment) is no step of the task: its time stands before the next machined
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain as chained
 from itertools import zip_longest
@@ -20,12 +20,13 @@ from msgspec import Meta, field
 
 from edgepool.config import Settings, convert, read_toml
 from edgepool.errors import ConfigError
+from edgepool.model.fields import Name
 from edgepool.model.pool import MAX_MEMBERS
-from edgepool.model.record import Name
 
 PlainName = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Letters, digits, '.', '_' and '-': such a name can also be that of a folder or a data key."""
 MAX_TASKS = 999
+MINUTE_MS = 60_000
 
 
 class PartOrder(Settings, frozen=True):
@@ -83,7 +84,8 @@ class TwinDataSettings(Settings, frozen=True):
 class Workshop(Settings, frozen=True):
     """Everything about one workshop, as its TOML file says it.
 
-    `capabilities` names, for each operation, the functions of machines that can do it.
+    `capabilities` names, for each operation, the functions of machines that can do it; `witnesses` is how
+    many peers without a machine there are, for pools of fewer than four (none are needed in others).
     """
 
     name: PlainName
@@ -94,6 +96,7 @@ class Workshop(Settings, frozen=True):
     outside_operations: tuple[OutsideOperation, ...] = ()
     title: str = ""
     tasks_per_machine: Annotated[int, Meta(ge=1, le=64)] = 2
+    witnesses: Annotated[int, Meta(ge=0, le=8)] = 0
     twin_data: TwinDataSettings = TwinDataSettings()
 
     @property
@@ -106,6 +109,11 @@ class Workshop(Settings, frozen=True):
         """The fixed pool of each machine, by its name, in the order of the file."""
         pools = {function: pool.name for pool in self.fixed_pools for function in pool.functions}
         return {name: pools[function] for name, function in self.function_of.items()}
+
+    @property
+    def witness_names(self) -> tuple[str, ...]:
+        """What its witnesses are called."""
+        return tuple(f"witness-{number}" for number in range(1, self.witnesses + 1))
 
     def machines_of(self, pool: str) -> tuple[str, ...]:
         """Return the names of the machines in a fixed pool."""
@@ -172,6 +180,20 @@ def expand(workshop: Workshop) -> Orders:
     return Orders(tasks, tuple(assumptions))
 
 
+def plan(task: Task, stations: Sequence[str], now_ms: int, free_ms: dict[str, int]) -> tuple[int, ...]:
+    """Return when each step of `task` is planned to be complete on its station, in milliseconds.
+
+    A machine does one thing at a time: `free_ms` says from when on stations have nothing planned, and is
+    brought up to date. An hour of the plan is an hour, however fast a run lets hours pass.
+    """
+    completions = []
+    for step, station in zip(task.steps, stations, strict=True):
+        start_ms = max(now_ms + MINUTE_MS * step.outside_minutes, free_ms.get(station, 0))
+        now_ms = free_ms[station] = start_ms + MINUTE_MS * step.process_minutes
+        completions.append(now_ms)
+    return tuple(completions)
+
+
 def _steps(workshop: Workshop, part: PartOrder, assumptions: list[str]) -> tuple[Step, ...]:
     outside_names = {operation.name for operation in workshop.outside_operations}
     steps: list[Step] = []
@@ -229,6 +251,8 @@ def _check_machines(path: Path, workshop: Workshop) -> None:
     for name, function in workshop.function_of.items():
         if name == "coordinator":
             raise ConfigError(f"{path}: machines: no machine can be called 'coordinator'")
+        if name in workshop.witness_names:
+            raise ConfigError(f"{path}: machines: '{name}' is what a witness is called: choose another name")
         if function not in pooled:
             raise ConfigError(
                 f"{path}: fixed_pools: machine '{name}' is in none; "

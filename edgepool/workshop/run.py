@@ -26,6 +26,7 @@ SETTLE_S = 0.5
 DOWN_AT_LEAST_S = 3.0
 DOWN_AT_MOST_S = 12.0
 RELAY = "relay"
+WITNESSES = "witnesses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,9 @@ async def _start(plan: RunPlan, site: Site, processes: Processes) -> None:
         certificate = site.relay / "identity" / "certificate.pem"
     names = [COORDINATOR]
     await processes.start(_spec(plan, COORDINATOR, "coordinator", [site.coordinator]))
+    if site.witnesses:
+        names.append(WITNESSES)
+        await processes.start(_spec(plan, WITNESSES, "witnesses", list(site.witnesses.values())))
     for name, folders in _groups(plan, site).items():
         names.append(name)
         spec = _spec(plan, name, "stations", folders, relay_url, certificate)
@@ -151,7 +155,7 @@ def _spec(
     relay_url: str = "",
     relay_certificate: Path = Path(),
 ) -> HostSpec:
-    assert kind in ("stations", "coordinator", "relay")
+    assert kind in ("stations", "coordinator", "witnesses", "relay")
     return HostSpec(
         process=process,
         kind=kind,  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The folders of a workshop: a small authority, a folder for each peer, made afresh [S3.6].
 
 SITE/authority/            the organisation's root
-SITE/peers/NAME/           one for each machine, and for the coordinator
+SITE/peers/NAME/           one for each machine and witness, and for the coordinator
 SITE/relay/                the relay of cloud mode
 SITE/processes/            what each process was told to run, and its log
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgepool.config import FixedPool, KnownPeer
+from edgepool.config import FixedPool, KnownPeer, Role
 from edgepool.errors import LocalError
 from edgepool.gateway.setup import PeerPlan, free_ports, known_from_folder, make_peer_folder
 from edgepool.model.ids import format_address
@@ -23,18 +23,19 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where everything of one run is. `machines` are the folders by machine name."""
+    """Where everything of one run is. `machines` and `witnesses` are folders by name."""
 
     folder: Path
     coordinator: Path
     coordinator_id: str
     machines: dict[str, Path] = field(default_factory=dict)
     relay: Path | None = None
+    witnesses: dict[str, Path] = field(default_factory=dict)
 
     @property
     def peers(self) -> dict[str, Path]:
         """The folders of all peers by name, the coordinator first."""
-        return {COORDINATOR: self.coordinator, **self.machines}
+        return {COORDINATOR: self.coordinator, **self.machines, **self.witnesses}
 
     @property
     def processes(self) -> Path:
@@ -47,7 +48,7 @@ def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
     if folder.exists() and any(folder.iterdir()):
         raise LocalError(f"{folder} is not empty: name another folder")
     authority = folder / "authority"
-    ports = iter(free_ports(len(workshop.function_of) + 1))
+    ports = iter(free_ports(len(workshop.function_of) + workshop.witnesses + 1))
     pools = tuple(FixedPool(name=p.name, members=workshop.machines_of(p.name)) for p in workshop.fixed_pools)
     coordinator = folder / "peers" / COORDINATOR
     make_peer_folder(
@@ -65,22 +66,33 @@ def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
     machines: dict[str, Path] = {}
     for name, function in workshop.function_of.items():
         machines[name] = folder / "peers" / name
-        plan = _machine(workshop, name, function, next(ports), coordinator_id, known)
+        plan = _follower(workshop, name, "machine", function, next(ports), coordinator_id, known)
         make_peer_folder(machines[name], plan, authority)
+    witnesses = {name: folder / "peers" / name for name in workshop.witness_names}
+    for name, place in witnesses.items():
+        plan = _follower(workshop, name, "witness", "", next(ports), coordinator_id, known)
+        make_peer_folder(place, plan, authority)
     if relay:
         make_peer_folder(folder / "relay", PeerPlan("relay", workshop.name, "client"), authority)
-    site = Site(folder, coordinator, coordinator_id, machines, folder / "relay" if relay else None)
+    relay_folder = folder / "relay" if relay else None
+    site = Site(folder, coordinator, coordinator_id, machines, relay_folder, witnesses)
     site.processes.mkdir()
     return site
 
 
-def _machine(
-    workshop: Workshop, name: str, function: str, port: int, coordinator_id: str, known: KnownPeer
+def _follower(
+    workshop: Workshop,
+    name: str,
+    role: Role,
+    function: str,
+    port: int,
+    coordinator_id: str,
+    known: KnownPeer,
 ) -> PeerPlan:
     return PeerPlan(
         name,
         workshop.name,
-        "machine",
+        role,
         function,
         listen=format_address(HOST, port),
         coordinators=(coordinator_id,),

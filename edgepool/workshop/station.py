@@ -4,13 +4,16 @@ A station trusts nothing but its chains: whenever something changes it looks thr
 steps of its own whose predecessor is complete. So it needs no memory, and a restart goes on where
 the chains say it stopped. Fetching what a step needs comes before its start; the machine does one
 job at a time, in the order in which they became ready.
+
+Nobody stands for the last step of a task by starting the next one, so a station also inspects parts that
+others have finished: each the part of one other station of the route [S3.11].
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import time
@@ -75,6 +78,7 @@ class Station:
         self._tell = tell
         self._machine = asyncio.Lock()
         self._jobs: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._inspections: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._experience: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
@@ -111,6 +115,9 @@ class Station:
                 for job in self._ready(genesis.chain, genesis.invitation.name, task):
                     if job.key not in self._jobs:
                         self._jobs[job.key] = group.create_task(self._work(job))
+                last = self._to_inspect(genesis.chain, genesis.invitation.name, task, state.members)
+                if last is not None and last.key not in self._inspections:
+                    self._inspections[last.key] = group.create_task(self._inspect_last(last))
 
     def _ready(self, chain: ChainId, pool: str, task: TaskState) -> Iterator[_Job]:
         for place, step in task.steps.items():
@@ -120,6 +127,15 @@ class Station:
             if place > 0 and (before is None or before.completion is None):
                 continue
             yield _Job(chain, pool, step.requirement, before.completion if before else None)
+
+    def _to_inspect(
+        self, chain: ChainId, pool: str, task: TaskState, members: Sequence[PeerId]
+    ) -> _Job | None:
+        """Return the last step of a task that is complete, if this station is the one to inspect it."""
+        if not task.complete or last_inspector(task, members) != self._peer.id:
+            return None
+        last = task.steps[task.steps_planned - 1]
+        return None if last.inspected_by(self._peer.id) else _Job(chain, pool, last.requirement, None)
 
     def _step(self, job: _Job) -> StepState:
         state: ChainState = self._peer.chain_state(job.chain)
@@ -228,6 +244,28 @@ class Station:
     async def _finish(self, job: _Job) -> None:
         """Put inspection and completion on chain."""
         requirement = job.requirement
+        completion = MachiningCompletion(
+            requirement.task,
+            requirement.operation_number,
+            f"{requirement.task}-{requirement.operation_number}",
+            _now_ms(),
+        )
+        await _all(
+            [
+                self._inspect(job),
+                self._put(job, "complete", completion, lambda: self._step(job).done),
+            ]
+        )
+
+    async def _inspect_last(self, job: _Job) -> None:
+        try:
+            await self._inspect(job)
+        except LocalError as error:
+            self._fault(f"inspect task {job.requirement.task}", error)
+
+    async def _inspect(self, job: _Job) -> None:
+        """Put on chain what this station measures of a step, its own or another's."""
+        requirement = job.requirement
         found = self._twin.inspection(requirement.part, requirement.operation_number)
         inspection = QualityInspection(
             requirement.task,
@@ -237,18 +275,8 @@ class Station:
             found.values_um,
             found.accepted,
         )
-        completion = MachiningCompletion(
-            requirement.task,
-            requirement.operation_number,
-            f"{requirement.task}-{requirement.operation_number}",
-            _now_ms(),
-        )
-        await _all(
-            [
-                self._put(job, "inspect", inspection, lambda: bool(self._step(job).inspections)),
-                self._put(job, "complete", completion, lambda: self._step(job).done),
-            ]
-        )
+        me = self._peer.id
+        await self._put(job, "inspect", inspection, lambda: bool(self._step(job).inspected_by(me)))
 
     async def _publish_experience(self, chain: ChainId) -> None:
         """Publish once what this station knows beside its tasks, on its fixed pool's main chain."""
@@ -330,6 +358,13 @@ class Station:
 
     def _scaled_ms(self, minutes: int) -> int:
         return round(minutes / 60 * self._hour_seconds * 1000)
+
+
+def last_inspector(task: TaskState, members: Sequence[PeerId]) -> PeerId | None:
+    """Return who inspects the last step of `task`: its last other station, else the first other member."""
+    last = task.steps[task.steps_planned - 1].requirement.station
+    stations = [task.steps[place].requirement.station for place in reversed(range(task.steps_planned))]
+    return next((peer for peer in (*stations, *members) if peer != last and peer in members), None)
 
 
 async def _all(attempts: list[Coroutine[object, object, None]]) -> None:

@@ -5,7 +5,8 @@
     [[pools]]     name, kind ("fixed"), members, combination ([])
     [[exchanges]] from, to, key, size_bytes, expect_hops (not checked unless it is given)
 
-One peer is the coordinator: the one with that role, or else the first. `run` starts all peers in
+One peer is the coordinator: the one with that role, or else the first. Peers with the role "witness"
+need no pool: they join pools of fewer than four members. `run` starts all peers in
 this process, over real links on loopback, forms the pools and plays the exchanges one by one.
 """
 
@@ -29,8 +30,9 @@ from edgepool.core.machine import RecordRef
 from edgepool.errors import ConfigError, EdgepoolError, LocalError, Unavailable
 from edgepool.gateway.pools import POLL_S, gather_members, pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
+from edgepool.gateway.witnesses import choose_witnesses
+from edgepool.model.fields import Name
 from edgepool.model.pool import MAX_MEMBERS, Genesis, PoolKind
-from edgepool.model.record import Name
 from edgepool.model.twin import DataKey
 from edgepool.peer.peer import Peer
 from edgepool.workshop.orders import Workshop
@@ -156,10 +158,10 @@ class Topology(Settings, frozen=True):
 
     def _check_connected(self) -> Iterable[str]:
         graph = self.graph()
-        alone = [peer.name for peer in self.peers if not self.pools_of(peer.name)]
-        for name in alone:
+        alone = {peer.name: peer.role for peer in self.peers if not self.pools_of(peer.name)}
+        for name, role in alone.items():
             graph.remove_node(("peer", name))
-            if name != self.coordinator.name:
+            if name != self.coordinator.name and role != "witness":
                 yield f"peer '{name}' is in no pool: it can reach nobody's data"
         parts = [
             sorted(name for kind, name in part if kind == "pool") for part in nx.connected_components(graph)
@@ -209,6 +211,7 @@ def topology_of(workshop: Workshop) -> Topology:
         (
             TopologyPeer("coordinator", "coordinator"),
             *(TopologyPeer(name, "machine", function) for name, function in functions.items()),
+            *(TopologyPeer(name, "witness") for name in workshop.witness_names),
         ),
         tuple(
             TopologyPool(pool.name, ("coordinator", *workshop.machines_of(pool.name)))
@@ -294,16 +297,22 @@ async def _open(folder: Path, plan: PeerPlan, authority: Path, stack: AsyncExitS
 async def _form(topology: Topology, peers: dict[str, Peer]) -> dict[str, Genesis]:
     """Form all pools at once; return them by name when every member is in them."""
     coordinator = peers[topology.coordinator.name]
+    names = [peer.name for peer in topology.peers if peer.role == "witness"]
+    witnesses = await gather_members(coordinator, names, CONNECT_TIMEOUT_S)
+    used = {witness.peer: 0 for witness in witnesses}
 
     async def form(pool: TopologyPool) -> Genesis:
         members = await gather_members(coordinator, pool.members, CONNECT_TIMEOUT_S)
+        chosen = choose_witnesses(members, witnesses, used)
+        used.update((witness.peer, used[witness.peer] + 1) for witness in chosen)
+        members += chosen
         return await coordinator.form_pool(pool.name, pool.kind, members, combination=pool.combination)
 
     genesises = await asyncio.gather(*(form(pool) for pool in topology.pools))
     pools = {pool.name: genesis for pool, genesis in zip(topology.pools, genesises, strict=True)}
-    for pool in topology.pools:
-        members = [peers[name] for name in pool.members]
-        await pool_stands(pools[pool.name], members, CONNECT_TIMEOUT_S)
+    for genesis in genesises:
+        members = [peers[member.name] for member in genesis.invitation.members]
+        await pool_stands(genesis, members, CONNECT_TIMEOUT_S)
     return pools
 
 
@@ -383,7 +392,7 @@ def _pool_view(pool: TopologyPool, genesis: Genesis, peers: dict[str, Peer]) -> 
     return {
         "name": pool.name,
         "kind": pool.kind,
-        "members": list(pool.members),
+        "members": [member.name for member in genesis.invitation.members],
         "chain": genesis.chain,
         "height": max(peers[name].chain_state(genesis.chain).height for name in pool.members),
     }

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from edgepool import Peer
-from edgepool.config import KnownPeer
+from edgepool.config import Approve, FixedPool, KnownPeer, Role, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import ChainId
@@ -16,15 +18,24 @@ from edgepool.model.pool import Genesis
 NETWORK = "cell"
 
 
-def make_coordinator(folder: Path) -> Path:
-    make_peer_folder(folder / "cloud", PeerPlan("cloud", NETWORK, "coordinator"), folder / "authority")
+def make_coordinator(folder: Path, fixed_pools: tuple[FixedPool, ...] = ()) -> Path:
+    plan = PeerPlan("cloud", NETWORK, "coordinator", fixed_pools=fixed_pools)
+    make_peer_folder(folder / "cloud", plan, folder / "authority")
     return folder / "cloud"
 
 
-def make_machine(folder: Path, name: str, coordinator: Peer) -> Path:
-    known = KnownPeer("cloud", f"{coordinator.addresses[0]}/p2p/{coordinator.id}")
+def make_machine(
+    folder: Path, name: str, coordinator: Peer, role: Role = "machine", known: bool = True
+) -> Path:
+    """Make a machine's folder, or a witness's, which knows the coordinator's address if it is `known`."""
+    cloud = KnownPeer("cloud", f"{coordinator.addresses[0]}/p2p/{coordinator.id}")
     plan = PeerPlan(
-        name, NETWORK, machine_type="Turning", coordinators=(coordinator.id,), known_peers=(known,)
+        name,
+        NETWORK,
+        role,
+        "Turning" if role == "machine" else "",
+        coordinators=(coordinator.id,),
+        known_peers=(cloud,) if known else (),
     )
     make_peer_folder(folder / name, plan, folder / "authority")
     return folder / name
@@ -33,28 +44,44 @@ def make_machine(folder: Path, name: str, coordinator: Peer) -> Path:
 class Cell:
     """A coordinator and machines, all in one fixed pool."""
 
-    def __init__(self, folder: Path, cloud: Peer, machines: list[Peer], pool: Genesis) -> None:
+    def __init__(
+        self, folder: Path, cloud: Peer, machines: list[Peer], pool: Genesis, stack: AsyncExitStack
+    ) -> None:
         self.folder = folder
         self.cloud = cloud
         self.machines = machines
         self.pool = pool
+        self._stack = stack
 
     @property
     def chain(self) -> ChainId:
         return self.pool.chain
 
+    async def join(self, name: str, role: Role = "machine", known: bool = True) -> Peer:
+        """Open one more peer, which is in no pool; a `known` one is linked to the coordinator then."""
+        folder = make_machine(self.folder, name, self.cloud, role, known)
+        peer = await self._stack.enter_async_context(Peer.open(folder))
+        if known:
+            await gather_members(self.cloud, [name], timeout_s=10)
+        return peer
+
 
 @asynccontextmanager
-async def open_cell(folder: Path, machines: int) -> AsyncIterator[Cell]:
-    """Open a cell of new peers and form its pool."""
+async def open_cell(folder: Path, machines: int, approve: Approve = "coordinator") -> AsyncIterator[Cell]:
+    """Open a cell of new peers and form its pool; `approve` is their setting."""
+
+    def opened(place: Path) -> Peer:
+        settings = load_peer_settings(place)
+        return Peer(replace(settings, consensus=replace(settings.consensus, approve=approve)))
+
     async with AsyncExitStack() as stack:
-        cloud = await stack.enter_async_context(Peer.open(make_coordinator(folder)))
+        cloud = await stack.enter_async_context(opened(make_coordinator(folder)))
         peers = [
-            await stack.enter_async_context(Peer.open(make_machine(folder, f"m{n}", cloud)))
+            await stack.enter_async_context(opened(make_machine(folder, f"m{n}", cloud)))
             for n in range(machines)
         ]
         everybody = [cloud, *peers]
         members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=10)
         pool = await cloud.form_pool("cell", "fixed", members)
         await pool_stands(pool, everybody, timeout_s=10)
-        yield Cell(folder, cloud, peers, pool)
+        yield Cell(folder, cloud, peers, pool, stack)

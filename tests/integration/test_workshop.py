@@ -42,6 +42,8 @@ def test_a_small_demo_runs_end_to_end_and_can_be_checked_afterwards(tmp_path: Pa
         "demand",
         "offer",
     }
+    # Each station inspects its own steps; last steps are inspected by another one too.
+    assert report["records"]["inspection"] > report["records"]["completion"]
     assert report["bytes_direct"] > 64_000_000
     assert report["bytes_via_coordinator"] == 0
     assert report["cloud"]["bytes_direct"] == 0
@@ -55,7 +57,7 @@ def _one_changed_byte_is_found(folder: Path, report: dict[str, object]) -> None:
     chains = report["chains"]
     assert isinstance(chains, list)
     chain = ChainId(max(chains, key=lambda one: one["height"])["id"])
-    log = folder / "chains" / chain / "blocks.log"
+    (log,) = (folder / "chains" / chain).glob("blocks-*.log")
     raw = bytearray(log.read_bytes())
     raw[len(raw) // 2] ^= 1
     log.write_bytes(bytes(raw))
@@ -63,6 +65,47 @@ def _one_changed_byte_is_found(folder: Path, report: dict[str, object]) -> None:
     assert not verdict.verified
     assert verdict.bad_height > 0
     assert f"block {verdict.bad_height}" in verdict.problem
+
+
+SMALL = """
+name = "small"
+witnesses = 2
+[[parts]]
+number = "P1"
+quantity = 1
+route = [["Milling", 1.0], ["Turning", 1.0]]
+[[machines]]
+name = "mill"
+function = "Milling"
+ids = ["mill-1"]
+[[machines]]
+name = "lathe"
+function = "Turning"
+ids = ["lathe-1"]
+[[fixed_pools]]
+name = "all"
+functions = ["Milling", "Turning"]
+[capabilities]
+"Milling" = ["Milling"]
+"Turning" = ["Turning"]
+[twin_data.sizes_bytes]
+features = [1024, 2048]
+"""
+
+
+def test_a_workshop_of_two_machines_and_two_witnesses_has_pools_of_four(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    options = DemoOptions(
+        workshop=file, folder=tmp_path / "demo", hour_seconds=0.05, quiet=True, cloud=False, kill=False
+    )
+    report = asyncio.run(run_demo(options))
+    assert report["problems"] == []
+    assert report["tasks_done"] == 1
+    kinds = {chain["kind"]: chain["members"] for chain in report["chains"]}
+    assert set(kinds) == {"fixed", "manufacturing"}
+    assert kinds["manufacturing"][:2] == ["mill-1", "lathe-1"]
+    assert all(set(members) >= {"witness-1", "witness-2"} for members in kinds.values())
 
 
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:

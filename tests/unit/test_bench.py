@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
 from edgepool.bench import ceiling as ceiling_part
+from edgepool.bench import length as length_part
 from edgepool.bench import load as load_part
 from edgepool.bench import members as members_part
 from edgepool.bench import records as records_part
@@ -17,8 +20,10 @@ from edgepool.bench.bare import FileReceiver
 from edgepool.bench.ceiling import Ceiling
 from edgepool.bench.chain import NAMES, _burst, _gentle, form_pool
 from edgepool.bench.figures import Figure, Rounds, alternate, figure_of, percentile, timed
+from edgepool.bench.length import measure_length
 from edgepool.bench.link import _Asker, _connect, _manifest, _round_trips
 from edgepool.bench.load import LoadReport
+from edgepool.bench.longchain import LongChain
 from edgepool.bench.material import NETWORK, make_block, make_pool, make_records
 from edgepool.bench.members import Members
 from edgepool.bench.processes import Helper
@@ -328,3 +333,38 @@ def test_json_has_stable_keys(brief):
 def test_the_help_names_every_part():
     text = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"}).stdout
     assert all(part in text for part in PARTS)
+
+
+async def test_a_long_chain_is_measured_beside_a_fresh_one(tmp_path):
+    chains = LongChain(tmp_path)
+    assert await chains.begin(10) == os.getpid()
+    assert await chains.grow(5) == 50
+    took = await chains.commits(4)
+    assert took["ratio"] == pytest.approx(took["full"] / took["empty"])
+    await chains.snapshot()
+    assert await chains.grow(2) == 110
+    _, found = read_chain(tmp_path / "long", chains._long.chain)
+    assert [len(block.block.records) for _, block in found] == [10] * 11
+    assert await chains.size_bytes() > 110 * 200
+    await chains.end()
+    other = LongChain(tmp_path)
+    assert all(value > 0 for value in (await other.reopen(10)).values())
+    assert other._long.state.height == 11
+    assert all(value > 0 for value in (await other.look_ups(4)).values())
+    assert all(value > 0 for value in (await other.finds(4)).values())
+    wear = await other.wear(1, 3)
+    assert wear["files"] > 300 + 2 * 400
+    await other.end()
+
+
+async def test_what_was_killed_while_it_committed_is_opened_and_measured(monkeypatch):
+    monkeypatch.setattr(length_part, "SNAPSHOT_RECORDS", 300)
+    monkeypatch.setattr(length_part, "_ROUNDS", 3)
+    monkeypatch.setattr(length_part, "_GO_ON_S", 0.1)
+    told = []
+    report = await measure_length(1_000, lambda phase, share: told.append(phase))
+    assert report.records == 7 * 100 + 3 * 100 + 300
+    assert list(dict.fromkeys(told))[:3] == ["growing", "committing to both", "killing it"]
+    numbers = {name: value for name, value in asdict(report).items() if name != "index_s"}
+    assert all(value > 0 for value in numbers.values())
+    assert report.records_a_day > report.records_a_day_alone

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,15 +45,33 @@ def task_state(task: Task, steps_stated: int, steps_done: int) -> TaskState:
     return state
 
 
-def board(intents: dict[str, Intent] | None = None, **pools: list[TaskState]) -> Board:
+def chain(
+    name: str,
+    kind: str,
+    members: tuple[str, ...],
+    combination: tuple[str, ...] = (),
+    tasks: Sequence[TaskState] = (),
+    left: str = "",
+) -> tuple[Any, Any]:
+    genesis = pool(name, kind, members, combination)
+    roster = tuple(member for member in genesis.invitation.members if member.name != left)
+    return genesis, SimpleNamespace(tasks={task.task: task for task in tasks}, next_roster=roster)
+
+
+def board(
+    intents: dict[str, Intent] | None = None,
+    witnesses: tuple[str, ...] = (),
+    left: str = "",
+    **pools: list[TaskState],
+) -> Board:
     """Look at three fixed pools and one manufacturing pool for each keyword."""
     chains: list[Any] = [
-        (pool(plan.name, "fixed", (*WORKSHOP.machines_of(plan.name), "coordinator")), None)
+        chain(plan.name, "fixed", (*WORKSHOP.machines_of(plan.name), "coordinator"))
         for plan in WORKSHOP.fixed_pools
     ]
     for name, tasks in pools.items():
-        state = SimpleNamespace(tasks={task.task: task for task in tasks})
-        chains.append((pool(name, "manufacturing", STATIONS, TASKS[0].combination), state))
+        combination = TASKS[0].combination
+        chains.append(chain(name, "manufacturing", (*STATIONS, *witnesses), combination, tasks, left))
     connected = [PeerId(name) for name in WORKSHOP.function_of if name != "DMU60-1"]
     return see(WORKSHOP, TASKS, cast(Any, chains), intents or {}, connected)
 
@@ -122,3 +141,14 @@ def test_a_stated_task_is_not_stated_again() -> None:
     seen = board({"T001": intent}, first=[task_state(TASKS[0], 4, 4)])
     assert seen.unstated == ()
     assert machine(seen, "CUT220-1") == (0, 120, True)
+
+
+def test_witnesses_stand_behind_the_stations_and_get_no_steps() -> None:
+    seen = board(witnesses=("witness-1",), first=[task_state(TASKS[0], 4, 4)])
+    assert seen.history[0].stations == STATIONS
+
+
+def test_a_pool_that_a_station_has_left_is_not_used_again() -> None:
+    seen = board(witnesses=("witness-1",), left="DMU50-1", first=[task_state(TASKS[0], 4, 4)])
+    assert seen.history == ()
+    assert [ended.task for ended in seen.ended] == ["T001"]

@@ -49,6 +49,7 @@ SUBCOMMANDS = (
     "chain list",
     "chain show",
     "chain verify",
+    "chain members",
     "chain query",
     "chain lottery",
     "chain genesis",
@@ -235,12 +236,12 @@ def test_chains_are_listed_shown_and_verified_without_their_peer(plant: Path) ->
     assert "there are workshop" in complaint("chain", "show", plant, "elsewhere")
     verified = call("chain", "verify", plant)
     assert (verified.exit_code, "every hash, signature and Merkle root holds" in verified.stdout) == (0, True)
-    assert "there is no chain 'other'" in complaint("chain", "verify", plant, "other")
+    assert "there is no chain 'other'" in complaint("chain", "verify", plant, "--chain", "other")
 
 
 def test_one_changed_byte_makes_verify_fail_and_name_the_block(plant: Path, tmp_path: Path) -> None:
     shutil.copytree(plant / "solo", tmp_path / "solo")
-    (log,) = (tmp_path / "solo" / "chains").glob("*/blocks.log")
+    (log,) = (tmp_path / "solo" / "chains").glob("*/blocks-*.log")
     raw = bytearray(log.read_bytes())
     raw[raw.index(b"P-2") + 1] ^= 1
     log.write_bytes(raw)
@@ -263,13 +264,13 @@ def test_many_copies_are_one_row_for_each_chain_and_every_bad_copy(plant: Path, 
         assert call("chain", command, tmp_path, "--all").stdout.count("workshop") == 4
         assert len(json.loads(call("chain", command, tmp_path, "--json").stdout)) == 4
 
-    (log,) = (tmp_path / "south" / "mill" / "chains").glob("*/blocks.log")
+    (log,) = (tmp_path / "south" / "mill" / "chains").glob("*/blocks-*.log")
     raw = bytearray(log.read_bytes())
     raw[-1] ^= 1
     log.write_bytes(raw)
     (genesis,) = (tmp_path / "south" / "lathe" / "chains").glob("*/genesis.bin")
     genesis.write_bytes(b"")
-    for arguments in ((), ("workshop",)):
+    for arguments in ((), ("--chain", "workshop")):
         shown = call("chain", "verify", tmp_path, *arguments)
         assert shown.exit_code == 1
         assert "2 of 4 bad" in shown.stdout
@@ -280,7 +281,7 @@ def test_many_copies_are_one_row_for_each_chain_and_every_bad_copy(plant: Path, 
 
 
 def test_a_chain_named_by_nothing_is_not_verified(plant: Path) -> None:
-    assert "there is no chain ''" in complaint("chain", "verify", plant, "")
+    assert "there is no chain ''" in complaint("chain", "verify", plant, "--chain", "")
 
 
 def test_records_are_found_by_part_machine_kind_and_time(plant: Path) -> None:
@@ -340,8 +341,8 @@ def test_a_proof_file_holds_far_from_the_chain_and_no_bit_of_it_may_flip(plant: 
 
 def test_what_is_no_proof_no_genesis_or_no_record_gets_one_sentence(plant: Path, tmp_path: Path) -> None:
     file = tmp_path / "x"
-    file.write_bytes(b"EPPROOF\x02...")
-    assert "its version is 2" in complaint("proof", "check", file, "--genesis", "0" * 40)
+    file.write_bytes(b"EPPROOF\x01...")
+    assert "its version is 1" in complaint("proof", "check", file, "--genesis", "0" * 40)
     file.write_bytes(b"PK\x03\x04")
     assert "does not begin like a proof" in complaint("proof", "check", file, "--genesis", "0" * 40)
     assert "neither a genesis file nor a chain id" in complaint("proof", "check", file, "--genesis", "abcd")

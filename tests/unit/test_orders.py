@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from edgepool.errors import ConfigError
-from edgepool.workshop.orders import Orders, Workshop, expand, load_workshop
+from edgepool.workshop.orders import Orders, Step, Task, Workshop, expand, load_workshop, plan
 
+HOUR_MS = 3_600_000
 ROCKET_MOTOR = Path(__file__).parents[2] / "examples" / "rocket_motor.toml"
 
 
@@ -127,3 +128,18 @@ def test_a_wrong_workshop_is_refused_in_one_sentence(tmp_path: Path, old: str, n
     assert told in str(refused.value)
     assert str(refused.value).startswith(str(path))
     assert "\n" not in str(refused.value)
+
+
+def test_plans_follow_each_other_and_never_overlap_on_a_station() -> None:
+    step = Step(10, "Milling", 60, 0)
+    late = Step(20, "Turning", 30, 120)  # heat treatment in between
+    task = Task("T001", "P1-01", (step, late))
+    free_ms = {"busy": 10 * HOUR_MS}
+    assert plan(task, ("mill", "busy"), HOUR_MS, free_ms) == (2 * HOUR_MS, 10 * HOUR_MS + HOUR_MS // 2)
+    assert plan(task, ("mill", "lathe"), HOUR_MS, free_ms) == (3 * HOUR_MS, 5 * HOUR_MS + HOUR_MS // 2)
+    assert plan(task, ("lathe", "mill"), HOUR_MS, free_ms)[1] == 9 * HOUR_MS
+    assert free_ms == {
+        "busy": 10 * HOUR_MS + HOUR_MS // 2,
+        "mill": 9 * HOUR_MS,
+        "lathe": 6 * HOUR_MS + HOUR_MS // 2,
+    }
