@@ -20,6 +20,7 @@ from edgepool.model.ids import parse_address
 CONFIG_FILE = "edgepool.toml"
 ROLES = ("machine", "coordinator", "witness", "inspector", "regulator", "client")
 Role = Literal["machine", "coordinator", "witness", "inspector", "regulator", "client"]
+Approve = Literal["coordinator", "manual"]
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -63,7 +64,11 @@ class ApiSettings(Settings, frozen=True):
 
 
 class Limits(Settings, frozen=True):
-    """Bounds on everything that others can make grow. A frame must have room for a whole block."""
+    """Bounds on everything that others can make grow. A frame must have room for a whole block.
+
+    `chain_bytes` is what the blocks of one chain should take on disk at most. It is a goal, not a wall: they
+    are dropped a good part at a time, and those of the chain's window are always kept.
+    """
 
     frame_bytes: Annotated[int, Meta(ge=1536 * 1024, le=4 * 1024 * 1024)] = 2 * 1024 * 1024
     outbox_bytes: Annotated[int, Meta(ge=65536)] = 8 * 1024 * 1024
@@ -74,6 +79,7 @@ class Limits(Settings, frozen=True):
     transfers_served: Positive = 16
     transfer_stall_ms: Positive = 15_000
     chains: Positive = 256
+    chain_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024**3
     mempool_records: Positive = 4_096
     queries: Positive = 256
     data_bytes: Positive = 64 * 1024**3
@@ -83,15 +89,18 @@ class Limits(Settings, frozen=True):
 class ConsensusSettings(Settings, frozen=True):
     """Times of the chains' protocol, in ms; each round adds `growth_ms` to the timeouts.
 
-    `gather_ms` is how long a leader lets records gather before it packs a block.
+    `gather_ms` is how long a leader lets records gather before it packs a block. `approve` says which changes
+    of a pool's members this one approves by itself: those that the coordinator proposes, or none of
+    them ("manual"). What a member asks for itself, and the exclusion of proven liars, it always approves.
     """
 
     propose_timeout_ms: Positive = 1_000
     vote_timeout_ms: Positive = 500
     growth_ms: Positive = 500
-    gather_ms: Annotated[int, Meta(ge=0)] = 20
+    gather_ms: Annotated[int, Meta(ge=0)] = 4
     status_ms: Positive = 500
     idle_status_ms: Positive = 5_000
+    approve: Approve = "coordinator"
 
 
 class PeerSettings(Settings, frozen=True):

@@ -2,8 +2,9 @@
 
 Decoders get mutated frames of every kind and may raise DecodeError only. One execution in
 `--node-share` goes through whole nodes instead, as a mutated or a hostile, well-signed message, and
-there nothing at all may be raised (fuzz_cell.py says what else is checked). The same seed, executions
-and processes make the same run, which `trace` shows.
+there nothing at all may be raised (fuzz_cell.py says what else is checked); a few go through proof
+files, states and stored folders (fuzz_files.py). The same seed, executions and processes make the same
+run, which `trace` shows.
 """
 
 from __future__ import annotations
@@ -18,49 +19,36 @@ import sys
 import time
 import traceback
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from fuzz_cell import (
-    COORDINATOR,
-    EPOCH_MS,
-    GENESES,
-    HONEST,
-    HOSTILE,
-    KEYS,
-    LIAR,
-    MEMBERS,
-    NETWORK,
-    ROOT,
-    Cell,
-)
+from fuzz_captured import Puppeteer
+from fuzz_cell import Cell, Manner
+from fuzz_corpus import DEEDS, corpus, work
+from fuzz_files import Folders, Proofs, States
 from fuzz_hostile import Hostile
+from fuzz_kinds import BODIES, MESSAGES, kinds_in, missing
 from fuzz_mutation import Seed, mutate_bytes, mutate_value
+from fuzz_world import COORDINATOR, GENESES, HONEST, HOSTILE, LIAR, small_world
 
-from edgepool.core.consensus.ballot import SavedBallot
-from edgepool.core.machine import ConfirmTransfer, FindData, SubmitRecord, Submitted
 from edgepool.errors import DecodeError
-from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import decode, encode
-from edgepool.model.message import (
-    Blocks,
-    Message,
-    TransferAccept,
-    TransferRefusal,
-    TransferRequest,
-    decode_message,
-)
-from edgepool.model.pool import Genesis
-from edgepool.model.record import DataDemand, DataOffer, SignedRecord, sign_record
-from edgepool.model.twin import Manifest
+from edgepool.model.message import Message, decode_message
 
-ANSWER: Any = TransferAccept | TransferRefusal
-BUSY_INJECTIONS = 4_000
-"""How long a pool lives in which records are written; the other pool lives as long as the run."""
+MANNERS = (
+    Manner("calm", forgiving=True, manual=True, writes=False),
+    Manner("long", forgiving=True, manual=True, writes=True, life=6_000),
+    Manner("changing", forgiving=False, manual=False, writes=True, life=2_000),
+    Manner("captured", forgiving=True, manual=True, writes=True, captured="small", life=1_000),
+    Manner("captured, large", forgiving=True, manual=True, writes=True, captured="large", life=400),
+)
+"""How cells live, one for each manner at a time; the first lives as long as the run."""
+PROVED_EVERY = 500
+"""After how many injections a cell must show that its pools still live."""
 ERRORS_KEPT = 5
 MAX_GROWTH_MB = 10.0
 _STEP = 2_000
@@ -78,100 +66,37 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What one process found. `nodes` of the executions went through a node."""
+    """What one process found. `nodes` of the executions went through a node, `files` through files.
+
+    `kinds` counts the messages, and the bodies of records in them, that have reached nodes.
+    """
 
     executions: int = 0
     accepted: int = 0
     nodes: int = 0
+    files: int = 0
     blames: int = 0
+    adopted: int = 0
+    blocks: int = 0
+    changes: int = 0
     trace: int = 0
     growth_mb: float = 0.0
+    kinds: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
 
-# --- valid frames of every kind -------------------------------------------------------------------
+class Stage:
+    """A cell with those who are hostile to it."""
 
-
-def honest_frames(rng: Random) -> list[bytes]:
-    """Return what a calm pool says while it writes records, finds data and confirms a transfer."""
-    cell = Cell(rng)
-    frames: list[bytes] = []
-    for turn in range(12):
-        work(cell, rng, turn)
-        cell.pass_time(300)
-        frames += cell.heard
-        cell.heard.clear()
-    return frames
-
-
-def work(cell: Cell, rng: Random, turn: int) -> None:
-    """Let an honest member do something that members do."""
-    place = turn % len(HONEST)
-    node, signer = cell.nodes[HONEST[place]], MEMBERS[place]
-    chain = GENESES[turn // 3 % 2].chain
-    match turn % 4:
-        case 0:
-            body = DataOffer(KEYS[0], 1, ROOT, 1000, "/ip4/10.0.0.1/tcp/4001", 96)
-            record = sign_record(signer, NETWORK, chain, body, EPOCH_MS, turn)
-            cell.step(node.peer, Submitted(turn + 1, SubmitRecord(record)))
-        case 1:
-            nonce = int(rng.random() * 2**53)
-            record = sign_record(signer, NETWORK, chain, DataDemand(KEYS[0], 0, "", ""), EPOCH_MS, nonce)
-            cell.step(node.peer, Submitted(turn + 1, SubmitRecord(record)))
-        case 2:
-            cell.step(node.peer, Submitted(turn + 1, FindData(KEYS[turn // 4 % 3], turn % 3, 4_000)))
-        case _:
-            holder = GENESES[0].invitation.members[int(rng.random() * 4)]
-            until_ms = EPOCH_MS + cell.now_ms + 60_000
-            cell.step(node.peer, Submitted(turn + 1, ConfirmTransfer(holder, KEYS[0], ROOT, until_ms)))
-    cell.settle()
-
-
-def corpus(rng: Random) -> list[tuple[Any, list[Seed]]]:
-    """Return every kind that is decoded from a wire or a disk, with valid frames of it."""
-    by_tag: dict[str, list[bytes]] = {}
-    frames = honest_frames(rng)
-    cell = Cell(rng)
-    hostile = Hostile(rng, cell, writes=True)
-    for turn in range(600):
-        message = hostile.next()
-        frames.append(encode(message))
-        if turn % 20 == 0:
-            work(cell, rng, turn // 20)
-    for frame in frames:
-        try:
-            message = decode_message(frame)
-        except DecodeError:
-            continue
-        kept = by_tag.setdefault(type(message).__name__, [])
-        if len(kept) < 12 and len(frame) < 6_000:
-            kept.append(frame)
-    messages = [Seed(frame) for tag in sorted(by_tag) for frame in by_tag[tag]]
-    blocks = [decode_message(frame) for frame in by_tag["Blocks"]]
-    certified = [one for message in blocks if isinstance(message, Blocks) for one in message.blocks[:2]]
-    records = [one for block in certified for one in block.block.records[:3]]
-    manifest = Manifest(2_500_000, 1_048_576, (bytes(32), ROOT, bytes(32)))
-    ballots = [
-        chain.engine._ballot.save(peer, 2) for peer in HONEST for chain in cell.nodes[peer].chains.values()
-    ]
-    others: list[tuple[Any, list[Any]]] = [
-        (CertifiedBlock, certified[:8]),
-        (Genesis, list(GENESES)),
-        (SignedRecord, records[:12]),
-        (SavedBallot, ballots),
-        (TransferRequest, [TransferRequest(records[0], first) for first in (0, 1, 65536)]),
-        (ANSWER, [TransferAccept(manifest), TransferRefusal(""), TransferRefusal("does not hold this")]),
-    ]
-    seeds = [(kind, [Seed(encode(value)) for value in values]) for kind, values in others]
-    # Messages come first and weigh most: they are what strangers can send.
-    return [(Message, messages)] * 6 + seeds
-
-
-# --- executions -------------------------------------------------------------------------------------
+    def __init__(self, rng: Random, manner: Manner) -> None:
+        self.cell = Cell(rng, manner)
+        self.hostile = Hostile(rng, self.cell)
+        self.puppeteer = Puppeteer(rng, self.cell) if manner.captured else None
+        self.injections = 0
 
 
 class Fuzzer:
-    """Runs one job. `say` is told how many executions have been done."""
+    """Runs one job, inside `small_world`. `say` is told how many executions have been done."""
 
     def __init__(self, job: Job, say: Callable[[int], None] = lambda done: None) -> None:
         self.outcome = Outcome()
@@ -179,26 +104,37 @@ class Fuzzer:
         self._say = say
         self._rng = Random(f"{job.seed}/{job.worker}")
         self._corpus = corpus(self._rng)
-        self._standing = Cell(self._rng)
-        self._quiet = Hostile(self._rng, self._standing, writes=False)
-        self._busy, self._writer, self._busy_since = self._new_busy()
+        self._stages = [Stage(self._rng, manner) for manner in MANNERS]
+        self._proofs, self._states = Proofs(self._rng), States(self._rng)
 
     def run(self) -> Outcome:
         """Do all executions; give up early if errors abound."""
+        self._folders = Folders(self._rng)
+        try:
+            self._run()
+        finally:
+            self._folders.close()
+        for stage in self._stages:
+            self._count(stage)
+        return self.outcome
+
+    def _run(self) -> None:
         job, outcome = self._job, self.outcome
         warm_at, warm_mb = max(1, job.executions // 5), 0.0
         while outcome.executions < job.executions and len(outcome.errors) < ERRORS_KEPT:
             if warm_mb == 0.0 and outcome.executions >= warm_at:
                 warm_mb = resident_mb()
             for _ in range(min(_STEP, job.executions - outcome.executions)):
-                if self._rng.random() * job.node_share < 1:
+                dice = self._rng.random() * job.node_share
+                if dice < 1:
                     self._through_node()
+                elif dice < 2:
+                    self._through_files(dice - 1)
                 else:
                     self._through_decoder()
                 outcome.executions += 1
             self._say(outcome.executions)
         outcome.growth_mb = resident_mb() - (warm_mb or resident_mb())
-        return outcome
 
     def _through_decoder(self) -> None:
         rng, outcome = self._rng, self.outcome
@@ -214,48 +150,69 @@ class Fuzzer:
         except Exception:
             self._unhandled(f"decoding {getattr(kind, '__name__', kind)}", frame)
 
+    def _through_files(self, dice: float) -> None:
+        outcome = self.outcome
+        outcome.files += 1
+        target = self._folders if dice < 0.05 else self._states if dice < 0.5 else self._proofs
+        try:
+            outcome.trace = zlib.crc32(target.run(), outcome.trace)
+        except Exception:
+            self._unhandled(type(target).__name__.lower(), b"")
+
     def _through_node(self) -> None:
         rng, outcome = self._rng, self.outcome
+        place = outcome.nodes % len(self._stages)
+        stage = self._stages[place]
+        cell = stage.cell
         outcome.nodes += 1
-        busy = outcome.nodes % 2 == 0
-        cell, hostile = (self._busy, self._writer) if busy else (self._standing, self._quiet)
+        stage.injections += 1
         frame = b""
         try:
-            frame = self._hostile_frame(cell, hostile)
+            frame, address = self._hostile_frame(stage)
             outcome.trace = zlib.crc32(frame, outcome.trace)
             message: Message = decode_message(frame)
             outcome.accepted += 1
+            outcome.kinds.update(kinds_in(message))
             sender = (LIAR.peer, LIAR.peer, COORDINATOR.peer, HOSTILE[2])[int(rng.random() * 4)]
-            cell.inject(sender, HONEST[int(rng.random() * len(HONEST))], message)
-            self._pass(cell, busy)
+            receiver = HONEST[int(rng.random() * len(HONEST))]
+            cell.inject(*(address or (sender, receiver)), message)
+            self._pass(stage)
+            if self._worn(stage):
+                self._renew(place)
         except DecodeError:
             if not isinstance(frame, bytes) or _decodes(frame):
-                self._unhandled("a node", frame)
+                self._unhandled(f"a node of the cell '{cell.manner.name}'", frame)
         except Exception:
-            self._unhandled("a node", frame)
-            self._standing = Cell(rng)
-            self._quiet = Hostile(rng, self._standing, writes=False)
-            self._busy, self._writer, self._busy_since = self._new_busy()
+            self._unhandled(f"a node of the cell '{cell.manner.name}'", frame)
+            self._renew(place)
 
-    def _hostile_frame(self, cell: Cell, hostile: Hostile) -> bytes:
-        """Return something made up, something heard, or one of both with odd values in it."""
-        rng = self._rng
-        heard = cell.heard
-        if not heard or rng.random() < 0.6:
-            frame = encode(hostile.next())
+    def _hostile_frame(self, stage: Stage) -> tuple[bytes, tuple[str, str] | None]:
+        """Return something made up, something heard, or that with odd values; and who says it to whom."""
+        rng, heard, address = self._rng, stage.cell.heard, None
+        if stage.puppeteer is not None and rng.random() < 0.6:
+            frame = encode(stage.puppeteer.next())
+            address = stage.puppeteer.address
+            if rng.random() < 0.8:
+                return frame, address
+        elif not heard or rng.random() < 0.6:
+            frame = encode(stage.hostile.next())
+            address = stage.hostile.address
         else:
             frame = heard[int(rng.random() * len(heard))]
         if rng.random() < 0.6 or len(frame) > 20_000:
-            return frame
+            return frame, address
         seed = Seed(frame)
-        return mutate_value(rng, seed, seed)
+        return mutate_value(rng, seed, seed), address
 
-    def _pass(self, cell: Cell, busy: bool) -> None:
+    def _pass(self, stage: Stage) -> None:
         """Let time pass, and now and then something happen that is nobody's fault."""
-        rng, outcome = self._rng, self.outcome
-        cell.pass_time(60)
+        rng, cell, manner = self._rng, stage.cell, stage.cell.manner
+        wait_ms = stage.puppeteer.wait_ms if stage.puppeteer is not None else 0
+        cell.pass_time(wait_ms or (60, 60, 60, 1_000)[int(rng.random() * 4)])
         dice = rng.random()
-        if dice < 0.002:
+        if dice < 0.001 and manner.writes:
+            self._absence(stage)
+        elif dice < 0.002:
             cell.restart(int(rng.random() * len(HONEST)))
         elif dice < 0.01:
             cell.flap(HOSTILE[int(rng.random() * len(HOSTILE))], HONEST[int(rng.random() * len(HONEST))])
@@ -263,15 +220,43 @@ class Fuzzer:
             cell.pass_time(12_000)
         elif dice < 0.04:
             cell.away = None if cell.away else HONEST[int(rng.random() * len(HONEST))]
-        elif dice < 0.1:
-            work(cell, rng, int(rng.random() * 12) if busy else 2 + 4 * int(rng.random() * 3))
-        if busy and outcome.nodes - self._busy_since > 2 * BUSY_INJECTIONS:
-            outcome.blames += cell.blames
-            self._busy, self._writer, self._busy_since = self._new_busy()
+        elif dice < (0.3 if manner.writes else 0.1):
+            deeds = DEEDS if not manner.manual else DEEDS[:5] if manner.writes else ("find",)
+            work(cell, rng, deeds[int(rng.random() * len(deeds))])
+        if stage.injections % PROVED_EVERY == 0:
+            cell.prove_alive()
 
-    def _new_busy(self) -> tuple[Cell, Hostile, int]:
-        cell = Cell(self._rng)
-        return cell, Hostile(self._rng, cell, writes=True), self.outcome.nodes
+    def _absence(self, stage: Stage) -> None:
+        """Let an honest member miss so many blocks that it needs a snapshot; the hostile help the others."""
+        rng, cell = self._rng, stage.cell
+        place = int(rng.random() * len(HONEST))
+        cell.away, others = HONEST[place], HONEST[:place] + HONEST[place + 1 :]
+        for turn in range(80):
+            work(cell, rng, "demand")
+            chain = cell.nodes[others[0]].chains[GENESES[turn % 2].chain]
+            for peer in others:
+                cell.inject(LIAR.peer, peer, stage.hostile.fair_votes(chain))
+            cell.pass_time(1_000)
+        cell.away = None
+
+    def _worn(self, stage: Stage) -> bool:
+        """Say whether a cell has lived long enough: longer if its pools are what they were."""
+        manner = stage.cell.manner
+        return 0 < manner.life < stage.injections or (
+            manner.writes and stage.cell.changed and self._rng.random() < 0.01
+        )
+
+    def _renew(self, place: int) -> None:
+        self._count(self._stages[place])
+        self._stages[place] = Stage(self._rng, MANNERS[place])
+
+    def _count(self, stage: Stage) -> None:
+        outcome, cell = self.outcome, stage.cell
+        outcome.blames += cell.blames
+        outcome.adopted += cell.adopted
+        chains = [chain for node in cell.nodes.values() for chain in node.chains.values()]
+        outcome.blocks += sum(chain.state.height for chain in chains)
+        outcome.changes += sum(len(chain.handovers) for chain in chains)
 
     def _unhandled(self, where: str, frame: bytes) -> None:
         job = self._job
@@ -314,7 +299,8 @@ def work_through(job: Job, done: Synchronized[int], results: multiprocessing.Que
     def say(count: int) -> None:
         done.value = count
 
-    results.put(Fuzzer(job, say).run())
+    with small_world():
+        results.put(Fuzzer(job, say).run())
 
 
 def run(seed: int, executions: int, processes: int, node_share: int) -> list[Outcome]:
@@ -359,21 +345,32 @@ def main() -> int:
     outcomes = run(given.seed, given.executions, given.processes, given.node_share)
     spent_s = time.monotonic() - began_s
     errors = [error for outcome in outcomes for error in outcome.errors]
+    unseen = missing(sum((outcome.kinds for outcome in outcomes), Counter()))
     growth_mb = max(outcome.growth_mb for outcome in outcomes)
     done = sum(outcome.executions for outcome in outcomes)
     trace = zlib.crc32(",".join(sorted(f"{outcome.trace:08x}" for outcome in outcomes)).encode())
     print(f"executions        {done:>12,}")
     print(f"per second        {done / spent_s:>12,.0f}")
     print(f"through a node    {sum(outcome.nodes for outcome in outcomes):>12,}")
+    print(f"through files     {sum(outcome.files for outcome in outcomes):>12,}")
     print(f"decoded           {sum(outcome.accepted for outcome in outcomes):>12,}")
+    print(f"blocks in cells   {sum(outcome.blocks for outcome in outcomes):>12,}")
+    print(f"rosters changed   {sum(outcome.changes for outcome in outcomes):>12,}")
+    print(f"states taken over {sum(outcome.adopted for outcome in outcomes):>12,}")
+    print(f"faults told       {sum(outcome.blames for outcome in outcomes):>12,}")
+    print(
+        f"kinds seen        {len(MESSAGES) + len(BODIES) - len(unseen):>12,} of {len(MESSAGES) + len(BODIES)}"
+    )
     print(f"memory growth     {growth_mb:>12.1f} MB")
     print(f"unhandled errors  {len(errors):>12,}")
     print(f"seed and trace    {given.seed:>3} {trace:08x}")
     for error in errors:
         print(f"\n{error}")
+    if unseen:
+        print(f"\nno node has met {', '.join(unseen)}: the run was too short, or the hostile never say it")
     if growth_mb >= MAX_GROWTH_MB:
         print(f"\nmemory grew by {growth_mb:.1f} MB after the first fifth, {MAX_GROWTH_MB:.0f} are allowed")
-    return 1 if errors or growth_mb >= MAX_GROWTH_MB else 0
+    return 1 if errors or unseen or growth_mb >= MAX_GROWTH_MB else 0
 
 
 if __name__ == "__main__":

@@ -1,24 +1,41 @@
 """A standing pool under hostile traffic: three honest nodes of four, whole, in virtual time.
 
 The nodes are the real ones over a store in memory. After every step this checks what an honest peer
-owes: nothing is raised, what it says can be decoded by others, what it stores it can read again, it
-never signs two values, no two differ about a block, and only the hostile are blamed.
+owes: nothing is raised, what it says can be decoded by others, what it stores it can read again, and
+all that fuzz_judge.py asks for. `prove_alive` shows that blocks still come.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+
+from fuzz_judge import Broken, Judge, keep
+from fuzz_world import (
+    COORDINATOR,
+    EPOCH_MS,
+    GENESES,
+    HONEST,
+    HOSTILE,
+    KEYS,
+    MEMBERS,
+    NETWORK,
+    ROOT,
+    captured_genesis,
+)
 
 from edgepool.config import ConsensusSettings, Limits, PeerSettings
+from edgepool.core.chain import Chain
 from edgepool.core.consensus.ballot import SavedBallot
 from edgepool.core.machine import (
     BlockCommitted,
     Broadcast,
     CommitBlock,
+    Done,
     Effect,
     Event,
+    Failed,
     Holding,
     Instant,
     Load,
@@ -27,96 +44,83 @@ from edgepool.core.machine import (
     PeerDown,
     PeerUp,
     Persist,
+    RankedOffer,
     Received,
+    SaveSnapshot,
     Send,
+    SubmitRecord,
+    Submitted,
     VoteState,
     Woke,
 )
 from edgepool.core.node import Node
-from edgepool.core.pools.lifecycle import beacon_secret
-from edgepool.model.beacon import BeaconChain
-from edgepool.model.block import (
-    PRECOMMIT,
-    PREVOTE,
-    Block,
-    Certificate,
-    CertifiedBlock,
-    Header,
-    Vote,
-    records_root,
-    sign_vote,
-)
+from edgepool.model.block import Block
 from edgepool.model.codec import decode, encode
-from edgepool.model.crypto import Signer, sha256
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Message, PoolFormed, Proposal, Query, Votes, decode_message
-from edgepool.model.pool import Genesis, Invitation, Member, PoolKind, accept, sign_invitation
-from edgepool.model.record import DataOffer, sign_record
-from edgepool.model.twin import DataKey
+from edgepool.model.message import (
+    Join,
+    Message,
+    PoolFormed,
+    Proposal,
+    Query,
+    SnapshotHead,
+    SnapshotRequest,
+    Votes,
+    decode_message,
+)
+from edgepool.model.pool import Genesis
+from edgepool.model.record import DataDemand, SignedRecord, sign_record
+from edgepool.model.vote import PREVOTE, Vote
 from edgepool.storage.memory import MemoryStore
 
-K = TypeVar("K")
-V = TypeVar("V")
-NETWORK = "works"
-EPOCH_MS = 1_700_000_000_000
-COORDINATOR, *MEMBERS, STRANGER = (
-    Signer(sha256(name.encode())) for name in ("coordinator", "m0", "m1", "m2", "m3", "stranger")
-)
-HONEST = tuple(signer.peer for signer in MEMBERS[:3])
-LIAR = MEMBERS[3]
-"""The fourth member, who says whatever the fuzzer makes up."""
-HOSTILE = (LIAR.peer, COORDINATOR.peer, STRANGER.peer)
-ROOT = bytes(range(32))
 HEARD_FRAMES = 256
 STORM_FRAMES = 20_000
-LIMITS = Limits(chains=16, queries=32, mempool_records=256)
+ALIVE_WITHIN_MS = 300_000
+LIMITS = Limits(chains=16, queries=32, mempool_records=256, chain_bytes=24_000)
+FIRST_LIFE_TICKET = 2**40
+"""From here on are tickets of records that only show that blocks still come."""
 
 
-class Broken(AssertionError):
-    """An honest node did what no honest node may do."""
+@dataclass(frozen=True)
+class Manner:
+    """How a cell lives.
+
+    Its members keep the liar whatever it signs if they are `forgiving`, and approve what the coordinator
+    wants unless `manual`. With `writes` the hostile make records that may stand. The first member is in a
+    `captured` pool too, of '' (none), 'small' or 'large' size. It is renewed after `life` injections.
+    """
+
+    name: str
+    forgiving: bool
+    manual: bool
+    writes: bool
+    captured: str = ""
+    life: int = 0
 
 
-def make_genesis(kind: PoolKind, nonce: int, signers: list[Signer]) -> Genesis:
-    """Return a pool of `signers` with the coordinator as observer."""
-    people = tuple(
-        Member(one.peer, f"m{place}", "milling", ("/ip4/10.0.0.1/tcp/4001",))
-        for place, one in enumerate(signers)
-    )
-    watcher = (Member(COORDINATOR.peer, "cloud", "", ()),)
-    combination = ("Milling",) if kind == "manufacturing" else ()
-    invitation = Invitation(
-        NETWORK, kind, kind, COORDINATOR.peer, people, watcher, combination, EPOCH_MS, nonce
-    )
-    yes = tuple(accept(one, invitation, BeaconChain(beacon_secret(one, invitation)).tip) for one in signers)
-    return Genesis(invitation, sign_invitation(COORDINATOR, invitation), yes)
+class _ForgivingNode(Node):
+    """A node that tells nobody who has signed two values."""
 
-
-def make_foreign_block(genesis: Genesis, key: DataKey) -> CertifiedBlock:
-    """Return the first block of the stranger's own pool: an offer of `key`, with a true certificate."""
-    offer = DataOffer(key, 1, ROOT, 1000, "", 4)
-    record = sign_record(STRANGER, NETWORK, genesis.chain, offer, EPOCH_MS, 0)
-    reveal = BeaconChain(beacon_secret(STRANGER, genesis.invitation)).reveal(0)
-    root, previous = records_root([record]), bytes.fromhex(genesis.chain)
-    header = Header(NETWORK, genesis.chain, 1, 0, previous, root, 1, STRANGER.peer, reveal, EPOCH_MS)
-    vote = sign_vote(STRANGER, NETWORK, genesis.chain, PRECOMMIT, 1, 0, header.id)
-    return CertifiedBlock(Block(header, (record,)), Certificate(1, 0, header.id, ((0, vote.signature),)))
-
-
-KEYS = (DataKey("PTVA10212-03", "model"), DataKey("a/b", "\u202e"), DataKey("x" * 64, "y" * 32))
-GENESES = (make_genesis("fixed", 1, MEMBERS), make_genesis("manufacturing", 2, MEMBERS))
-FOREIGN = make_genesis("fixed", 3, [STRANGER])
-FOREIGN_BLOCKS = tuple(make_foreign_block(FOREIGN, key) for key in KEYS)
-LIARS_BEACONS = {genesis.chain: BeaconChain(beacon_secret(LIAR, genesis.invitation)) for genesis in GENESES}
+    def _add_chain(self, genesis: Genesis, height: int, vote_state: bytes) -> Chain:
+        chain = super()._add_chain(genesis, height, vote_state)
+        chain._governance.caught = lambda found: None  # type: ignore[method-assign]
+        return chain
 
 
 class Cell:
     """Three honest nodes, linked to each other and to the hostile; `rng` sets the pace of time."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, manner: Manner) -> None:
+        self.manner = manner
+        self.judge = Judge(manual=manner.manual)
         self.now_ms = 1_000
         self.heard: deque[bytes] = deque(maxlen=HEARD_FRAMES)
         """Frames that honest nodes have sent, newest last: what the hostile can learn from."""
+        self.asked_hostile: deque[tuple[PeerId, PeerId, SnapshotRequest | Join]] = deque(maxlen=8)
+        """What honest nodes wait for from the hostile: sender, receiver, and what was asked."""
         self.blames = 0
+        self.adopted = 0
         self.blocks: dict[bytes, Block] = {}
         """Blocks that were proposed, by id; and who has prevoted for them: what makes true polkas."""
         self.prevotes: dict[tuple[ChainId, int, int, bytes], dict[PeerId, Vote]] = {}
@@ -126,17 +130,31 @@ class Cell:
         """The honest node that only the hostile can reach now, if any."""
         self._rng = rng
         self._wire: deque[tuple[PeerId, PeerId, bytes]] = deque()
-        self._said: dict[tuple[PeerId, ChainId, int, int, int], bytes] = {}
-        self._stood: dict[tuple[ChainId, int], bytes] = {}
+        self._life = ""
+        self._life_ticket = FIRST_LIFE_TICKET
         self._stores = {peer: MemoryStore() for peer in HONEST}
         self.nodes = {signer.peer: self._node(signer) for signer in MEMBERS[:3]}
         for node in self.nodes.values():
             self._perform(node.peer, node.start(self._now()))
             for genesis in GENESES:
                 self.step(node.peer, Received(COORDINATOR.peer, PoolFormed(genesis)))
+        if self.captured is not None:
+            self.step(HONEST[0], Received(COORDINATOR.peer, PoolFormed(self.captured)))
         for peer in HONEST:
             self._raise_links(peer)
         self.settle()
+
+    @property
+    def captured(self) -> Genesis | None:
+        """The pool of the first member in which nearly all others are hostile, if there is one."""
+        size = self.manner.captured
+        return captured_genesis(large=size == "large") if size else None
+
+    @property
+    def changed(self) -> bool:
+        """Say whether a pool has another roster by now: the liar has been convicted, or has left."""
+        guarded = [node.chains[genesis.chain] for node in self.nodes.values() for genesis in GENESES]
+        return any(chain.handovers for chain in guarded)
 
     # --- what the fuzzer does -----------------------------------------------------------------
 
@@ -190,7 +208,46 @@ class Cell:
         self.step(receiver, PeerUp(sender))
         self.settle()
 
+    def prove_alive(self) -> None:
+        """Let the hostile be silent for a while: records must come to stand, everywhere."""
+        self.away = None
+        for genesis in GENESES:
+            until_ms, goal = self.now_ms + ALIVE_WITHIN_MS, 0
+            self._life = "failed"
+            while not goal or min(self._heights(genesis.chain)) < goal:
+                if self._life == "failed":
+                    self._show_life(genesis.chain)
+                if self._life == "done":
+                    goal = goal or max(self._heights(genesis.chain))
+                if self.now_ms > until_ms:
+                    raise Broken(f"a pool stands still at the heights {self._heights(genesis.chain)}")
+                self.pass_time(1_000)
+
+    def saved_head(self, chain: ChainId) -> tuple[SnapshotHead, bytes] | None:
+        """Return the true head of an honest member's snapshot, with the state; what members can know."""
+        for store in self._stores.values():
+            saved = store.snapshot(chain)
+            after = store.block(chain, saved.height + 1) if saved is not None else None
+            if saved is not None and after is not None:
+                size_bytes = len(saved.state)
+                header, votes = after.block.header, after.certificate
+                head = SnapshotHead(chain, saved.height, size_bytes, header, votes, saved.handovers)
+                return head, saved.state
+        return None
+
     # --- inside ---------------------------------------------------------------------------------
+
+    def _heights(self, chain: ChainId) -> list[int]:
+        return [node.chains[chain].state.height for node in self.nodes.values()]
+
+    def _show_life(self, chain: ChainId) -> None:
+        """Let the first member's owner write a record."""
+        self._life, self._life_ticket = "waits", self._life_ticket + 1
+        height, wall_ms = self.nodes[HONEST[0]].chains[chain].state.height, EPOCH_MS + self.now_ms
+        body = DataDemand(KEYS[0], 0, "", "")
+        record = sign_record(MEMBERS[0], NETWORK, chain, body, wall_ms, self._life_ticket, height)
+        self.step(HONEST[0], Submitted(self._life_ticket, SubmitRecord(record)))
+        self.settle()
 
     def _node(self, signer: Signer) -> Node:
         settings = PeerSettings(
@@ -198,11 +255,13 @@ class Cell:
             network=NETWORK,
             coordinators=(COORDINATOR.peer,),
             limits=LIMITS,
-            consensus=ConsensusSettings(gather_ms=0),
+            consensus=ConsensusSettings(
+                gather_ms=0, approve="manual" if self.manner.manual else "coordinator"
+            ),
         )
         store = self._stores[signer.peer]
         store.open()
-        return Node(settings, signer, store)
+        return (_ForgivingNode if self.manner.forgiving else Node)(settings, signer, store)
 
     def _raise_links(self, peer: PeerId) -> None:
         for other in (*HONEST, *HOSTILE):
@@ -216,11 +275,16 @@ class Cell:
 
     def _perform(self, peer: PeerId, effects: list[Effect]) -> None:
         items = [effect.item for effect in effects if isinstance(effect, Persist)]
+        touched: dict[ChainId, None] = {}
         for item in items:
             if isinstance(item, VoteState):
                 decode(SavedBallot, item.state)
             elif isinstance(item, CommitBlock):
-                self._check_block(item)
+                self.judge.commits(item.certified)
+                touched[item.certified.block.header.chain] = None
+            elif isinstance(item, SaveSnapshot) and item.adopted:
+                self.adopted += 1
+                touched[item.chain] = None
         if items:
             self._stores[peer].write(items)
             self._stores[peer].sync()
@@ -230,13 +294,28 @@ class Cell:
                     self._speak(peer, (receiver,), message)
                 case Broadcast(receivers, message):
                     self._speak(peer, receivers, message)
-                case Notify(Misbehaved(blamed, reason)):
-                    self.blames += 1
-                    if blamed not in HOSTILE:
-                        raise Broken(f"an honest member is blamed: {reason}")
-                case Notify(BlockCommitted(chain, certified)):
-                    if self._stores[peer].block(chain, certified.block.header.height) != certified:
-                        raise Broken("a block was announced that is not stored")
+                case Notify(notice):
+                    self._notice(peer, notice)
+        for chain in touched:
+            self.judge.looks_at(self.nodes[peer].chains[chain])
+
+    def _notice(self, peer: PeerId, notice: object) -> None:
+        match notice:
+            case Misbehaved(blamed, reason):
+                self.blames += 1
+                self.judge.blames(blamed, reason)
+            case BlockCommitted(chain, certified):
+                if self._stores[peer].block(chain, certified.block.header.height) != certified:
+                    raise Broken("a block was announced that is not stored")
+            case Done(ticket, result):
+                if ticket == self._life_ticket:
+                    self._life = "done"
+                if isinstance(result, tuple) and all(isinstance(one, RankedOffer) for one in result):
+                    self.judge.believes(result)
+                elif isinstance(result, SignedRecord):
+                    self.judge.confirms(result)
+            case Failed(ticket) if ticket == self._life_ticket:
+                self._life = "failed"
 
     def _speak(self, sender: PeerId, receivers: tuple[PeerId, ...], message: Message) -> None:
         frame = encode(message)
@@ -246,36 +325,24 @@ class Cell:
         self._learn(sender, message)
         self.heard.append(frame)
         self._wire += [(sender, receiver, frame) for receiver in receivers if receiver in self.nodes]
+        if isinstance(message, SnapshotRequest | Join):
+            self.asked_hostile += [(sender, one, message) for one in receivers if one in HOSTILE]
 
     def _learn(self, sender: PeerId, message: Message) -> None:
         if isinstance(message, Votes):
             for vote in message.votes:
                 if vote.kind == PREVOTE:
                     place = (message.chain, vote.height, vote.round, vote.block_id)
-                    _keep(self.prevotes, place, {}).setdefault(vote.voter, vote)
+                    keep(self.prevotes, place, {}).setdefault(vote.voter, vote)
                 if vote.voter == sender:
-                    self._once(sender, message.chain, vote.kind, vote.height, vote.round, vote.block_id)
+                    self.judge.says(
+                        sender, message.chain, vote.kind, (vote.height, vote.round), vote.block_id
+                    )
         elif isinstance(message, Query):
             self.asked = message
         elif isinstance(message, Proposal):
             header = message.block.header
-            _keep(self.blocks, header.id, message.block)
+            keep(self.blocks, header.id, message.block)
             chain = self.nodes[sender].chains[message.chain]
             if header.height == chain.state.height + 1 and chain.leader(message.round) == sender:
-                self._once(sender, message.chain, 0, header.height, message.round, header.id)
-
-    def _once(self, peer: PeerId, chain: ChainId, kind: int, height: int, round: int, value: bytes) -> None:
-        if _keep(self._said, (peer, chain, kind, height, round), value, 4096) != value:
-            raise Broken(f"two values signed at height {height}, round {round}, kind {kind}")
-
-    def _check_block(self, item: CommitBlock) -> None:
-        header = item.certified.block.header
-        if self._stood.setdefault((header.chain, header.height), header.id) != header.id:
-            raise Broken(f"two blocks stand at height {header.height}")
-
-
-def _keep(memory: dict[K, V], key: K, value: V, most: int = 64) -> V:
-    """Return what is remembered under `key`, now `value` if nothing was; the oldest is forgotten."""
-    if len(memory) > most:
-        del memory[next(iter(memory))]
-    return memory.setdefault(key, value)
+                self.judge.says(sender, message.chain, 0, (header.height, message.round), header.id)

@@ -1,4 +1,4 @@
-"""What a liar with good keys says of records, data and pools; all choices come from one generator.
+"""What a liar with good keys says of records, data and pools.
 
 The liar is a member, so its records are authentic; the coordinator is trusted to form pools, so its
 invitations are believed; a stranger has only a link.
@@ -6,12 +6,12 @@ invitations are believed; a stranger has only a link.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
-from typing import TypeVar
 
-import msgspec
-from fuzz_cell import (
+from fuzz_cell import Cell
+from fuzz_choices import LAST_HEIGHT, LAST_ROUND, NUMBERS
+from fuzz_governing import Governing
+from fuzz_world import (
     COORDINATOR,
     EPOCH_MS,
     FOREIGN,
@@ -19,28 +19,25 @@ from fuzz_cell import (
     GENESES,
     HONEST,
     KEYS,
+    KEYS_OF,
     LIAR,
     NETWORK,
+    NEWCOMER,
     ROOT,
     STRANGER,
-    Cell,
 )
 
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove
-from edgepool.model.block import (
-    NIL,
-    PRECOMMIT,
-    Certificate,
-    sign_vote,
-)
-from edgepool.model.crypto import Signer, sha256
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import (
     MAX_VISITED,
     ConfirmAnswer,
     ConfirmRequest,
     Hello,
+    Join,
+    JoinAnswer,
     LoadQuery,
     LoadReport,
     Message,
@@ -50,14 +47,12 @@ from edgepool.model.message import (
     PoolDecline,
     PoolFormed,
     PoolInvite,
-    Proposal,
     Query,
     QueryAnswer,
     Records,
     RecordsRefused,
-    decode_message,
 )
-from edgepool.model.pool import Invitation, Member, accept, sign_invitation
+from edgepool.model.pool import Invitation, accept, sign_invitation
 from edgepool.model.record import (
     Body,
     DataDemand,
@@ -65,31 +60,24 @@ from edgepool.model.record import (
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
+    MembershipChange,
     QualityInspection,
     SignedRecord,
     TransmissionConfirmation,
     confirmation_terms,
+    join_terms,
     sign_record,
 )
 
-T = TypeVar("T")
-HEIGHTS_OFF = (-1, -1, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 31, 32, 33)
-ROUNDS_OFF = (0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 16, 17, 18)
-NUMBERS = (0, 1, 2, 29, 2**31 - 1, 2**31)
-LAST_HEIGHT = 2**53
-LAST_ROUND = 2**31
 
+class Liar(Governing):
+    """Makes hostile messages about what stands in `cell`, but for consensus and snapshots."""
 
-class Liar:
-    """Makes hostile messages about what stands in `cell`, but for consensus; choices come from `rng`.
-
-    With `writes` it also makes records that may stand, so that chains grow.
-    """
-
-    def __init__(self, rng: Random, cell: Cell, *, writes: bool) -> None:
-        self._rng = rng
-        self._cell = cell
-        self._writes = writes
+    def __init__(self, rng: Random, cell: Cell) -> None:
+        super().__init__(rng, cell)
+        self._writes = cell.manner.writes
+        self.address: tuple[PeerId, PeerId] | None = None
+        """Who is to say the last message to whom, if that matters."""
 
     # --- records ------------------------------------------------------------------------------
 
@@ -98,18 +86,26 @@ class Liar:
         return Records(chain.id, tuple(self._record(chain) for _ in range(self._one((1, 1, 3, 128)))))
 
     def _record(self, chain: Chain) -> SignedRecord:
-        body = self._body(chain)
-        may_write = isinstance(body, MachiningRequirement) and self._writes
-        author = COORDINATOR if may_write and self._often() else LIAR if self._writes else STRANGER
-        chain_id = chain.id if self._often() or self._often() else ChainId("0" * 40)
+        """Return a record of a hostile member or the coordinator; of the stranger if nothing is to stand."""
+        body, author = self._body(chain), self._voter(chain)
+        manual = self._cell.manner.manual
+        if isinstance(body, MachiningRequirement) and self._often():
+            author = COORDINATOR
+        elif isinstance(body, MembershipChange) and self._often():
+            author = COORDINATOR
+            body = body if manual else self._bearable(chain)
+        author = author if self._writes else STRANGER
+        chain_id = chain.id if not self._seldom() else ChainId("0" * 40)
         nonce = int(self._rng.random() * 2**53)
-        signed = sign_record(author, NETWORK, chain_id, body, self._one((0, EPOCH_MS, 2**53)), nonce)
-        return signed if self._often() or self._often() else self._changed(signed, signature=self._bytes(64))
+        height, horizon = chain.state.height, chain.state.horizon
+        since = self._one((height, height, height, 0, horizon, max(0, horizon - 1), height + 1, LAST_HEIGHT))
+        signed = sign_record(author, NETWORK, chain_id, body, self._one((0, EPOCH_MS, 2**53)), nonce, since)
+        return signed if not self._seldom() else self._changed(signed, signature=self._bytes(64))
 
     def _body(self, chain: Chain) -> Body:
         task, number, text = self._one(("T1", "T2", "\0")), self._one((0, 10, 20, 100_000)), "x" * 64
         key, root = self._one(KEYS), self._one((ROOT, self._bytes(32)))
-        match int(self._rng.random() * 7):
+        match int(self._rng.random() * 12):
             case 0:
                 step, steps = self._one((0, 1, 255)), self._one((1, 2, 256))
                 minutes = self._one((0, 10_000_000))
@@ -127,12 +123,20 @@ class Liar:
             case 5:
                 version = max(1, self._one(NUMBERS))
                 return DataOffer(key, version, root, self._one((0, 1000, 2**50)), "/" * 256, 100)
-            case _:
+            case 6:
                 terms = confirmation_terms(NETWORK, key, root, STRANGER.peer, LIAR.peer, 2**53)
                 signature = STRANGER.sign("confirmation", terms)
                 return TransmissionConfirmation(
                     key, root, 1000, self._one((STRANGER.peer, self._peer())), LIAR.peer, 2**53, signature
                 )
+            case 7:
+                return self._evidence(chain)
+            case 8:
+                return self._anchor(chain)
+            case 9:
+                return self._statement()
+            case _:
+                return self._change(chain)
 
     def _refused(self) -> Message:
         heard = self._heard(Records)
@@ -158,7 +162,9 @@ class Liar:
         if heard is not None and heard.offers and self._often():
             proof = self._one(heard.offers)
         else:
-            proof = prove(FOREIGN, self._one(FOREIGN_BLOCKS), 0)
+            made = prove(FOREIGN, (), self._one(FOREIGN_BLOCKS), 0)
+            assert made is not None
+            proof = made
         if self._often():
             return proof
         return self._changed(
@@ -167,6 +173,7 @@ class Liar:
             path=self._one(((), (b"",) * 20, (bytes(32),) * 20, (b"x",))),
             certificate=self._certificate(chain),
             genesis=self._one(GENESES),
+            handovers=self._handovers(chain),
             record=self._record(chain),
         )
 
@@ -211,10 +218,10 @@ class Liar:
         return PoolInvite(invitation, sign_invitation(signer, invitation))
 
     def _invitation(self) -> Invitation:
-        people = [self._member(self._peer()) for _ in range(self._one((1, 2, 29)))]
+        people = [self._named(self._peer()) for _ in range(self._one((1, 2, 29)))]
         if self._often():
-            people = [self._member(peer) for peer in dict.fromkeys((*[m.peer for m in people], *HONEST))]
-        watchers = tuple(self._member(self._peer()) for _ in range(self._one((0, 1, 8))))
+            people = [self._named(peer) for peer in dict.fromkeys((*[m.peer for m in people], *HONEST))]
+        watchers = tuple(self._named(self._peer()) for _ in range(self._one((0, 1, 8))))
         return Invitation(
             NETWORK if self._often() else "elsewhere",
             "x" * 64,
@@ -226,9 +233,6 @@ class Liar:
             self._one((0, 2**53)),
             int(self._rng.random() * 2**53),
         )
-
-    def _member(self, peer: PeerId) -> Member:
-        return Member(peer, "x", "", self._one(((), ("/" * 256,) * 8)))
 
     def _accept(self) -> Message:
         heard = self._heard(PoolInvite)
@@ -258,72 +262,41 @@ class Liar:
     def _ping(self) -> Message:
         return Ping(self._one((0, 2**53)))
 
-    def _certificate(self, chain: Chain) -> Certificate:
-        height, round, block_id = self._height(chain), self._round(chain), self._bytes(32)
-        mine = sign_vote(LIAR, NETWORK, chain.id, PRECOMMIT, height, round, block_id).signature
-        indexes = self._one(((3,), (0, 1, 2), (0, 1, 3), (3, 3, 3), (2, 1, 0), (0, 1, 29), tuple(range(30))))
-        return Certificate(height, round, block_id, tuple((index, mine) for index in indexes))
+    # --- newcomers ----------------------------------------------------------------------------
 
-    # --- choices ------------------------------------------------------------------------------
+    def _join(self) -> Message:
+        """Return the wish of whoever that an honest peer comes into a pool: it is in it, or not, or full."""
+        genesis = self._one((*GENESES, FOREIGN))
+        if self._seldom():
+            genesis = self._changed(
+                genesis, coordinator_signature=self._bytes(64), invitation=self._invitation()
+            )
+        return Join(genesis, self._one((1, 2, LAST_ROUND)))
 
-    def _one(self, choices: Sequence[T]) -> T:
-        return choices[int(self._rng.random() * len(choices))]
-
-    def _often(self) -> bool:
-        return self._rng.random() < 0.6
-
-    def _changed(self, value: T, **others: object) -> T:
-        """Return `value` with one of `others` in it."""
-        name = self._one(tuple(others))
-        return msgspec.structs.replace(value, **{name: others[name]})  # type: ignore[type-var]
-
-    def _heard(self, kind: type[T]) -> T | None:
-        """Return a message of `kind` that an honest node has sent of late, if one is met soon."""
-        heard = self._cell.heard
-        for _ in range(min(8, len(heard))):
-            message = decode_message(heard[int(self._rng.random() * len(heard))])
-            if isinstance(message, kind):
-                return message
-        return None
-
-    def _chain(self) -> Chain:
-        node = self._cell.nodes[self._one(HONEST)]
-        return node.chains[self._one(GENESES).chain]
-
-    def _chain_text(self) -> ChainId:
-        if not self._often():
-            return self._one(GENESES).chain
-        return ChainId(sha256(self._rng.randbytes(4)).hex()[:40])
-
-    def _height(self, chain: Chain) -> int:
-        if self._rng.random() < 0.05:
-            return LAST_HEIGHT
-        return max(1, chain.state.height + 1 + self._one(HEIGHTS_OFF))
-
-    def _round(self, chain: Chain) -> int:
-        if self._rng.random() < 0.05:
-            return LAST_ROUND
-        return self._one((chain.engine.round, chain.engine.round, 0)) + self._one(ROUNDS_OFF)
-
-    def _block_id(self, chain: Chain) -> bytes:
-        heard = self._heard(Proposal)
-        if heard is not None and self._often():
-            return heard.block.header.id
-        return self._one((NIL, NIL, self._bytes(32), b"x", chain.state.last_block_id))
-
-    def _number(self) -> int:
-        """Return a query's number: one that was heard, or any."""
+    def _join_answer(self) -> Message:
+        """Return an answer that nobody has asked for; or one that was, good or not."""
+        asked = [one for one in self._cell.asked_hostile if isinstance(one[2], Join)]
+        if asked and self._often():
+            sender, receiver, join = asked[-1]
+            assert isinstance(join, Join)
+            chain, number, comes = join.genesis.chain, join.number, self._signer_of(receiver)
+            self.address = (receiver, sender)
+        else:
+            chain, number, comes = self._chain().id, self._one((1, 2, LAST_ROUND)), self._signer()
+        member, tip = self._one((NEWCOMER, self._named(comes.peer))), self._bytes(32)
+        signature = comes.sign("join", join_terms(NETWORK, chain, number, member, tip))
+        answer = JoinAnswer(chain, number, member, tip, signature, "")
         if self._often():
-            asked = self._heard(Query) or self._heard(LoadQuery) or self._heard(ConfirmRequest)
-            if asked is not None:
-                return asked.query
-        return self._one((0, 1, 2**53, int(self._rng.random() * 2**53)))
+            return answer
+        return self._changed(
+            answer,
+            chain=self._chain_text(),
+            number=self._one((1, 2)),
+            member=self._named(self._peer()),
+            beacon_tip=self._one((b"", b"x", bytes(32))),
+            signature=self._one((b"", self._bytes(64))),
+            refusal="x" * 256,
+        )
 
-    def _peer(self) -> PeerId:
-        return self._one((*HONEST, LIAR.peer, COORDINATOR.peer, STRANGER.peer, PeerId("1" * 46)))
-
-    def _signer(self) -> Signer:
-        return self._one((LIAR, COORDINATOR, STRANGER))
-
-    def _bytes(self, count: int) -> bytes:
-        return self._one((bytes(count), self._rng.randbytes(count)))
+    def _signer_of(self, peer: PeerId) -> Signer:
+        return KEYS_OF.get(peer, STRANGER)

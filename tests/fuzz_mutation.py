@@ -48,7 +48,8 @@ TEXTS = ("", "a", "\0", "/", "//", "a/b", " ", "é" * 64, "x" * 64, "x" * 65, "1
 BYTES = (b"", b"\0", bytes(20), bytes(31), bytes(32), bytes(33), b"\xff" * 32, bytes(64), b"\xff" * 64)
 OTHERS: tuple[Any, ...] = (None, True, False, 1.0, [], {}, [[]], {"a": 1}, [None] * 300)
 
-_PART = list[int]
+_PART = list[Any]
+"""Places in arrays and keys in maps, from the outside in."""
 
 
 class Seed:
@@ -63,8 +64,8 @@ class Seed:
     def _walk(self, tree: Any, path: _PART) -> None:
         if path:
             self.paths.append(path)
-        if isinstance(tree, list):
-            for place, part in enumerate(tree):
+        if isinstance(tree, list | dict):
+            for place, part in enumerate(tree) if isinstance(tree, list) else tree.items():
                 self._walk(part, [*path, place])
 
     def at(self, path: _PART) -> Any:
@@ -104,6 +105,8 @@ def mutate_bytes(rng: Random, seed: Seed, other: Seed) -> bytes:
 def mutate_value(rng: Random, seed: Seed, other: Seed) -> bytes:
     """Return the frame of `seed` with one to three values changed, moved, doubled or dropped."""
     tree = seed.tree
+    if not seed.paths:
+        return _encode(OTHERS[int(rng.random() * len(OTHERS))])
     for _ in range((1, 1, 2, 3)[int(rng.random() * 4)]):
         tree = _with(tree, seed.paths[int(rng.random() * len(seed.paths))], rng, other)
     return _encode(tree)
@@ -111,11 +114,13 @@ def mutate_value(rng: Random, seed: Seed, other: Seed) -> bytes:
 
 def _with(tree: Any, path: _PART, rng: Random, other: Seed) -> Any:
     """Return `tree` changed at `path`, or near it if an earlier change took the place away."""
-    if not isinstance(tree, list) or not tree:
+    if isinstance(tree, dict):
+        return _with_key(tree, path, rng, other)
+    if not isinstance(tree, list) or not tree or not isinstance(path[0], int):
         return tree
     place = min(path[0], len(tree) - 1)
     copy = list(tree)
-    if len(path) > 1 and isinstance(copy[place], list):
+    if len(path) > 1 and isinstance(copy[place], list | dict):
         copy[place] = _with(copy[place], path[1:], rng, other)
         return copy
     match int(rng.random() * 12):
@@ -126,11 +131,30 @@ def _with(tree: Any, path: _PART, rng: Random, other: Seed) -> Any:
         case 2:
             copy += [copy[place]] * int(rng.random() * 300)
         case 3:
-            copy[place] = other.at(other.paths[int(rng.random() * len(other.paths))])
+            copy[place] = other.at(other.paths[int(rng.random() * len(other.paths))] if other.paths else [])
         case 4:
             copy[place] = OTHERS[int(rng.random() * len(OTHERS))]
         case _:
             copy[place] = _odd(copy[place], rng)
+    return copy
+
+
+def _with_key(tree: dict[Any, Any], path: _PART, rng: Random, other: Seed) -> dict[Any, Any]:
+    """Return the map `tree` changed at the key that `path` begins with: the value, the key, or both gone."""
+    key, copy = path[0], dict(tree)
+    if key not in copy:
+        return copy
+    if len(path) > 1 and isinstance(copy[key], list | dict):
+        copy[key] = _with(copy[key], path[1:], rng, other)
+        return copy
+    value = copy.pop(key)
+    match int(rng.random() * 4):
+        case 0:
+            pass
+        case 1:
+            copy[_odd(key, rng)] = value
+        case _:
+            copy[key] = _odd(value, rng)
     return copy
 
 

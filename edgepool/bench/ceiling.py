@@ -16,17 +16,11 @@ from edgepool.bench.processes import Answer, serve
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import CommitBlock, NewChain
 from edgepool.errors import LocalError
-from edgepool.model.block import (
-    MAX_BLOCK_RECORDS,
-    Block,
-    Certificate,
-    CertifiedBlock,
-    Header,
-    records_root,
-)
+from edgepool.model.block import MAX_BLOCK_RECORDS, Block, CertifiedBlock, Header, records_root
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import SIGNATURE_BYTES
 from edgepool.model.record import SignedRecord, sign_record
+from edgepool.model.vote import Certificate
 from edgepool.storage.store import FolderStore
 
 BLOCKS = 8
@@ -91,6 +85,9 @@ class Ceiling:
             height,
             0,
             state.last_block_id,
+            state.members_hash,
+            state.next_members_hash,
+            state.root,
             records_root(records),
             len(records),
             self._pool.signers[0].peer,

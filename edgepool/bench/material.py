@@ -10,18 +10,9 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from edgepool.model.block import (
-    PRECOMMIT,
-    Block,
-    Certificate,
-    CertifiedBlock,
-    Header,
-    quorum,
-    records_root,
-    sign_vote,
-)
+from edgepool.model.block import Block, CertifiedBlock, Header, records_root
 from edgepool.model.crypto import Signer, sha256
-from edgepool.model.pool import Genesis, Invitation, Member, accept, sign_invitation
+from edgepool.model.pool import Genesis, Invitation, Member, accept, members_hash, sign_invitation
 from edgepool.model.record import (
     Body,
     DataOffer,
@@ -33,6 +24,7 @@ from edgepool.model.record import (
     sign_record,
 )
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import PRECOMMIT, Certificate, quorum, sign_vote
 
 NETWORK = "bench"
 TIME_MS = 1_750_000_000_000
@@ -48,15 +40,18 @@ class Pool:
     genesis: Genesis
 
 
-def make_pool(members: int) -> Pool:
-    """Return a pool of made-up machines."""
+def make_pool(members: int, tips: Sequence[bytes] = ()) -> Pool:
+    """Return a pool of made-up machines; `tips` are their beacons', if somebody is to reveal them."""
     signers = tuple(Signer(sha256(b"edgepool bench %d" % number)) for number in range(members))
     people = tuple(
         Member(signer.peer, f"machine-{number}", "Milling", (_ADDRESS,))
         for number, signer in enumerate(signers)
     )
     invitation = Invitation(NETWORK, "cell", "fixed", signers[0].peer, people, (), (), TIME_MS, 1)
-    acceptances = tuple(accept(signer, invitation, sha256(signer.peer.encode())) for signer in signers)
+    acceptances = tuple(
+        accept(signer, invitation, tips[number] if tips else sha256(signer.peer.encode()))
+        for number, signer in enumerate(signers)
+    )
     return Pool(signers, Genesis(invitation, sign_invitation(signers[0], invitation), acceptances))
 
 
@@ -65,7 +60,7 @@ def make_records(pool: Pool, tasks: int) -> list[SignedRecord]:
     records = []
     for number in range(tasks):
         station = pool.signers[number % len(pool.signers)]
-        for place, body in enumerate(_bodies(f"T-{number:05}", station)):
+        for place, body in enumerate(task_bodies(f"T-{number:05}", station)):
             author = pool.signers[0] if place == 0 else station
             chain = pool.genesis.chain
             records.append(sign_record(author, NETWORK, chain, body, TIME_MS + number, 5 * number + place))
@@ -81,6 +76,8 @@ def make_block(pool: Pool, height: int, previous: bytes, records: Sequence[Signe
         height,
         0,
         previous,
+        *(members_hash(pool.genesis.invitation.members),) * 2,
+        bytes(32),
         records_root(records),
         len(records),
         pool.signers[0].peer,
@@ -105,7 +102,8 @@ def wide_offer(part: str) -> DataOffer:
     return structs.replace(offer(part, 1), address=_ADDRESSES)
 
 
-def _bodies(task: str, station: Signer) -> tuple[Body, ...]:
+def task_bodies(task: str, station: Signer) -> tuple[Body, ...]:
+    """Return what is written of a task of one step at `station`: requirement to offer, in order."""
     part = f"PTVA10212-{task}"
     return (
         MachiningRequirement(task, part, 10, "rough milling", station.peer, 0, 1, 95, 0, TIME_MS + 7_200_000),

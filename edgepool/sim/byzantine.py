@@ -13,17 +13,7 @@ import msgspec
 
 from edgepool.core.chain import Chain
 from edgepool.core.node import Node
-from edgepool.model.block import (
-    NIL,
-    PRECOMMIT,
-    PREVOTE,
-    Block,
-    Certificate,
-    CertifiedBlock,
-    Vote,
-    records_root,
-    sign_vote,
-)
+from edgepool.model.block import Block, CertifiedBlock, records_root
 from edgepool.model.crypto import SIGNATURE_BYTES, Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import (
@@ -33,17 +23,16 @@ from edgepool.model.message import (
     Polka,
     Proposal,
     Records,
+    SnapshotHead,
+    SnapshotPage,
+    SnapshotRequest,
     Status,
     Votes,
     sign_proposal,
 )
-from edgepool.model.record import (
-    MachiningCompletion,
-    MachiningProcedure,
-    Record,
-    SignedRecord,
-    sign_record,
-)
+from edgepool.model.record import MachiningCompletion, MachiningProcedure, Record, SignedRecord, sign_record
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
+from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots
 
 MESSAGES_KEPT = 300
 VOTES_KEPT_A_HEIGHT = 24
@@ -51,7 +40,17 @@ HEIGHTS_KEPT = 400
 
 Saying = tuple[PeerId, PeerId, Message]
 """Who seems to speak, to whom, and what."""
-Chains = (Records, Proposal, Votes, Polka, Status, Blocks)
+Chains = (
+    Records,
+    Proposal,
+    Votes,
+    Polka,
+    Status,
+    Blocks,
+    SnapshotHead,
+    SnapshotPage,
+    SnapshotRequest,
+)
 
 
 class Liar:
@@ -67,6 +66,8 @@ class Liar:
         self._kept: list[Message] = []
         self._bent: tuple[Proposal | None, Proposal | None] = (None, None)
         self._votes: dict[tuple[ChainId, int], list[Vote]] = {}
+        self._governance = FalseGovernance(signer, self._old, network, random)
+        self._snapshots = FalseSnapshots(signer, network, random)
         self._bend: Callable[[Node, PeerId, Message], list[Message]] = {
             "silent": self._silent,
             "equivocate": self._equivocate,
@@ -76,12 +77,16 @@ class Liar:
             "replay": self._replay,
             "old-key": self._old_key,
             "forge": self._forge,
+            "govern": self._false_work,
+            "false-snapshot": self._false_snapshot,
         }[role]
 
     def heard(self, message: Message) -> None:
         """Remember what can be used later."""
         if isinstance(message, Proposal):
             self._blocks[message.chain] = message.block
+        if self.role == "govern":
+            self._governance.heard(message)
         if self.role != "replay" or not isinstance(message, Chains):
             return
         if len(self._kept) < MESSAGES_KEPT:
@@ -104,7 +109,19 @@ class Liar:
             said.append((node.peer, receiver, one))
             if self.role == "old-key" and one is not message:
                 said.append((self._old.peer, receiver, one))
+        if isinstance(message, Status):
+            said += [(node.peer, receiver, one) for one in self._after_its_time(node, message.chain)]
         return said
+
+    def _after_its_time(self, node: Node, name: ChainId) -> list[Message]:
+        """Who was excluded goes on voting, on the blocks that it still hears of."""
+        chain, block = node.chains.get(name), self._blocks.get(name)
+        if chain is None or chain.member or self.role in ("silent", "withhold"):
+            return []
+        ids = [NIL] if block is None else [NIL, block.header.id]
+        height, round = chain.engine.height + self._random.randrange(3), self._random.randrange(2)
+        votes = (self._vote(name, kind, height, round, one) for kind in (PREVOTE, PRECOMMIT) for one in ids)
+        return [Votes(name, tuple(votes))]
 
     # --- roles: each returns what to send in place of one message --------------------------------
 
@@ -192,6 +209,10 @@ class Liar:
         return Block(msgspec.structs.replace(header, records_root=root, records_count=len(records)), records)
 
     def _false_record(self, chain: Chain) -> SignedRecord:
+        """Return a record of what was not done, or nobody wants."""
+        return self._governance.record(chain) if self.role == "govern" else self._false_step(chain)
+
+    def _false_step(self, chain: Chain) -> SignedRecord:
         """Return a completion or a start of a step that is another's, perhaps in the other's name."""
         draw = self._random
         tasks = list(chain.state.tasks.values())
@@ -202,11 +223,20 @@ class Liar:
         body: MachiningProcedure | MachiningCompletion = MachiningCompletion(name, number, "lathe", 1)
         if draw.random() < 0.5:
             body = MachiningProcedure(name, number, "hole", "milling", (), 1)
-        nonce = draw.getrandbits(50)
+        nonce, since = draw.getrandbits(50), chain.state.height
         if step is None or step.station == self._signer.peer or draw.random() < 0.5:
-            return sign_record(self._signer, self._network, chain.id, body, 1, nonce)
-        record = Record(self._network, chain.id, step.station, 1, nonce, body)
+            return sign_record(self._signer, self._network, chain.id, body, 1, nonce, since)
+        record = Record(self._network, chain.id, step.station, 1, nonce, since, body)
         return SignedRecord(record, self._signer.sign("record", [record]))
+
+    def _false_snapshot(self, node: Node, receiver: PeerId, message: Message) -> list[Message]:
+        """Who is behind gets few blocks, and a state that is not the pool's."""
+        if isinstance(message, Blocks) and self._random.random() < 0.5:
+            return [msgspec.structs.replace(message, blocks=message.blocks[:1])]
+        if not isinstance(message, SnapshotHead | SnapshotPage):
+            return [message]
+        chain = node.chains.get(message.chain)
+        return [message] if chain is None else self._snapshots.bend(chain, receiver, message)
 
     def _replay(self, node: Node, receiver: PeerId, message: Message) -> list[Message]:
         """What was said once, on this chain or another, is said again where it does not belong."""
@@ -245,7 +275,7 @@ class Liar:
             return [message]
         chain = node.chains.get(message.chain)
         block = self._blocks.get(message.chain)
-        if chain is None or block is None or block.header.height != chain.engine.height:
+        if chain is None or block is None or block.header.height != chain.engine.height or not chain.member:
             return [message]
         other = self._sibling(block)
         forgeries = (

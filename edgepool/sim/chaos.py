@@ -13,6 +13,8 @@ from edgepool.core.machine import (
     Event,
     Failed,
     FormPool,
+    Item,
+    Misbehaved,
     Notice,
     Notify,
     Persist,
@@ -24,15 +26,17 @@ from edgepool.core.machine import (
 from edgepool.errors import StorageError
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Message
+from edgepool.model.message import Message, Polka, Proposal, Votes
 from edgepool.model.pool import Genesis, Invitation
 from edgepool.model.record import Body, sign_record
 from edgepool.sim.byzantine import Liar
+from edgepool.sim.changes import Changes
 from edgepool.sim.checkers import Judge, Violation
 from edgepool.sim.faults import SPOKEN, Faults, SimStore
-from edgepool.sim.plan import Plan
+from edgepool.sim.plan import CHANGES, Fault, Plan
+from edgepool.sim.sizes import limits_of
 from edgepool.sim.workload import THINK_MS, Owner, due
-from edgepool.sim.world import EPOCH_MS, NETWORK, Item, SimPeer, World
+from edgepool.sim.world import EPOCH_MS, NETWORK, SimPeer, World
 from edgepool.storage.memory import MemoryStore
 
 CASTS = 16
@@ -51,7 +55,12 @@ class Chaos(World):
         self.chains: list[ChainId] = []
         self.liars: dict[PeerId, Liar] = {}
         self.judge = Judge()
+        self.judge.wishes = {}
         self.faults = Faults(self)
+        self.changes = Changes(self)
+        self.caught: dict[tuple[ChainId, PeerId], dict[PeerId, int]] = {}
+        """Liars by chain: who has two values signed by them, and in which of its lives."""
+        self.limits = limits_of(plan)
         self._words: dict[PeerId, int] = {}
         self._busy: dict[PeerId, list[Event]] = {}
         """What has come for peers that wait for a slow disk."""
@@ -63,7 +72,12 @@ class Chaos(World):
             self.add(f"m{place}", machine_type="milling", coordinator=self.cloud.id)
             for place in range(machines)
         ] + [self.cloud]
+        self.people += [
+            self.add(f"s{place}", machine_type="milling", coordinator=self.cloud.id)
+            for place in range(plan.spares)
+        ]
         self.members = self.people[: plan.members]
+        self.observers = [*([self.cloud] if plan.observed else []), *self.people[plan.first_spare :][:1]]
         self.faults.people = self.people
         self._owners = [
             Owner(plan.seed, place, peer.id, peer is self.cloud) for place, peer in enumerate(self.people)
@@ -71,7 +85,7 @@ class Chaos(World):
 
     def form(self) -> None:
         """Form the plan's pools, in calm weather."""
-        for peer in self.people[:-1]:
+        for peer in (*self.members, *self.observers):
             self.connect(self.cloud, peer)
         for number in range(self.plan.chains):
             self.chains.append(self._form(number))
@@ -89,19 +103,46 @@ class Chaos(World):
         self.judge.names[peer.id] = name
         return peer
 
-    def corrupt(self) -> None:
-        """Turn those into liars whom the plan has named so far."""
-        for place, peer in enumerate(self.people):
-            role = self.faults.to_be_liars.get(peer.id)
-            if role is not None and peer.id not in self.liars:
-                draw = Random(f"{self.plan.seed}/liar/{place}")
-                self.liars[peer.id] = Liar(peer.signer, role, NETWORK, draw)
-                self.judge.liars[peer.id] = None
+    def followers(self, chain: ChainId) -> list[SimPeer]:
+        """Return the honest peers who must know all of `chain`: members, present and next, and observers."""
+        oracle = self.judge.oracles[chain]
+        voting = (*oracle.members, *oracle.newest_members)
+        observing = self.observers[: len(self.observers) if chain == self.chains[0] else self.plan.observed]
+        return [peer for peer in self.honest if peer.id in voting or peer in observing]
+
+    def inject(self, fault: Fault) -> None:
+        """Let a fault happen now, unless it would be more than the protocol promises to bear."""
+        if fault.kind in CHANGES:
+            possible = self.changes.inject(fault)
+        elif fault.kind == "wipe":
+            peer = self._named(fault)
+            possible = self.changes.may_be_wiped(peer)
+            if possible:
+                self.judge.wiped(peer.id)
+        elif fault.kind == "byzantine":
+            possible = self._corrupt(self._named(fault), str(fault.arguments["role"]))
+        else:
+            possible = True
+        if possible:
+            self.faults.inject(fault)
+
+    def _corrupt(self, peer: SimPeer, role: str) -> bool:
+        """Turn a peer into a liar, if it is none and every pool can bear one more."""
+        if peer.id in self.liars or not self.changes.may_lie(peer.id):
+            return False
+        draw = Random(f"{self.plan.seed}/liar/{self.people.index(peer)}")
+        self.liars[peer.id] = Liar(peer.signer, role, NETWORK, draw)
+        self.judge.liars[peer.id] = None
+        return True
+
+    def _named(self, fault: Fault) -> SimPeer:
+        return self.people[int(str(fault.arguments["peer"]))]
 
     def put(self, peer: SimPeer, body: Body, chain: ChainId, draw: Random) -> int:
         """Have `peer` sign `body` for `chain` by its own clock; return the ticket."""
         time_ms = self._instant(peer).wall_ms
-        record = sign_record(peer.signer, NETWORK, chain, body, time_ms, draw.getrandbits(52))
+        since = self.height(peer, chain)
+        record = sign_record(peer.signer, NETWORK, chain, body, time_ms, draw.getrandbits(52), since)
         self.judge.asked(peer.id, self._tickets + 1, record.id)
         return self.ask(peer, SubmitRecord(record))
 
@@ -150,11 +191,15 @@ class Chaos(World):
         second = owner.random.random() < 0.08
         if peer.up and due(owner, self.now_ms, self.settled):
             chain = peer.node.chains.get(self.chains[-1 if second else 0])
-            body = owner.next_body(chain) if chain is not None else None
-            if chain is not None and body is not None:
+            word = self.changes.approval(peer, chain.id) if chain is not None else None
+            body = owner.next_body(chain) if chain is not None and word is None else None
+            if chain is not None and (word is not None or body is not None):
                 owner.asked_ms, owner.life = self.now_ms, peer.life
                 owner.ticket = self._tickets + 1
-                self.put(peer, body, chain.id, owner.random)
+                if body is not None:
+                    self.put(peer, body, chain.id, owner.random)
+                elif word is not None:
+                    self.ask(peer, word)
         self.at(self.now_ms + pause_ms, partial(self._own, place))
 
     # --- peers that die, lie and are judged -----------------------------------------------------
@@ -176,10 +221,22 @@ class Chaos(World):
     def _decide(self, peer: SimPeer, event: Event) -> list[Effect]:
         self.steps += 1
         try:
-            return peer.node.step(event, self._instant(peer))
+            effects = peer.node.step(event, self._instant(peer))
         except Exception as error:
             where = f"{type(event).__name__}: {type(error).__name__}: {error}"
             raise Violation("order", f"{peer.name} has failed at {where}") from error
+        if isinstance(event, Received) and isinstance(event.message, Proposal | Votes | Polka):
+            self._note_caught(peer, event.message.chain, effects)
+        return effects
+
+    def _note_caught(self, peer: SimPeer, chain: ChainId, effects: list[Effect]) -> None:
+        """Remember whom an honest peer has found to have signed two values on `chain`."""
+        for effect in effects:
+            notice = effect.notice if isinstance(effect, Notify) else None
+            if not isinstance(notice, Misbehaved) or peer.id in self.liars:
+                continue
+            if notice.reason.startswith("signed two"):
+                self.caught.setdefault((chain, notice.peer), {})[peer.id] = peer.life
 
     def crash(self, peer: SimPeer, kept: int = 0) -> None:
         """Cut the power of `peer`; what waited for its disk is gone too."""
@@ -306,23 +363,22 @@ class Chaos(World):
 
     def _form(self, number: int) -> ChainId:
         plan = self.plan
-        observers = (self.cloud.member,) if plan.observed else ()
+        observers = self.observers if number == 0 else self.observers[: plan.observed]
         invitation = Invitation(
             NETWORK,
             f"pool-{number}",
-            "manufacturing" if plan.observed else "fixed",
+            "manufacturing" if number else "fixed",
             self.cloud.id,
             tuple(peer.member for peer in self.members),
-            observers,
+            tuple(peer.member for peer in observers),
             (),
             EPOCH_MS,
             number,
         )
         genesis = self.command(self.cloud, FormPool(invitation))
         assert isinstance(genesis, Genesis)
-        formed = self.run_until(
-            lambda: all(genesis.chain in peer.node.chains for peer in self.people), 10_000
-        )
+        people = [*self.members, *observers]
+        formed = self.run_until(lambda: all(genesis.chain in peer.node.chains for peer in people), 10_000)
         if not formed:
             raise Violation("liveness", "a pool in calm weather was not formed")
         return genesis.chain

@@ -10,6 +10,9 @@ Most rules are local, so that a fault is found where it begins and not only when
     durability   what was synced is there after a restart; heights never go back
     records      what was acknowledged stands at its place, durably, and later on every honest peer
     blame        no honest peer is ever accused
+    members      nobody honest is convicted; who goes, and who comes, somebody honest has asked for
+    history      a snapshot is the pool's state; nothing is pruned that a replay could come from
+    anchors      what an honest member anchors is what the sub-chain has
     order        no step raises, none goes round in circles without time passing
 
 Byzantine peers are not judged, but what they sign counts where a quorum is asked for.
@@ -21,13 +24,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edgepool.core.consensus.catchup import MAX_BATCH_BLOCKS
-from edgepool.core.machine import CommitBlock, Done, Misbehaved, NewChain, Notice, RecordRef, VoteState
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, CertifiedBlock, Vote
+from edgepool.core.machine import (
+    CommitBlock,
+    Done,
+    Item,
+    Misbehaved,
+    NewChain,
+    Notice,
+    Prune,
+    RecordRef,
+    SaveSnapshot,
+)
+from edgepool.errors import DecodeError
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, Polka, Proposal, Votes
+from edgepool.model.record import MembershipChange
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote
+from edgepool.runtime.ports import Store
 from edgepool.sim.oracle import ChainOracle
-from edgepool.storage.memory import MemoryStore
 
 SAYINGS_KEPT = 4096
 """When more is remembered of what members said, what all honest peers have behind them is forgotten."""
@@ -67,8 +83,16 @@ class Judge:
         self.accused: dict[PeerId, int] = {}
         """Byzantine peers, and how often somebody has complained of them."""
         self.acknowledged: dict[ChainId, dict[bytes, tuple[int, int]]] = {}
+        self.wishes: dict[tuple[ChainId, str, str], None] | None = None
+        """Chain, who leaves, who comes ('' for nobody), as an honest owner wants; None: not judged."""
+        self.happened: dict[str, int] = {}
+        """How often the ledger has changed its members, forgotten, and so on."""
         self._asked: dict[tuple[PeerId, int], bytes] = {}
         self._durable: dict[tuple[PeerId, ChainId], int] = {}
+        self._first: dict[tuple[PeerId, ChainId], int] = {}
+        """The lowest height whose block a peer must have."""
+        self._base: dict[tuple[PeerId, ChainId], int] = {}
+        """The height whose state a peer has adopted, without the blocks."""
         self._said: dict[_Place, object] = {}
         self._low: dict[ChainId, int] = {}
         self._votes: dict[tuple[ChainId, int], dict[tuple[int, int, bytes], dict[PeerId, None]]] = {}
@@ -76,7 +100,7 @@ class Judge:
 
     # --- what peers store -----------------------------------------------------------------------
 
-    def synced(self, peer: PeerId, items: Sequence[VoteState | NewChain | CommitBlock]) -> None:
+    def synced(self, peer: PeerId, items: Sequence[Item]) -> None:
         """`peer`'s disk has confirmed items: what is in them is decided, and must always be there.
 
         A block that was only written is not decided: its certificate may need a vote that is lost with it.
@@ -92,19 +116,69 @@ class Judge:
                 self._durable[place] = header.height
                 if peer not in self.liars:
                     self._decided(peer, item.certified)
+            elif isinstance(item, SaveSnapshot):
+                self._saved(peer, item.chain, item.height, item.state, item.adopted)
+            elif isinstance(item, Prune):
+                self._pruned(peer, item)
 
-    def restarted(self, peer: PeerId, store: MemoryStore) -> None:
+    def wiped(self, peer: PeerId) -> None:
+        """`peer` has lost its disk."""
+        for chain in self.oracles:
+            self._durable[peer, chain], self._first[peer, chain], self._base[peer, chain] = 0, 1, 0
+
+    def restarted(self, peer: PeerId, store: Store) -> None:
         """`peer` is back with what is in `store`: at least with what was durable."""
         heights = {saved.genesis.chain: saved.height for saved in store.open()}
         for chain in self.oracles:
             durable, height = self._durable.get((peer, chain), 0), heights.get(chain, 0)
             if height < durable and peer not in self.liars:
                 raise self._violation("durability", peer, f"went back from height {durable} to {height}")
+            saved = store.snapshot(chain)
+            adopted = saved is not None and store.block(chain, saved.height) is None
+            later = saved is not None and saved.height > durable
+            if saved is not None and later and adopted:
+                self._saved(peer, chain, saved.height, saved.state, adopted)
             self._durable[peer, chain] = height
             for survived in range(durable + 1, height + 1):
                 certified = store.block(chain, survived)
                 if certified is not None and peer not in self.liars:
                     self._decided(peer, certified)
+            if saved is not None and later and not adopted:
+                self._saved(peer, chain, saved.height, saved.state, adopted)
+            first = self._first.get((peer, chain), 1)
+            while saved is not None and first <= saved.height and store.block(chain, first) is None:
+                first += 1
+            self._first[peer, chain] = first
+
+    def _saved(self, peer: PeerId, chain: ChainId, height: int, state: bytes, adopted: bool) -> None:
+        """`peer` has stored a snapshot, its own or (`adopted`) somebody's."""
+        place = (peer, chain)
+        if adopted:
+            if height <= self._durable.get(place, 0) and peer not in self.liars:
+                raise self._violation("history", peer, f"adopted a snapshot of height {height}, which it has")
+            self._durable[place], self._first[place] = height, height + 1
+            self._base[place] = height
+        if peer in self.liars:
+            return
+        try:
+            problem = self.oracles[chain].state_problem(height, state)
+        except DecodeError as error:
+            problem = str(error)
+        if problem:
+            how = "adopted" if adopted else "took"
+            raise self._violation("history", peer, f"{how} a false snapshot of height {height}: {problem}")
+        self._count("snapshots adopted" if adopted else "snapshots taken")
+
+    def _pruned(self, peer: PeerId, item: Prune) -> None:
+        place = (peer, item.chain)
+        self._first[place] = max(self._first.get(place, 1), item.height + 1)
+        if peer in self.liars:
+            return
+        horizon = self.oracles[item.chain].horizons[self._durable.get(place, 0)]
+        if item.height > horizon:
+            text = f"pruned up to {item.height}, above the horizon {horizon}"
+            raise self._violation("history", peer, text)
+        self._count("pruned")
 
     def _decided(self, peer: PeerId, certified: CertifiedBlock) -> None:
         header = certified.block.header
@@ -115,12 +189,48 @@ class Judge:
             problem = oracle.next_problem(certified)
             if problem:
                 raise self._violation("validity", peer, f"block {header.height} may not stand: {problem}")
+            self._news(oracle)
             self._forget(header.chain)
         elif oracle.blocks[header.height - 1] != header.id:
             raise self._violation("agreement", peer, f"has another block at height {header.height}")
         problem = oracle.certificate_problem(certified)
         if problem:
             raise self._violation("validity", peer, f"block {header.height} may not stand: {problem}")
+
+    def _news(self, oracle: ChainOracle) -> None:
+        """Look at what the last block says of the pool itself."""
+        for body in oracle.take_news():
+            if isinstance(body, MembershipChange):
+                self._changed(oracle.chain, body)
+                continue
+            self._count("convicted")
+            if body.member not in self.liars:
+                raise self._violation("members", body.member, "is honest, and convicted")
+        for author, anchor in oracle.anchors:
+            self._count("anchors")
+            certificate, sub = anchor.certificate, self.oracles.get(anchor.sub_chain)
+            if author not in self.liars and (
+                sub is None
+                or sub.blocks[certificate.height - 1 : certificate.height] != [certificate.block_id]
+            ):
+                raise self._violation(
+                    "anchors", author, f"anchored a block {certificate.height} there is not"
+                )
+        oracle.anchors.clear()
+
+    def _changed(self, chain: ChainId, change: MembershipChange) -> None:
+        """A change of the members is decided."""
+        coming = change.incoming.peer if change.incoming is not None else PeerId("")
+        self._count("replaced" if change.outgoing and coming else "admitted" if coming else "excluded")
+        wanted = self.wishes is None or (chain, change.outgoing, coming) in self.wishes
+        if not wanted and (coming or change.outgoing not in self.liars):
+            text = (
+                f"is to leave, and '{self.names.get(coming, coming)}' to come, as nobody honest has asked for"
+            )
+            raise self._violation("members", change.outgoing, text)
+
+    def _count(self, what: str) -> None:
+        self.happened[what] = self.happened.get(what, 0) + 1
 
     # --- what peers say -------------------------------------------------------------------------
 
@@ -148,6 +258,8 @@ class Judge:
     def _voted(self, peer: PeerId, chain: ChainId, vote: Vote) -> None:
         key = _Place(peer, vote.kind, chain, vote.height, vote.round)
         known = self._said.get(key)
+        if known is None and peer not in self.oracles[chain].members_at(vote.height):
+            raise self._violation("members", peer, f"votes on height {vote.height}, where it is no member")
         if known is None:
             self._said[key] = vote.block_id
             if vote.block_id != NIL:
@@ -176,9 +288,11 @@ class Judge:
 
     def _polka(self, chain: ChainId, height: int, round: int, block_id: bytes, peer: PeerId) -> bool:
         """Say whether a quorum has prevoted; `peer`'s own prevote may be on its way."""
-        said = self._votes.get((chain, height), {}).get((PREVOTE, round, block_id), {})
+        members = self.oracles[chain].members_at(height)
+        heard = self._votes.get((chain, height), {}).get((PREVOTE, round, block_id), {})
+        said = [voter for voter in heard if voter in members]
         own = self._said.get(_Place(peer, PREVOTE, chain, height, round)) == block_id and peer not in said
-        return 3 * (len(said) + own) > 2 * len(self.oracles[chain].members)
+        return 3 * (len(said) + own) > 2 * len(members)
 
     def _proposed(self, peer: PeerId, proposal: Proposal) -> None:
         header = proposal.block.header
@@ -198,7 +312,7 @@ class Judge:
         """The owner of `peer` asks for a record to be put on its chain."""
         self._asked[peer, ticket] = record_id
 
-    def told(self, peer: PeerId, notice: Notice, store: MemoryStore) -> None:
+    def told(self, peer: PeerId, notice: Notice, store: Store) -> None:
         """The owner of `peer` gets a notice."""
         if peer in self.liars:
             return
@@ -210,18 +324,28 @@ class Judge:
         elif isinstance(notice, Done) and isinstance(notice.result, RecordRef):
             self._acknowledged(peer, notice.ticket, notice.result, store)
 
-    def _acknowledged(self, peer: PeerId, ticket: int, ref: RecordRef, store: MemoryStore) -> None:
-        record_id = self._asked.pop((peer, ticket))
+    def _acknowledged(self, peer: PeerId, ticket: int, ref: RecordRef, store: Store) -> None:
+        record_id = self._asked.pop((peer, ticket), None)
         if ref.height > self._durable.get((peer, ref.chain), 0):
             raise self._violation("records", peer, f"acknowledged block {ref.height} before it was durable")
+        if record_id is None:  # of a change of the members, which the peer has written itself
+            certified = store.block(ref.chain, ref.height)
+            assert certified is not None, "pruned in the step in which it was stored"
+            record_id = certified.block.records[ref.index].id
         if self.oracles[ref.chain].places.get(record_id) != (ref.height, ref.index):
             raise self._violation("records", peer, "acknowledged a record that is not at its place")
         self.acknowledged.setdefault(ref.chain, {})[record_id] = (ref.height, ref.index)
 
-    def at_rest(self, peer: PeerId, store: MemoryStore) -> None:
-        """`peer` has caught up: every record that anybody's owner was promised must be with it."""
-        for chain, promised in self.acknowledged.items():
-            for record_id, (height, index) in promised.items():
+    def at_rest(self, peer: PeerId, store: Store, chains: Sequence[ChainId] | None = None) -> None:
+        """`peer` has caught up: every record that anybody's owner was promised must be with it.
+
+        On `chains`, or on all. Of what is pruned here, the record itself is gone; that the state is the
+        pool's shows that it was there.
+        """
+        for chain in self.acknowledged if chains is None else chains:
+            for record_id, (height, index) in self.acknowledged.get(chain, {}).items():
+                if height < self._first.get((peer, chain), 1):
+                    continue
                 certified = store.block(chain, height)
                 if certified is None or index >= len(certified.block.records):
                     raise self._violation("records", peer, f"lacks an acknowledged record of block {height}")
@@ -231,11 +355,23 @@ class Judge:
                     raise self._violation("records", peer, f"holds another record in block {height}")
         self._durable_at_rest(peer, store)
 
+    def stands_at(self, peer: PeerId, chain: ChainId, height: int, root: bytes) -> None:
+        """`peer` has come to `height`, wherever it began: its state must be the pool's."""
+        oracle = self.oracles[chain]
+        if height > oracle.height or oracle.roots[height] != root:
+            raise self._violation("agreement", peer, f"has another state at height {height}")
+
+    def provable(self, peer: PeerId, chain: ChainId) -> list[tuple[int, int]]:
+        """Return where the offers are that `peer` has seen and pruned, and that still stand."""
+        place = (peer, chain)
+        pruned, base = self._first.get(place, 1) - 1, self._base.get(place, 0)
+        return [at for at in self.oracles[chain].standing_places(pruned) if at[0] > base]
+
     def forget_promises(self) -> None:
         """All promises so far were found kept by everybody; heights never go back, so they stay kept."""
         self.acknowledged.clear()
 
-    def _durable_at_rest(self, peer: PeerId, store: MemoryStore) -> None:
+    def _durable_at_rest(self, peer: PeerId, store: Store) -> None:
         for saved in store.open():
             chain = saved.genesis.chain
             if saved.height < self._durable.get((peer, chain), 0):
@@ -248,8 +384,10 @@ class Judge:
 
         Not at once: a peer that stores several blocks in one go says afterwards what it voted.
         """
-        honest = [peer for peer in self.names if peer not in self.liars]
-        low = max(0, min(self._durable.get((peer, chain), 0) for peer in honest) - MAX_BATCH_BLOCKS)
+        oracle = self.oracles[chain]
+        voters = (*oracle.members, *oracle.newest_members)
+        reached = [self._durable.get((peer, chain), 0) for peer in voters if peer not in self.liars]
+        low = max(0, min(reached, default=0) - MAX_BATCH_BLOCKS)
         for height in range(self._low.get(chain, 0), low + 1):
             self._votes.pop((chain, height), None)
             self._locks.pop((chain, height), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from edgepool.core.machine import CommitBlock, NewChain, VoteState
+from edgepool.core.machine import Item, VoteState
 from edgepool.errors import StorageError
 from edgepool.model.ids import PeerId
 from edgepool.sim.network import NetworkConditions
@@ -35,7 +35,7 @@ class SimStore(MemoryStore):
         super().__init__()
         self.room: int | None = None
 
-    def write(self, items: Iterable[VoteState | NewChain | CommitBlock]) -> None:
+    def write(self, items: Iterable[Item]) -> None:
         """Take `items`; StorageError at the first that does not fit."""
         for item in items:
             if self.room is not None:
@@ -76,10 +76,10 @@ class Faults:
         self.people: list[SimPeer] = []
         self.injected: dict[str, int] = {}
         self.traps: dict[PeerId, Trap] = {}
-        self.to_be_liars: dict[PeerId, str] = {}
         self.sync_ms: dict[PeerId, int] = {}
         """How long a sync takes on a slow disk."""
         self._world = world
+        self._wiped: list[SimPeer] = []
         self._open: dict[int, Fault] = {}
         self._count = 0
         self._apply: dict[str, Callable[[Fault], None]] = {
@@ -92,11 +92,11 @@ class Faults:
             "clock": self._clock,
             "disk": self._disk,
             "slow-disk": self._slow_disk,
-            "byzantine": self._byzantine,
+            "wipe": self._wipe,
         }
 
     def inject(self, fault: Fault) -> None:
-        """Let a fault happen now."""
+        """Let a fault happen now; of what is not about wires, disks and clocks it is only counted."""
         self.injected[fault.kind] = self.injected.get(fault.kind, 0) + 1
         apply = self._apply.get(fault.kind)
         if apply is not None:
@@ -119,6 +119,9 @@ class Faults:
             peer.store.room = None
             if not peer.up:
                 self._world.restart(peer)
+        for peer in self._wiped:
+            self._dial_anew(peer)
+        self._wiped.clear()
 
     def stop(self, peer: SimPeer, kept: int, for_ms: int) -> None:
         """Take a peer down, and up again after a while unless it is up by then."""
@@ -137,7 +140,7 @@ class Faults:
 
     def _reset(self, fault: Fault) -> None:
         first, second = self._peer(fault), self._peer(fault, "other")
-        if first is not second and first.up and second.up:
+        if first is not second and self._world.linked(first, second):
             self._world.unlink(first, second)
             self._world.at(self._world.now_ms + REDIAL_MS, partial(self._world.connect, first, second))
 
@@ -177,8 +180,13 @@ class Faults:
         self.sync_ms[peer] = self._int(fault, "sync_ms")
         self._later(fault, partial(self.sync_ms.pop, peer, None))
 
-    def _byzantine(self, fault: Fault) -> None:
-        self.to_be_liars[self._peer(fault).id] = str(fault.arguments["role"])
+    def _wipe(self, fault: Fault) -> None:
+        """A disk is gone; the peer comes back with an empty one."""
+        peer = self._peer(fault)
+        self.stop(peer, 0, self._int(fault, "for_ms"))
+        peer.store = SimStore()
+        peer.store.open()
+        self._wiped.append(peer)
 
     # --- the end of faults ----------------------------------------------------------------------
 
@@ -201,12 +209,19 @@ class Faults:
         if not peer.up:
             self._world.restart(peer)
 
+    def _dial_anew(self, peer: SimPeer) -> None:
+        """Tell a peer of its pools again: real links lose no frames, so it is said once, when a link stands."""
+        for other in self.people:
+            if self._world.linked(peer, other):
+                self._world.unlink(peer, other)
+                self._world.connect(peer, other)
+
     def _break_links(self) -> None:
         """Links over which nothing has come for long are given up, and dialled again."""
         world = self._world
         for index, first in enumerate(self.people):
             for second in self.people[index + 1 :]:
-                if not (world.network.reaches(first.id, second.id) or not (first.up and second.up)):
+                if world.linked(first, second) and not world.network.reaches(first.id, second.id):
                     world.unlink(first, second)
                     world.connect(first, second)  # fails for now, and is tried again and again
 

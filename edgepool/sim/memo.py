@@ -4,25 +4,25 @@ Twenty peers in one process would check each signature twenty times, and that wo
 work. While a simulation runs, the Ed25519 library's two functions are replaced by an ideal scheme: a
 signature is a hash of secret key and message, and checking it means computing it again with the secret
 of that public key, which is known only in here and only once the key has signed. Nobody in the
-simulation can sign without the secret, so whatever is forged fails, as it would in the world. The core
-is not touched, and everything is put back afterwards.
+simulation can sign without the secret, so whatever is forged fails, as it would in the world. Beacon chains
+are no longer than a run can use. The core is not touched, and everything is put back afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha512
 
 import nacl.bindings
 import nacl.exceptions
 
-from edgepool.core import chain as chain_module
 from edgepool.core.pools import lifecycle as lifecycle_module
 from edgepool.model.beacon import _STRIDE as STRIDE
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.crypto import SIGNATURE_BYTES, sha256
+from edgepool.model.pool import BEACON_LENGTH
 
 CHAINS_KEPT = 1024
 
@@ -35,8 +35,8 @@ _depth = 0
 class _RememberedBeacon(BeaconChain):
     """A beacon chain that makes the values between two marks once, not for each reveal."""
 
-    def __init__(self, secret: bytes) -> None:
-        super().__init__(secret)
+    def __init__(self, secret: bytes, length: int) -> None:
+        super().__init__(secret, length)
         self._run: tuple[int, list[bytes]] = (-1, [])
 
     def reveal(self, count: int) -> bytes:
@@ -56,12 +56,16 @@ _beacon_chain = lru_cache(maxsize=CHAINS_KEPT)(_RememberedBeacon)
 
 
 @contextmanager
-def ideal_signatures() -> Iterator[None]:
-    """Replace Ed25519 by hashes in here, and make each beacon chain once; may be nested."""
+def ideal_signatures(heights: int = BEACON_LENGTH) -> Iterator[None]:
+    """Replace Ed25519 by hashes in here, and make each beacon chain once; may be nested.
+
+    `heights` is how many blocks a chain gets, beside those by which a pool shows that it goes on.
+    """
     global _depth
     _depth += 1
     if _depth == 1:
-        _replace(_sign_by_hash, _open_by_hash, _beacon_chain)
+        length = min(BEACON_LENGTH, STRIDE * -(-(512 + 4 * heights) // STRIDE))
+        _replace(_sign_by_hash, _open_by_hash, partial(_beacon_chain, length=length))
     try:
         yield
     finally:
@@ -75,7 +79,6 @@ def _replace(sign: object, open: object, beacon_chain: object) -> None:
     for module, name, function in (
         (nacl.bindings, "crypto_sign", sign),
         (nacl.bindings, "crypto_sign_open", open),
-        (chain_module, "BeaconChain", beacon_chain),
         (lifecycle_module, "BeaconChain", beacon_chain),
     ):
         setattr(module, name, function)

@@ -1,27 +1,44 @@
 """A second opinion about one chain: which block may stand, told apart from the code that is tested.
 
-It keeps its own height, parent, beacon, tips and credited work, draws the lottery itself, and counts
-certificates itself. Only the records are judged by the contracts. A bug in the core therefore shows as a
-disagreement, and is not repeated here.
+It keeps its own height, parent, beacon, tips, rosters, window and credited work, draws the lottery itself,
+counts certificates itself, and never forgets a record. Only the content of most records is judged by the
+contracts, and the state root is the core's; that is made anew from all that the state holds now and then. A
+bug in the core therefore shows as a disagreement, and is not repeated here.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Callable
 
 from edgepool.core.consensus.lottery import leader_order, lottery_seed, weights
-from edgepool.core.ledger.credit import CYCLE_BLOCKS, MAX_STEP_MINUTES
-from edgepool.core.ledger.facts import TaskState
+from edgepool.core.ledger import window
 from edgepool.core.ledger.state import ChainState
 from edgepool.model.beacon import first_beacon
-from edgepool.model.block import PRECOMMIT, Block, CertifiedBlock, Header, records_root
+from edgepool.model.block import Block, CertifiedBlock, Header, records_root
 from edgepool.model.crypto import verify
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import BEACON_LENGTH, Genesis
-from edgepool.model.record import MachiningCompletion, MachiningProcedure, QualityInspection, SignedRecord
+from edgepool.model.record import (
+    ChainAnchor,
+    MachiningCompletion,
+    MachiningProcedure,
+    MachiningRequirement,
+    MembershipChange,
+    SignedRecord,
+)
+from edgepool.model.vote import PRECOMMIT, Equivocation
+from edgepool.sim.rosteroracle import RosterOracle
+from edgepool.sim.workoracle import WorkOracle
 
 # Bound here, so that a canary that swaps them in the core does not swap them here.
 _order, _seed, _weights, _verify, _root = leader_order, lottery_seed, weights, verify, records_root
+_restore: Callable[[Genesis, bytes], ChainState] = ChainState.restore
+
+SNAPSHOTS_KEPT = 8
+CHECK_BLOCKS = 16
+"""How often the state root is computed from all entries, as somebody does who restores a snapshot."""
 
 
 class ChainOracle:
@@ -31,31 +48,89 @@ class ChainOracle:
         self.genesis = genesis
         self.chain = genesis.chain
         self.network = genesis.invitation.network
-        self.members = genesis.members
         self.blocks: list[bytes] = []
         self.places: dict[bytes, tuple[int, int]] = {}
         """Record id -> (height, index in the block)."""
+        self.rounds: list[int] = []
+        """In which round each block was decided, by the certificate that was seen first."""
+        self.horizons: list[int] = [0]
+        """The height below which each height takes no records, from height 0 on."""
+        self.anchors: list[tuple[PeerId, ChainAnchor]] = []
+        """What members have anchored here, since somebody last took it."""
+        self.anchored: dict[ChainId, int] = {}
+        """Up to which height each sub-chain is anchored here."""
         self._state = ChainState(genesis)
+        self.roots: list[bytes] = [self._state.root]
+        """The state root after each height, from height 0 on."""
+        self._window: deque[int] = deque()
         self._beacon = first_beacon(genesis)
-        self._tips = {yes.member: yes.beacon_tip for yes in genesis.acceptances}
-        self._reveals: dict[PeerId, int] = {}
-        self._minutes: dict[int, dict[PeerId, int]] = {}
-        self._credited: dict[tuple[str, int], None] = {}
+        self._rosters = RosterOracle(genesis)
+        self._next_rosters = self._rosters
+        self._tips = dict(self._rosters.tips)
+        self._reveals: dict[tuple[PeerId, int], int] = {}
+        self._work = WorkOracle()
         self._leaders: tuple[int, tuple[PeerId, ...]] = (-1, ())
         self._certificates: dict[int, dict[object, None]] = {}
+        self._snapshots: dict[int, bytes] = {}
 
     @property
     def height(self) -> int:
         """The height of the last block that stands."""
         return len(self.blocks)
 
+    @property
+    def members(self) -> tuple[PeerId, ...]:
+        """Who votes on the next height."""
+        return self.members_at(self.height + 1)
+
+    def members_at(self, height: int) -> tuple[PeerId, ...]:
+        """Return who votes on `height`, as far as is known by now."""
+        return self._rosters.members(height)
+
+    @property
+    def newest_members(self) -> tuple[PeerId, ...]:
+        """Who votes on the highest height of which that is known."""
+        return self._rosters.members(self.height + 2)
+
+    @property
+    def convicted(self) -> list[PeerId]:
+        """Against whom there is evidence, of those who are in the pool."""
+        return self._rosters.convicted
+
+    def has_voted(self, peer: PeerId) -> bool:
+        """Say whether `peer` has a vote at some height, or had one."""
+        return self._rosters.has_voted(peer)
+
+    def take_news(self) -> list[Equivocation | MembershipChange]:
+        """Return the evidence and the decided changes of the last blocks, once."""
+        news, self._rosters.news = self._rosters.news, []
+        return news
+
+    def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
+        """Return height and index of the offers at or below `height` that stand."""
+        return self._state.standing_places(height)
+
+    def state_problem(self, height: int, data: bytes) -> str:
+        """Say why `data` is no snapshot of this chain's state after `height`, or return ''."""
+        if height > self.height:
+            return f"it is of height {height}, this chain has {self.height} blocks"
+        if self._snapshots.get(height) == data:
+            return ""
+        state = _restore(self.genesis, data)
+        if state.height != height or state.root != self.roots[height]:
+            return "it is another state than this chain's"
+        self._snapshots[height] = data
+        if len(self._snapshots) > SNAPSHOTS_KEPT:
+            del self._snapshots[next(iter(self._snapshots))]
+        return ""
+
     def leader(self, round: int) -> PeerId:
         """Return whom the lottery gives `round` of the next height."""
         if self._leaders[0] != self.height:
             seed = _seed(self.network, self.chain, self.height + 1, self._beacon)
-            # The cycle before last, of the height that is drawn.
-            work = self._minutes.get(self.height // CYCLE_BLOCKS - 2, {})
-            self._leaders = (self.height, _order(seed, _weights(work, self.members)))
+            work = {member: self._work.minutes(self.height + 1, member) for member in self.members}
+            missed = [member for member in self.members if self._work.missed(self.height + 1, member)]
+            self._leaders = (self.height, _order(seed, _weights(work, self.members, missed)))
         order = self._leaders[1]
         return order[round % len(order)]
 
@@ -69,6 +144,9 @@ class ChainOracle:
         )
         if not problem:
             self._take(block)
+            self.rounds.append(certified.certificate.round)
+            if self.height % CHECK_BLOCKS == 0 and self._root_anew() != self.roots[-1]:
+                problem = "its state root is not that of all that the state holds"
         return problem
 
     def certificate_problem(self, certified: CertifiedBlock) -> str:
@@ -80,12 +158,13 @@ class ChainOracle:
         if (certificate.height, certificate.block_id) != (header.height, header.id):
             return "its certificate is for another block"
         signers: dict[int, None] = {}
+        members = self.members_at(header.height)
         for index, signature in certificate.signatures:
             terms = [self.network, self.chain, PRECOMMIT, header.height, certificate.round, header.id]
-            if index < len(self.members) and _verify(self.members[index], "vote", terms, signature):
+            if index < len(members) and _verify(members[index], "vote", terms, signature):
                 signers[index] = None
-        if 3 * len(signers) <= 2 * len(self.members):
-            return f"only {len(signers)} of {len(self.members)} members have signed its certificate"
+        if 3 * len(signers) <= 2 * len(members):
+            return f"only {len(signers)} of {len(members)} members have signed its certificate"
         if len(certificate.signatures) != len(signers):
             return "its certificate holds signatures that do not count"
         seen[certificate] = None
@@ -100,11 +179,22 @@ class ChainOracle:
             return (
                 f"round {header.round} was drawn for {self.leader(header.round)}, not for {header.proposer}"
             )
-        if self._reveals.get(header.proposer, 0) >= BEACON_LENGTH:
+        hashes = (header.members_hash, header.next_members_hash)
+        if hashes != tuple(self._rosters.roster_hash(header.height + ahead) for ahead in (0, 1)):
+            return "it names other members than those that vote on it, and on the next one"
+        if header.state_root != self.roots[-1]:
+            return "it stands on another state"
+        admission = self._admission(header)
+        if self._reveals.get(admission, 0) >= BEACON_LENGTH:
             return "it reveals something although the packer has revealed all" if header.reveal else ""
-        if hashlib.sha256(header.reveal).digest() != self._tips[header.proposer]:
+        if hashlib.sha256(header.reveal).digest() != self._tips[admission]:
             return "its reveal is not the preimage of the packer's tip"
         return ""
+
+    def _admission(self, header: Header) -> tuple[PeerId, int]:
+        """Return the packer, and the first height of its present time as a member."""
+        packer = header.proposer
+        return max(one for one in self._tips if one[0] == packer and one[1] <= header.height)
 
     def _body_problem(self, block: Block) -> str:
         header = block.header
@@ -114,15 +204,29 @@ class ChainOracle:
         for index, signed in enumerate(block.records):
             if not self._signed(signed):
                 return f"the signature of its record {index} does not hold"
-            problem = draft.add(signed) or self._foreign_work(signed)
+            problem = self._stale(signed) or draft.add(signed) or self._foreign_work(signed)
             if problem:
                 return f"its record {index} may not stand: {problem}"
-        return ""
+        self._next_rosters = self._rosters.copy()
+        return self._next_rosters.take(header.height, block.records)
+
+    def _stale(self, signed: SignedRecord) -> str:
+        """Say why a record does not belong here and now, whatever it says."""
+        record = signed.record
+        if not self.horizons[-1] <= record.since <= self.height:
+            return f"it is of height {record.since}, the window begins at {self.horizons[-1]}"
+        if signed.id in self.places:
+            return f"it stands at {self.places[signed.id]} already"
+        coordinators = isinstance(record.body, MachiningRequirement | MembershipChange)
+        if record.author in self.members:
+            return ""
+        own = coordinators and record.author == self.genesis.invitation.coordinator
+        return "" if own else "its author is no member"
 
     def _foreign_work(self, signed: SignedRecord) -> str:
         """Say whether a record reports a step that was given to another station before this block."""
         body = signed.record.body
-        if not isinstance(body, MachiningProcedure | MachiningCompletion | QualityInspection):
+        if not isinstance(body, MachiningProcedure | MachiningCompletion):
             return ""
         task = self._state.tasks.get(body.task)
         step = task.step_of(body.operation_number) if task is not None else None
@@ -134,38 +238,38 @@ class ChainOracle:
 
     def _take(self, block: Block) -> None:
         header = block.header
-        self._state.apply(block)
+        missed = tuple(self.leader(round) for round in range(min(header.round, len(self.members))))
+        self._state.apply(block, missed)
         self._beacon = hashlib.sha256(self._beacon + header.reveal).digest()
         if header.reveal:
-            self._tips[header.proposer] = header.reveal
-            self._reveals[header.proposer] = self._reveals.get(header.proposer, 0) + 1
+            admission = self._admission(header)
+            self._tips[admission] = header.reveal
+            self._reveals[admission] = self._reveals.get(admission, 0) + 1
         for index, signed in enumerate(block.records):
             self.places[signed.id] = (header.height, index)
-            self._credit(header.height, signed)
+            self._work.enter(header.height, signed.record, len(self.members))
+            body = signed.record.body
+            if isinstance(body, ChainAnchor):
+                self.anchors.append((signed.record.author, body))
+                reached = max(body.certificate.height, self.anchored.get(body.sub_chain, 0))
+                self.anchored[body.sub_chain] = reached
+        self._work.miss(header.height, missed)
+        self._rosters = self._next_rosters
+        self._tips = self._rosters.tips | self._tips
         self.blocks.append(header.id)
+        self._work.close(header.height, self.members)
+        self._slide(len(block.records))
+        self.roots.append(self._state.root)
         self._certificates.pop(header.height - 100, None)
 
-    # --- work: who else stands for it -----------------------------------------------------------
+    def _slide(self, count: int) -> None:
+        """Move the window on by a block of `count` records."""
+        blocks, horizon = self._window, self.horizons[-1]
+        blocks.append(count)
+        while len(blocks) > window.WINDOW_BLOCKS or sum(blocks) > window.WINDOW_RECORDS:
+            blocks.popleft()
+            horizon += 1
+        self.horizons.append(horizon)
 
-    def _credit(self, height: int, signed: SignedRecord) -> None:
-        body = signed.record.body
-        if not isinstance(body, MachiningProcedure | MachiningCompletion | QualityInspection):
-            return
-        task = self._state.tasks[body.task]
-        place = task.operations[body.operation_number]
-        if isinstance(body, MachiningProcedure):
-            self._stand_for(height, task, place - 1, by=place)
-        elif place == task.steps_planned - 1 and any(one.accepted for one in task.steps[place].inspections):
-            self._stand_for(height, task, place, by=place - 1)
-
-    def _stand_for(self, height: int, task: TaskState, place: int, by: int) -> None:
-        """Credit the step at `place` if the step at `by` is another member's."""
-        if place < 0 or by < 0 or not task.steps[place].done or (task.task, place) in self._credited:
-            return
-        station = task.steps[place].requirement.station
-        if station == task.steps[by].requirement.station:
-            return
-        self._credited[task.task, place] = None
-        work = self._minutes.setdefault((height - 1) // CYCLE_BLOCKS, {})
-        minutes = min(task.steps[place].requirement.process_minutes, MAX_STEP_MINUTES)
-        work[station] = work.get(station, 0) + minutes
+    def _root_anew(self) -> bytes:
+        return _restore(self.genesis, self._state.snapshot()).root

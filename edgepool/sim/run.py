@@ -1,7 +1,8 @@
 """Runs a fault plan from beginning to end and says what came of it.
 
 After each episode everything is mended, and the pool must go on: every honest member gets a record
-onto each chain, and all honest peers come to one height, within a bounded time and number of rounds.
+onto each chain, and all honest peers come to one height and one state, within a bounded time and number of
+rounds. Liars of whom an honest member has two signatures lose their vote within a bounded number of heights.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import msgspec
 
-from edgepool.model.ids import ChainId
+from edgepool.core.ledger.proof import prove_kept, standing_fault
+from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataDemand
 from edgepool.model.twin import DataKey
 from edgepool.sim.chaos import Chaos
 from edgepool.sim.checkers import Violation
 from edgepool.sim.memo import ideal_signatures
 from edgepool.sim.plan import KINDS, Plan, make_plan
+from edgepool.sim.sizes import sizes_of
 from edgepool.sim.world import SimPeer
 
 HEAL_LIMIT_MS = 60_000
@@ -29,6 +33,13 @@ HEAL_ROUNDS = 10
 """Within as many rounds after healing, the height that was stuck must be decided."""
 MS_A_HEIGHT = 20_000
 """More virtual time than this for each height, and the pool counts as stuck."""
+HEAL_P99_MS = 15_000
+"""Of many healings, 99 of 100 take at most this much virtual time."""
+HEALINGS_JUDGED = 100
+CONVICT_HEIGHTS = 16
+"""Within as many heights after healing, liars of whom there is proof have lost their votes."""
+ANCHOR_LIMIT_MS = 60_000
+"""Within as much virtual time of rest, the head of a sub-chain is anchored on its main chain."""
 ANSWER_LIMIT_MS = 120_000
 """Within as much virtual time after that, each owner knows whether its record stands or never will."""
 PROBE_RETRY_MS = 1_000
@@ -37,13 +48,15 @@ PROBE_RETRY_MS = 1_000
 class Result(msgspec.Struct, frozen=True):
     """What a run came to. `faults` are those injected, by kind; `blocks` those of all its chains.
 
-    `heal_p99_ms` and `heal_rounds` are the slowest (99 of 100) of its healings; virtual time.
+    `happened` counts what the ledgers did: members that came and went, snapshots, and so on. `heal_p99_ms`
+    and `heal_rounds` are the slowest (99 of 100) of its healings; virtual time.
     """
 
     seed: int
     heights: int
     members: int
     faults: dict[str, int]
+    happened: dict[str, int]
     violations: list[str]
     trace: str
     virtual_ms: int
@@ -66,7 +79,7 @@ def run_seed(seed: int, heights: int, members: int, faults: Sequence[str] = KIND
 
 def run_plan(plan: Plan) -> Result:
     """Run `plan`; the first violation ends it and stands in the result."""
-    with ideal_signatures():
+    with ideal_signatures(plan.heights), sizes_of(plan):
         collecting = gc.isenabled()
         gc.disable()  # worlds are small and short, and full of cycles that live as long as they do
         try:
@@ -83,11 +96,17 @@ def percentile(values: Sequence[int], percent: int) -> int:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
 
 
-def combined_trace(results: Sequence[Result]) -> str:
-    """Return the trace of one result, or one hash over the traces of several."""
-    if len(results) == 1:
-        return results[0].trace
-    return hashlib.sha256("".join(result.trace for result in results).encode()).hexdigest()
+def slow_healing(heals_ms: Sequence[int]) -> str:
+    """Say that healings took too long, where there are enough of them to tell; or return ''."""
+    slowest_ms = percentile(heals_ms, 99)
+    if len(heals_ms) < HEALINGS_JUDGED or slowest_ms <= HEAL_P99_MS:
+        return ""
+    return f"liveness: 99 of 100 healings took up to {slowest_ms} ms, {HEAL_P99_MS} ms are allowed"
+
+
+def combined_trace(traces: Sequence[str]) -> str:
+    """Return the one trace, or one hash over several."""
+    return traces[0] if len(traces) == 1 else hashlib.sha256("".join(traces).encode()).hexdigest()
 
 
 @dataclass(slots=True)
@@ -132,6 +151,7 @@ class _Run:
             heights=plan.heights,
             members=plan.members,
             faults=dict(sorted(world.faults.injected.items())),
+            happened=dict(sorted(world.judge.happened.items())),
             violations=violations,
             trace=world.trace,
             virtual_ms=world.now_ms,
@@ -153,8 +173,7 @@ class _Run:
                 self._heal()
                 start_ms += world.now_ms - began_ms
             else:
-                world.faults.inject(fault)
-                world.corrupt()
+                world.inject(fault)
             if self._height() >= self._plan.heights:
                 break
             world.work(True)
@@ -163,6 +182,8 @@ class _Run:
         if not world.run_until(lambda: self._height() >= self._plan.heights, limit_ms):
             raise Violation("liveness", f"only {self._height()} heights after {world.now_ms} ms")
         self._heal()
+        if not world.run_until(self._anchored, ANCHOR_LIMIT_MS):
+            raise Violation("liveness", f"a sub-chain's head is not anchored after {ANCHOR_LIMIT_MS} ms")
 
     def _until(self, time_ms: int) -> None:
         """Run up to `time_ms`, or up to the wanted height."""
@@ -181,26 +202,34 @@ class _Run:
         world.faults.heal()
         healing = _Healing(world.now_ms)
         for chain in world.chains:
-            engines = [peer.node.chains[chain].engine for peer in world.honest]
+            engines = [peer.node.chains[chain].engine for peer in world.followers(chain) if _on(peer, chain)]
             healing.places[chain] = max((engine.height, engine.round) for engine in engines)
-        probes = [
-            _Probe(peer, chain) for chain in world.chains for peer in world.honest if peer in world.members
-        ]
+        probes = [_Probe(peer, chain) for chain in world.chains for peer in self._writers(chain)]
         if not world.run_until(lambda: self._proven(probes), HEAL_LIMIT_MS):
             raise Violation("liveness", f"{HEAL_LIMIT_MS} ms after healing: {self._stuck(probes)}")
         self._heals_ms.append(world.now_ms - healing.began_ms)
         self._check_rounds(healing)
+        self._convict(healing)
         if not world.run_until(lambda: not world.unanswered() and self._level(), ANSWER_LIMIT_MS):
             raise Violation("liveness", f"owners never get an answer: {', '.join(world.unanswered())}")
         for peer in world.honest:
-            world.judge.at_rest(peer.id, peer.store)
+            self._check_at_rest(peer)
         world.judge.forget_promises()
+
+    def _writers(self, chain: ChainId) -> list[SimPeer]:
+        """Return the honest peers who have a vote on the next heights of `chain`."""
+        oracle = self._world.judge.oracles[chain]
+        return [
+            peer
+            for peer in self._world.honest
+            if peer.id in oracle.members and peer.id in oracle.newest_members
+        ]
 
     def _proven(self, probes: list[_Probe]) -> bool:
         """Say whether all probes stand and all honest peers are at one height."""
         world = self._world
         for probe in probes:
-            if world.done(probe.ticket):
+            if world.done(probe.ticket) or probe.peer.id not in self._voters(probe.chain):
                 continue
             if not probe.ticket or (
                 world.refusal(probe.ticket) and world.now_ms - probe.asked_ms >= PROBE_RETRY_MS
@@ -212,29 +241,86 @@ class _Run:
             return False
         return self._level()
 
+    def _voters(self, chain: ChainId) -> tuple[PeerId, ...]:
+        return self._world.judge.oracles[chain].newest_members
+
     def _level(self) -> bool:
-        """Say whether all honest peers are at one height on each chain."""
+        """Say whether all honest peers who should be are at one height on each chain."""
         world = self._world
-        heights = [{world.height(peer, chain) for peer in world.honest} for chain in world.chains]
-        return all(len(one) == 1 for one in heights)
+        return all(
+            len({world.height(peer, chain) for peer in world.followers(chain)}) == 1 for chain in world.chains
+        )
 
     def _check_rounds(self, healing: _Healing) -> None:
-        world = self._world
         for chain, (height, round) in healing.places.items():
-            certified = world.honest[0].store.block(chain, height)
-            if certified is None:
+            decided = self._world.judge.oracles[chain].rounds
+            if len(decided) < height:
                 raise Violation("liveness", f"height {height} was not decided by the probes")
-            rounds = certified.certificate.round - round
+            rounds = decided[height - 1] - round
             self._heal_rounds = max(self._heal_rounds, rounds)
             if rounds > HEAL_ROUNDS:
                 raise Violation("liveness", f"height {height} took {rounds} rounds after healing")
+
+    def _convict(self, healing: _Healing) -> None:
+        """See that nobody keeps a vote of whom there is proof that it lies."""
+        world = self._world
+        for chain in world.chains:
+            if not world.run_until(partial(self._innocent, chain), ANSWER_LIMIT_MS):
+                raise Violation("liveness", f"a liar keeps its vote {ANSWER_LIMIT_MS} ms after healing")
+            heights = world.judge.oracles[chain].height - healing.places[chain][0]
+            limit = CONVICT_HEIGHTS + 2 * len(self._voters(chain))
+            if world.caught and heights > limit:
+                raise Violation("liveness", f"liars had their votes for {heights} heights after healing")
+
+    def _innocent(self, chain: ChainId) -> bool:
+        """Say whether nobody has a vote of whom an honest member, in its present life, has the proof."""
+        world, voters = self._world, self._voters(chain)
+        people = {peer.id: peer for peer in world.honest if peer.id in voters}
+        return not any(
+            where == chain
+            and liar in voters
+            and any(one in people and people[one].life == life for one, life in witnesses.items())
+            for (where, liar), witnesses in world.caught.items()
+        )
+
+    def _check_at_rest(self, peer: SimPeer) -> None:
+        """See that `peer` has all that it should have, and that it can prove what it must."""
+        world = self._world
+        chains = [chain for chain in world.chains if peer in world.followers(chain)]
+        world.judge.at_rest(peer.id, peer.store, chains)
+        for chain in chains:
+            known = peer.node.chains[chain]
+            world.judge.stands_at(peer.id, chain, known.state.height, known.state.root)
+            for height, index in world.judge.provable(peer.id, chain):
+                kept = peer.store.kept(chain, height, index)
+                proof = prove_kept(known.genesis, known.handovers, kept) if kept is not None else None
+                fault = standing_fault(proof) if proof is not None else None
+                if proof is None or fault is not None:
+                    text = f"{peer.name} cannot prove the offer at {height}/{index}, which is pruned: {fault}"
+                    raise Violation("records", text)
+
+    def _anchored(self) -> bool:
+        """Say whether the head of the sub-chain, if there is one, stands on the main chain."""
+        world = self._world
+        if len(world.chains) == 1:
+            return True
+        main, sub = (world.judge.oracles[chain] for chain in world.chains)
+        both = [peer for peer in self._writers(main.chain) if peer in self._writers(sub.chain)]
+        return not both or main.anchored.get(sub.chain, 0) >= sub.height
 
     def _stuck(self, probes: list[_Probe]) -> str:
         world = self._world
         waiting = sum(not world.done(probe.ticket) for probe in probes)
         places = []
         for chain in world.chains:
-            for peer in world.honest:
+            for peer in world.followers(chain):
+                if not _on(peer, chain):
+                    places.append(f"{peer.name} is not on the chain")
+                    continue
                 engine = peer.node.chains[chain].engine
                 places.append(f"{peer.name} {engine.height}/{engine.round}/{engine.step}")
         return f"{waiting} of {len(probes)} probes wait; height/round/step: {', '.join(places)}"
+
+
+def _on(peer: SimPeer, chain: ChainId) -> bool:
+    return chain in peer.node.chains

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from random import Random
+from typing import Protocol
 
-from edgepool.core.chain import Chain
 from edgepool.core.ledger.facts import TaskState
+from edgepool.core.ledger.state import ChainState
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.record import (
@@ -27,10 +28,20 @@ from edgepool.model.record import (
 from edgepool.model.twin import DataKey
 
 STEPS = 3
+LONGEST_MINUTES = 600
 THINK_MS = 150
 PATIENCE_MS = 20_000
 """An owner whose peer does not answer (because it has died meanwhile) asks for something new."""
 TASKS_OPEN = 6
+
+
+class Chain(Protocol):
+    """What an owner looks at: a chain of the core, or a peer's view of one."""
+
+    @property
+    def state(self) -> ChainState:
+        """What the chain's records add up to."""
+        ...
 
 
 class Owner:
@@ -44,11 +55,14 @@ class Owner:
         self.life = 0
         """Which life of the peer was asked: a peer that dies forgets what its owner waits for."""
         self._coordinator = coordinator
+        self._tasks = 0
 
     def next_body(self, chain: Chain) -> Body | None:
         """Return what to write on `chain` now, or None if there is nothing to say."""
         if self._coordinator:
             return self._plan(chain)
+        if self.me not in chain.state.members:
+            return None
         if self.random.random() < 0.75:
             work = self._work(chain)
             if work is not None:
@@ -60,17 +74,22 @@ class Owner:
         for task in _recent(chain):
             if len(task.steps) < task.steps_planned:
                 return self._requirement(chain, task.task, len(task.steps))
-        if sum(not task.complete for task in _recent(chain)) >= TASKS_OPEN:
+        if sum(_goes_on(chain, task) for task in _recent(chain)) >= TASKS_OPEN:
             return None
-        return self._requirement(chain, f"task-{len(chain.state.tasks) + 1}", 0)
+        # Counted here: tasks on the chain are forgotten.
+        self._tasks += 1
+        return self._requirement(chain, f"task-{self._tasks}", 0)
 
     def _requirement(self, chain: Chain, task: str, step: int) -> MachiningRequirement:
         # Low places get more work, so that weights differ.
         members = chain.state.members
         place = min(self.random.randrange(len(members)), self.random.randrange(len(members)))
-        minutes = self.random.randrange(10, 600)
+        minutes = self.random.randrange(10, LONGEST_MINUTES)
+        # Steps follow each other; at times one is planned into the time of the one before.
+        slot = STEPS * int(task.rpartition("-")[2]) + step - (self.random.random() < 0.1)
+        end_ms = slot * LONGEST_MINUTES * 60_000
         return MachiningRequirement(
-            task, "liner", 10 * (step + 1), "milling", members[place], step, STEPS, minutes, 0, 1
+            task, "liner", 10 * (step + 1), "milling", members[place], step, STEPS, minutes, 0, end_ms
         )
 
     def _work(self, chain: Chain) -> Body | None:
@@ -78,6 +97,8 @@ class Owner:
             for place, step in task.steps.items():
                 given = step.requirement
                 if given.station != self.me:
+                    if step.done and not step.inspected_by(self.me) and self.random.random() < 0.2:
+                        return self._inspection(given)
                     continue
                 number = given.operation_number
                 ready = place == 0 or (place - 1 in task.steps and task.steps[place - 1].done)
@@ -86,9 +107,14 @@ class Owner:
                         return MachiningProcedure(task.task, number, "hole", "milling", (1, 2), 1)
                 elif not step.done:
                     return MachiningCompletion(task.task, number, "lathe-1", 1)
-                elif not step.inspections:
+                elif not step.inspected_by(self.me):
                     return QualityInspection(task.task, number, "hole", "bore", (10_000,), True)
         return None
+
+    def _inspection(self, given: MachiningRequirement) -> QualityInspection:
+        """Say of another's work that it is good, or seldom that it is not."""
+        accepted = self.random.random() < 0.85
+        return QualityInspection(given.task, given.operation_number, "hole", "bore", (10_000,), accepted)
 
     def _data(self, chain: Chain) -> Body:
         """Demand data, or offer its next version; of owners who do so at once, one is too late."""
@@ -103,6 +129,12 @@ class Owner:
 
 def _recent(chain: Chain) -> list[TaskState]:
     return list(islice(reversed(chain.state.tasks.values()), 2 * TASKS_OPEN))
+
+
+def _goes_on(chain: Chain, task: TaskState) -> bool:
+    """Say whether a task waits for a station that is still a member."""
+    undone = [place for place in sorted(task.steps) if not task.steps[place].done]
+    return bool(undone) and task.steps[undone[0]].requirement.station in chain.state.members
 
 
 def due(owner: Owner, now_ms: int, settled: Callable[[int], bool]) -> bool:

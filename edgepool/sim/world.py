@@ -16,18 +16,17 @@ from functools import partial
 from heapq import heappop, heappush
 from random import Random
 
-from edgepool.config import ConsensusSettings, PeerSettings, Role
+from edgepool.config import ConsensusSettings, Limits, PeerSettings, Role
 from edgepool.core.machine import (
     Broadcast,
     Command,
-    CommitBlock,
     Done,
     Effect,
     Event,
     Failed,
     Holding,
     Instant,
-    NewChain,
+    Item,
     Notice,
     Notify,
     PeerDown,
@@ -37,7 +36,6 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
-    VoteState,
     WantLink,
     Woke,
 )
@@ -57,8 +55,6 @@ NETWORK = "simulated"
 LINK_MS = 5
 REDIAL_MS = 500
 FRAMES_KEPT = 4096
-
-Item = VoteState | NewChain | CommitBlock
 
 
 @dataclass(slots=True)
@@ -99,6 +95,8 @@ class World:
         self.network = SimNetwork(seed, conditions or NetworkConditions())
         self.peers: dict[PeerId, SimPeer] = {}
         self.steps = 0
+        self.limits = Limits()
+        """What peers that are added from now on are limited to."""
         self._cast = seed if cast is None else cast
         self._random = Random(f"{seed}/world")
         self._heap: list[tuple[int, int, Callable[[], object]]] = []
@@ -123,6 +121,7 @@ class World:
             role=role,
             machine_type=machine_type,
             coordinators=(coordinator,) if coordinator else (),
+            limits=self.limits,
             consensus=ConsensusSettings(),
         )
         store = self._new_store()
@@ -182,7 +181,8 @@ class World:
     def submit(self, peer: SimPeer, body: Body, chain: ChainId, limit_ms: int = 60_000) -> object:
         """Have `peer` sign `body` and put it on `chain`; return its RecordRef once it is final."""
         nonce = self._random.getrandbits(52)
-        record = sign_record(peer.signer, NETWORK, chain, body, EPOCH_MS + self.now_ms, nonce)
+        since = peer.node.chains[chain].state.height
+        record = sign_record(peer.signer, NETWORK, chain, body, EPOCH_MS + self.now_ms, nonce, since)
         return self.command(peer, SubmitRecord(record), limit_ms)
 
     def hold(self, peer: SimPeer, root: bytes, size_bytes: int) -> None:
@@ -221,6 +221,10 @@ class World:
     def connect(self, first: SimPeer, second: SimPeer) -> None:
         """Link two peers, as when one is configured to know the other."""
         self._link(first.id, second.id)
+
+    def linked(self, first: SimPeer, second: SimPeer) -> bool:
+        """Say whether a link stands between two peers."""
+        return (first.id, second.id) in self._links
 
     def unlink(self, first: SimPeer, second: SimPeer) -> None:
         """End the link between two peers; both notice, and neither dials again by itself."""

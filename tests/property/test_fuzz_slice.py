@@ -13,8 +13,8 @@ from fuzz_mutation import Seed
 import edgepool.model.codec
 from edgepool.core.consensus.votes import VoteBook
 from edgepool.core.node import Node
-from edgepool.model.block import Vote
 from edgepool.model.message import Query, decode_message
+from edgepool.model.vote import Vote
 
 
 def test_mutated_frames_and_hostile_messages_raise_nothing() -> None:
@@ -68,7 +68,7 @@ def test_a_crash_in_a_handler_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_member_that_forgets_what_it_said_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    fuzzer = Fuzzer(Job(16, 0, 4_000, 1))
+    fuzzer = Fuzzer(Job(22, 0, 4_000, 1))
     monkeypatch.setattr(VoteBook, "said", lambda self, kind, round, voter: None)
     real = VoteBook.votes_of
 

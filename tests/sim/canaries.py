@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from edgepool.core import chain as chain_module
+from edgepool.core import replay
 from edgepool.core.chain import Chain
 from edgepool.core.consensus import catchup, engine
 from edgepool.core.consensus import votes as votes_module
@@ -24,14 +24,14 @@ from edgepool.core.consensus.ballot import Ballot
 from edgepool.core.consensus.engine import Engine
 from edgepool.core.consensus.votes import VoteBook
 from edgepool.core.ledger import contracts
-from edgepool.core.ledger import state as state_module
-from edgepool.core.ledger.facts import TaskState
+from edgepool.core.ledger.credit import WorkAccount
+from edgepool.core.ledger.facts import StepState
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import CommitBlock, VoteState
-from edgepool.model import block as block_module
-from edgepool.model.block import PRECOMMIT, Certificate, Vote
+from edgepool.model import vote as vote_module
 from edgepool.model.crypto import sha256
-from edgepool.model.record import Body, MachiningCompletion
+from edgepool.model.record import SignedRecord
+from edgepool.model.vote import PRECOMMIT, Certificate, Vote
 from edgepool.sim.chaos import Chaos
 from edgepool.sim.plan import Fault, Plan, make_plan, parse_kinds
 from edgepool.storage.memory import MemoryStore
@@ -82,7 +82,7 @@ def swap(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 def quorum_of_one_half(stack: ExitStack) -> None:
-    for module in (block_module, votes_module):
+    for module in (vote_module, votes_module):
         swap(stack, module, "quorum", lambda members: members // 2)
 
 
@@ -161,15 +161,16 @@ def vote_before_persist(stack: ExitStack) -> None:
 
 
 def missing_fsync_of_blocks(stack: ExitStack) -> None:
-    """A sync makes votes durable and forgets the blocks."""
+    """A sync makes all durable but the blocks."""
+    sync = MemoryStore.sync
 
-    def sync(self: MemoryStore) -> None:
-        for item in self._unsynced:
-            if isinstance(item, VoteState):
-                self._votes[item.chain] = item.state
-        self._unsynced[:] = [item for item in self._unsynced if isinstance(item, CommitBlock)]
+    def careless(self: MemoryStore) -> None:
+        blocks = [item for item in self._unsynced if isinstance(item, CommitBlock)]
+        self._unsynced[:] = [item for item in self._unsynced if not isinstance(item, CommitBlock)]
+        sync(self)
+        self._unsynced[:] = blocks
 
-    swap(stack, MemoryStore, "sync", sync)
+    swap(stack, MemoryStore, "sync", careless)
 
 
 def missing_fsync_of_votes(stack: ExitStack) -> None:
@@ -191,7 +192,7 @@ def duplicate_signers_accepted(stack: ExitStack) -> None:
     """A certificate is counted by its signatures, not by its signers."""
 
     def problem(self: Certificate, network: str, chain: Any, members: Any) -> str:
-        if len(self.signatures) < block_module.quorum(len(members)):
+        if len(self.signatures) < vote_module.quorum(len(members)):
             return "too few"
         for index, signature in self.signatures:
             vote = Vote(PRECOMMIT, self.height, self.round, self.block_id, members[index], signature)
@@ -227,7 +228,7 @@ def any_block_stands(stack: ExitStack) -> None:
 
 
 def record_signature_unchecked(stack: ExitStack) -> None:
-    swap(stack, block_module.SignedRecord, "authentic", lambda self: True)
+    swap(stack, SignedRecord, "authentic", lambda self: True)
 
 
 # --- lottery --------------------------------------------------------------------------------------
@@ -239,15 +240,15 @@ def biased_lottery(stack: ExitStack) -> None:
     def order(seed: bytes, weights: Any) -> tuple[Any, ...]:
         return tuple(sorted(weights, key=lambda peer: sha256(seed + peer.encode())))
 
-    swap(stack, chain_module, "leader_order", order)
+    swap(stack, replay, "leader_order", order)
 
 
 def grindable_beacon(stack: ExitStack) -> None:
     """The beacon absorbs the block's id, which its packer can choose."""
     apply = ChainState.apply
 
-    def absorb(self: ChainState, block: Any) -> None:
-        apply(self, block)
+    def absorb(self: ChainState, block: Any, missed: Any = ()) -> None:
+        apply(self, block, missed)
         self.beacon = sha256(self.beacon + block.header.id)
 
     swap(stack, ChainState, "apply", absorb)
@@ -258,7 +259,7 @@ def weights_of_the_present_cycle(stack: ExitStack) -> None:
 
     def work(self: ChainState) -> dict[Any, int]:
         earned: dict[Any, int] = {}
-        for minutes in self._work._minutes.values():
+        for minutes in self._work.minutes.values():
             for peer, amount in minutes.items():
                 earned[peer] = earned.get(peer, 0) + amount
         return {peer: earned[peer] for peer in self.members if earned.get(peer)}
@@ -278,16 +279,19 @@ def reveal_unchecked(stack: ExitStack) -> None:
 
 
 def self_countersigned_work(stack: ExitStack) -> None:
-    """A completion earns credit at once, with nobody else standing for it."""
+    """Whoever says so stands for a step, its own station too."""
 
-    def credit(task: TaskState, body: Body) -> tuple[Any, int] | None:
-        if not isinstance(body, MachiningCompletion):
-            return None
-        step = task.step_of(body.operation_number)
-        assert step is not None
-        return step.requirement.station, step.requirement.process_minutes
+    def stand_for(self: WorkAccount, height: int, step: StepState, by: Any, faulty: int) -> None:
+        if step.credit is None and step.done:
+            step.credit = (by, step.earns)
+            self._add(height, step.requirement.station, step.earns)
 
-    swap(stack, state_module, "take_credit", credit)
+    swap(stack, WorkAccount, "_stand_for", stand_for)
+
+
+def missed_turns_forgiven(stack: ExitStack) -> None:
+    """Letting one's turn pass costs nothing."""
+    swap(stack, ChainState, "missed", lambda self: ())
 
 
 def work_of_others_accepted(stack: ExitStack) -> None:
@@ -374,6 +378,7 @@ CANARIES: dict[str, Canary] = {
     "grindable beacon": Canary(grindable_beacon, ("validity",), 1),
     "weights of the present cycle": Canary(weights_of_the_present_cycle, ("validity",), 3, heights=100),
     "self-countersigned work": Canary(self_countersigned_work, ("validity",), 3, heights=100),
+    "missed turns forgiven": Canary(missed_turns_forgiven, ("validity",), 20, STORMS, heights=100),
     "no repair": Canary(no_repair, ("liveness",), 20, STORMS),
     "no catch-up": Canary(no_catch_up, ("liveness",), 10, STORMS),
     "honest peers blamed": Canary(honest_blamed, ("blame",), 20, STORMS, "equivocate"),

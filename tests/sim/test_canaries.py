@@ -11,16 +11,17 @@ from canaries import CANARIES, switched_on
 from consensus_cluster import CHAIN, NETWORK, PEERS, SIGNERS, Cluster, at, make_block
 from msgspec.structs import replace
 
-from edgepool.core import chain as chain_module
+from edgepool.core import replay
 from edgepool.core.consensus import lottery
 from edgepool.core.consensus.votes import VoteBook
 from edgepool.core.ledger.state import ChainState
-from edgepool.model.block import NIL, PRECOMMIT, PREVOTE, Block, Vote, sign_vote
+from edgepool.model.block import Block
 from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.message import Proposal, Votes, sign_proposal
 from edgepool.model.pool import Genesis
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote, sign_vote
 from edgepool.sim.chaos import Chaos
 from edgepool.sim.memo import ideal_signatures
 from edgepool.sim.plan import Plan
@@ -100,7 +101,7 @@ def turns_follow_work() -> bool:
     draws = 4_000
     turns = dict.fromkeys(weights, 0)
     for number in range(draws):
-        turns[chain_module.leader_order(sha256(encode(number)), weights)[0]] += 1
+        turns[replay.leader_order(sha256(encode(number)), weights)[0]] += 1
     total = sum(weights.values())
     expected = {peer: draws * weight / total for peer, weight in weights.items()}
     return sum((turns[p] - expected[p]) ** 2 / expected[p] for p in weights) / (len(weights) - 1) < 3

@@ -21,8 +21,9 @@ from edgepool.config import ConsensusSettings
 from edgepool.core.consensus import votes as votes_module
 from edgepool.core.consensus.engine import Decided, Output
 from edgepool.core.machine import Broadcast, Notify, Persist, Send, VoteState
-from edgepool.model.block import PRECOMMIT, PREVOTE, Certificate, CertifiedBlock, sign_vote
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.message import Blocks, Proposal, Status, Votes, sign_proposal
+from edgepool.model.vote import PRECOMMIT, PREVOTE, Certificate, sign_vote
 
 HEAL_MS = 50_000
 LIARS = ("none", "silent", "equivocate", "withhold", "flood", "forge")

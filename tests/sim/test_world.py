@@ -13,11 +13,11 @@ from edgepool.core.machine import (
     RankedOffer,
     RecordRef,
 )
-from edgepool.model.block import quorum
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis, Invitation
 from edgepool.model.record import DataDemand, DataOffer, SignedRecord
 from edgepool.model.twin import DataKey
+from edgepool.model.vote import quorum
 from edgepool.sim.network import NetworkConditions
 from edgepool.sim.world import EPOCH_MS, NETWORK, SimPeer, World
 

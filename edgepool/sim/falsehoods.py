@@ -1,0 +1,184 @@
+"""What liars say of a ledger: evidence of what nobody did, unwanted changes, and states that are none."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+from edgepool.core.chain import Chain
+from edgepool.core.ledger.state import ChainState
+from edgepool.core.machine import SavedSnapshot
+from edgepool.model.crypto import HASH_BYTES, SIGNATURE_BYTES, Signer
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Blocks, Message, Proposal, Records, SnapshotHead, SnapshotPage, Votes
+from edgepool.model.pool import Member
+from edgepool.model.record import Body, MembershipChange, SignedRecord, join_terms, sign_record
+from edgepool.model.vote import PRECOMMIT, Certificate, Equivocation, Said, Vote, equivocation, sign_vote
+from edgepool.sim import sizes
+
+VOTES_KEPT = 400
+CHANGES_KEPT = 50
+
+_Place = tuple[PeerId, int, int, int]
+"""Voter, kind, height and round of a vote."""
+
+
+class FalseGovernance:
+    """Makes records by which `signer` would have honest members convicted, excluded, or outnumbered."""
+
+    def __init__(self, signer: Signer, friend: Signer, network: str, random: Random) -> None:
+        self._signer = signer
+        self._friend = friend
+        self._network = network
+        self._random = random
+        self._votes: dict[ChainId, dict[_Place, Vote]] = {}
+        self._changes: list[MembershipChange] = []
+
+    def heard(self, message: Message) -> None:
+        """Remember votes, and what was said of members."""
+        match message:
+            case Votes(chain, votes):
+                kept = self._votes.setdefault(chain, {})
+                for vote in votes:
+                    kept[vote.voter, vote.kind, vote.height, vote.round] = vote
+                while len(kept) > VOTES_KEPT:
+                    del kept[next(iter(kept))]
+            case Records(_, records):
+                self._remember(records)
+            case Proposal():
+                self._remember(message.block.records)
+            case Blocks(_, blocks):
+                for certified in blocks:
+                    self._remember(certified.block.records)
+            case _:
+                pass
+
+    def record(self, chain: Chain) -> SignedRecord:
+        """Return a record that must not stand, or come to nothing."""
+        draw = self._random
+        makers = [self._one_value, self._two_chains, self._not_signed, self._unwilling]
+        if chain.genesis.invitation.coordinator != self._signer.peer:
+            # What the coordinator proposes, honest members approve: it is trusted in this.
+            makers += [self._replayed, self._unwanted, self._accomplice]
+        body = draw.choice(makers)(chain) or self._unwilling(chain)
+        height, nonce = chain.state.height, draw.getrandbits(50)
+        return sign_record(self._signer, self._network, chain.id, body, 1, nonce, height)
+
+    def _remember(self, records: tuple[SignedRecord, ...]) -> None:
+        for signed in records:
+            body = signed.record.body
+            if isinstance(body, MembershipChange) and body not in self._changes:
+                self._changes = [*self._changes, body][-CHANGES_KEPT:]
+
+    def _one_value(self, chain: Chain) -> Body | None:
+        """Evidence of a vote that somebody has signed once."""
+        vote = self._vote(chain)
+        if vote is None:
+            return None
+        said = Said(vote.block_id, -1, vote.signature)
+        return Equivocation(vote.voter, vote.kind, vote.height, vote.round, said, said)
+
+    def _two_chains(self, chain: Chain) -> Body | None:
+        """Evidence of two votes that somebody has signed for two chains."""
+        here = self._votes.get(chain.id, {})
+        for other, votes in self._votes.items():
+            places = [at for at, vote in votes.items() if at in here and here[at].block_id != vote.block_id]
+            if other != chain.id and places:
+                at = self._random.choice(places)
+                both = [Said(vote.block_id, -1, vote.signature) for vote in (here[at], votes[at])]
+                return equivocation(*at, (both[0], both[1]))
+        return None
+
+    def _not_signed(self, chain: Chain) -> Body | None:
+        """Evidence of which the accused has signed one half."""
+        vote = self._vote(chain)
+        if vote is None:
+            return None
+        other = self._random.randbytes(HASH_BYTES)
+        forged = sign_vote(self._signer, self._network, chain.id, vote.kind, vote.height, vote.round, other)
+        both = (Said(vote.block_id, -1, vote.signature), Said(other, -1, forged.signature))
+        return equivocation(vote.voter, vote.kind, vote.height, vote.round, both)
+
+    def _replayed(self, chain: Chain) -> Body | None:
+        """A change that was said before, perhaps under an earlier number or on another chain."""
+        return self._random.choice(self._changes) if self._changes else None
+
+    def _unwilling(self, chain: Chain) -> Body:
+        """Somebody is to come who has not agreed."""
+        draw = self._random
+        forged = draw.randbytes(SIGNATURE_BYTES)
+        tip, number = draw.randbytes(HASH_BYTES), chain.state.change_number
+        return MembershipChange(number, PeerId(""), self._stranger(), tip, forged, "")
+
+    def _unwanted(self, chain: Chain) -> Body:
+        """Somebody is to leave whom nobody else wants to."""
+        victim = self._random.choice(chain.state.members)
+        return MembershipChange(chain.state.change_number, victim, None, b"", b"", "")
+
+    def _accomplice(self, chain: Chain) -> Body:
+        """A second key of this member's own is to come."""
+        member, number = self._stranger(), chain.state.change_number
+        tip = self._random.randbytes(HASH_BYTES)
+        agreed = self._friend.sign("join", join_terms(self._network, chain.id, number, member, tip))
+        return MembershipChange(number, PeerId(""), member, tip, agreed, "")
+
+    def _stranger(self) -> Member:
+        return Member(self._friend.peer, "friend", "milling", ())
+
+    def _vote(self, chain: Chain) -> Vote | None:
+        kept = [vote for vote in self._votes.get(chain.id, {}).values() if vote.voter != self._signer.peer]
+        return self._random.choice(kept) if kept else None
+
+
+class FalseSnapshots:
+    """Hands peers that are behind states that were never their pool's, by `signer`."""
+
+    def __init__(self, signer: Signer, network: str, random: Random) -> None:
+        self._signer = signer
+        self._network = network
+        self._random = random
+        self._false: dict[tuple[ChainId, int], tuple[bytes, bytes]] = {}
+        """Chain and height -> a false state, and its root."""
+        self._lies: dict[PeerId, str] = {}
+
+    def bend(self, chain: Chain, receiver: PeerId, message: SnapshotHead | SnapshotPage) -> list[Message]:
+        """Return what is sent instead of a head or a page."""
+        saved = chain.engine._server._source.snapshot(chain.id)
+        if saved is None or saved.height != message.height:
+            return [message]
+        data, root = self._made_up(chain, saved)
+        if isinstance(message, SnapshotHead):
+            lie = self._lies[receiver] = self._random.choice(("pages", "state", "roster", "size", "none"))
+            return [self._head(chain, message, lie, root)]
+        if self._lies.get(receiver) == "none":
+            return [message]
+        start = message.page * sizes.page_bytes()
+        part = data[start : start + len(message.data)]
+        return [msgspec.structs.replace(message, data=part)]
+
+    def _head(self, chain: Chain, head: SnapshotHead, lie: str, root: bytes) -> SnapshotHead:
+        change = msgspec.structs.replace
+        if lie == "state":
+            header = change(head.header, state_root=root)
+            return change(head, header=header, certificate=self._certificate(chain, header.height, header.id))
+        if lie == "roster":
+            return change(head, handovers=head.handovers[:-1] if head.handovers else ())
+        if lie == "size":
+            return change(head, size_bytes=head.size_bytes + self._random.choice((-1, 1, 10_000)))
+        return head
+
+    def _certificate(self, chain: Chain, height: int, block_id: bytes) -> Certificate:
+        """A certificate with this member's signature in every place."""
+        vote = sign_vote(self._signer, self._network, chain.id, PRECOMMIT, height, 0, block_id)
+        places = range(len(chain.state.members))
+        return Certificate(height, 0, block_id, tuple((place, vote.signature) for place in places))
+
+    def _made_up(self, chain: Chain, saved: SavedSnapshot) -> tuple[bytes, bytes]:
+        """Return a state of the same size in which the lottery was different, and its root."""
+        key = (chain.id, saved.height)
+        if key not in self._false:
+            state = ChainState.restore(chain.genesis, saved.state)
+            state.beacon = self._random.randbytes(HASH_BYTES)
+            self._false[key] = (state.snapshot(), state.root)
+        return self._false[key]

@@ -1,0 +1,155 @@
+"""A second opinion about who votes at which height, told apart from the core.
+
+Written from decision 0007, with other means: it remembers every word said under the present number and
+counts anew at the end of each block, judges changes and evidence itself, and keeps a roster for each
+height at which one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepool.model.codec import encode
+from edgepool.model.crypto import sha256, verify
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.pool import Genesis, Member
+from edgepool.model.record import MembershipChange, SignedRecord
+from edgepool.model.vote import PROPOSAL, Equivocation
+
+# Bound here, so that a canary that swaps it in the core does not swap it here.
+_verify = verify
+
+
+class RosterOracle:
+    """Follows the records of one chain, block by block."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.tips: dict[tuple[PeerId, int], bytes] = {
+            (yes.member, 1): yes.beacon_tip for yes in genesis.acceptances
+        }
+        """The beacon tip of each admission: who, and the first height on which it votes."""
+        self.news: list[Equivocation | MembershipChange] = []
+        """Evidence that stands, and changes that are decided, since somebody last took them."""
+        self.convicted: list[PeerId] = []
+        """Those of whom the pool knows that they have lied, while they are in it."""
+        self._network: str = genesis.invitation.network
+        self._chain: ChainId = genesis.chain
+        self._coordinator: PeerId = genesis.invitation.coordinator
+        self._height = 0
+        self._rosters: dict[int, tuple[Member, ...]] = {1: genesis.invitation.members}
+        self._voters: dict[int, tuple[PeerId, ...]] = {1: genesis.members}
+        self._number = 1
+        self._words: list[tuple[MembershipChange, PeerId]] = []
+
+    def copy(self) -> RosterOracle:
+        """Return another one that knows the same."""
+        other: RosterOracle = object.__new__(RosterOracle)
+        other.__dict__.update(self.__dict__)
+        for name in ("tips", "news", "convicted", "_rosters", "_voters", "_words"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
+    def members(self, height: int) -> tuple[PeerId, ...]:
+        """Return who votes on `height`, as far as is known by now."""
+        return self._voters[self._first(height)]
+
+    def roster(self, height: int) -> tuple[Member, ...]:
+        """Return the members who vote on `height`, as far as is known by now."""
+        return self._rosters[self._first(height)]
+
+    def has_voted(self, peer: PeerId) -> bool:
+        """Say whether `peer` has a vote at some height, or had one."""
+        return any(peer in voters for voters in self._voters.values())
+
+    def roster_hash(self, height: int) -> bytes:
+        """Return what headers call the roster that votes on `height`."""
+        return sha256(encode(["edgepool/1/members", self.roster(height)]))
+
+    def take(self, height: int, records: Sequence[SignedRecord]) -> str:
+        """Count what the block at `height` says of the members; or say what of it may not stand."""
+        self._height = height
+        number = self._number
+        for signed in records:
+            body = signed.record.body
+            if isinstance(body, MembershipChange):
+                problem = self._change_problem(height, body, signed.record.author)
+                if problem or self._number != number:
+                    return problem or "a second change is decided in one block"
+                self._words.append((body, signed.record.author))
+                self._count(height)
+            elif isinstance(body, Equivocation):
+                problem = self._evidence_problem(height, body)
+                if problem:
+                    return problem
+                self.convicted.append(body.member)
+                self.news.append(body)
+        self._count(height)
+        left = (*self.members(height + 1), *self.members(height + 2))
+        self.convicted = [peer for peer in self.convicted if peer in left]
+        return ""
+
+    def _first(self, height: int) -> int:
+        """Return the height at which the roster of `height` begins."""
+        return max(first for first in self._rosters if first <= max(1, height))
+
+    def _change_problem(self, height: int, change: MembershipChange, author: PeerId) -> str:
+        newest = self.members(height + 1)
+        if author not in self.members(height) and author != self._coordinator:
+            return "a change of the members by somebody who is none"
+        if change.number != self._number:
+            return f"change {change.number} of the members, where the next is {self._number}"
+        if (change, author) in self._words:
+            return "the same word for a change twice"
+        if change.outgoing and change.outgoing not in newest:
+            return "somebody is to leave who is no member"
+        coming = change.incoming
+        if coming is None:
+            return "" if change.outgoing else "a change of nothing"
+        if coming.peer in newest:
+            return "somebody is to come who is a member"
+        terms = [self._network, self._chain, change.number, coming, change.beacon_tip]
+        agreed = _verify(coming.peer, "join", terms, change.incoming_signature)
+        return "" if agreed else "somebody is to come who has not agreed"
+
+    def _evidence_problem(self, height: int, found: Equivocation) -> str:
+        if found.member not in self.members(height + 1):
+            return "evidence against somebody who is no member"
+        if found.member in self.convicted:
+            return "evidence against somebody who is convicted"
+        if not self._admitted(found.member) <= found.height <= height:
+            return "evidence of a height that its member did not vote on"
+        said = {(one.block_id, one.valid_round) for one in (found.first, found.second)}
+        if len(said) < 2:
+            return "evidence of one value only"
+        for one in (found.first, found.second):
+            place = [self._network, self._chain, found.height, found.round, one.block_id, one.valid_round]
+            domain = "proposal"
+            if found.kind != PROPOSAL:
+                place, domain = [*place[:2], found.kind, *place[2:5]], "vote"
+            if not _verify(found.member, domain, place, one.signature):
+                return "evidence that its member has not signed on this chain"
+        return ""
+
+    def _admitted(self, peer: PeerId) -> int:
+        """Return the first height of the newest time of `peer` as a member."""
+        return max(first for one, first in self.tips if one == peer)
+
+    def _count(self, height: int) -> None:
+        voters = self.members(height)
+        for change in [change for change, _ in self._words]:
+            said = [voter for voter in voters if (change, voter) in self._words]
+            if 3 * len(said) > 2 * len(voters):
+                self._decide(height + 2, change)
+                return
+
+    def _decide(self, first: int, change: MembershipChange) -> None:
+        self._number += 1
+        self._words.clear()
+        self.news.append(change)
+        roster = list(self.roster(first))
+        place = [member.peer for member in roster].index(change.outgoing) if change.outgoing else len(roster)
+        coming = [] if change.incoming is None else [change.incoming]
+        self._rosters[first] = (*roster[:place], *coming, *roster[place + 1 :])
+        self._voters[first] = tuple(member.peer for member in self._rosters[first])
+        for member in coming:
+            self.tips[member.peer, first] = change.beacon_tip
