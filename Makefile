@@ -5,6 +5,8 @@
 # make fmt     format the code
 # make model   check the TLA+ model of the consensus protocol (skipped where Java is missing)
 # make fuzz    10 million mutated frames and messages against decoders and whole nodes
+# make rehearse  what must never happen, rehearsed at the size of every change (minutes)
+# make soak    the same at the size of a release (many hours)
 # make docs    check that the documentation names what exists
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench fmt docs model fuzz install clean
+.PHONY: demo test check bench fmt docs model fuzz rehearse soak install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgepool demo $(ARGS)
@@ -42,6 +44,12 @@ model: $(VENV)/bin/python
 
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz.py $(ARGS)
+
+rehearse: $(VENV)/.installed
+	$(BIN)/python tests/rehearse.py $(ARGS)
+
+soak: $(VENV)/.installed
+	$(BIN)/python tests/rehearse.py --soak $(ARGS)
 
 install: $(VENV)/.installed
 

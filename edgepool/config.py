@@ -32,11 +32,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class IdentitySettings(Settings, frozen=True):
-    """Where this peer's key, certificate and its organisation's root certificate are (PEM)."""
+    """Where this peer's key, certificate and its organisation's root certificate are (PEM).
+
+    `passphrase_file` is for its owner alone and opens an encrypted key; with "" that is for the environment
+    variable EDGEPOOL_PASSPHRASE.
+    """
 
     key: str = "identity/key.pem"
     certificate: str = "identity/certificate.pem"
     authority: str = "identity/authority.pem"
+    passphrase_file: str = ""
 
 
 class KnownPeer(Settings, frozen=True):
@@ -54,6 +59,15 @@ class FixedPool(Settings, frozen=True):
 
     name: str
     members: Annotated[tuple[str, ...], Meta(min_length=1, max_length=29)]
+
+
+class AuthoritySettings(Settings, frozen=True):
+    """Where the organisation's authority is (authority.pem, authority.key), if this peer invites others.
+
+    A coordinator with `folder` set is a registrar: 'edgepool invite' makes codes for it [S3.6].
+    """
+
+    folder: Annotated[str, Meta(max_length=4096)] = ""
 
 
 class ApiSettings(Settings, frozen=True):
@@ -119,6 +133,7 @@ class PeerSettings(Settings, frozen=True):
     identity: IdentitySettings = IdentitySettings()
     known_peers: tuple[KnownPeer, ...] = ()
     fixed_pools: tuple[FixedPool, ...] = ()
+    authority: AuthoritySettings = AuthoritySettings()
     api: ApiSettings = ApiSettings()
     limits: Limits = Limits()
     consensus: ConsensusSettings = ConsensusSettings()
@@ -189,6 +204,10 @@ def check_settings(settings: PeerSettings, where: str) -> None:
         raise ConfigError(f"{where}: api.host must be a loopback address, not '{settings.api.host}'")
     if settings.fixed_pools and settings.role != "coordinator":
         raise ConfigError(f'{where}: only a coordinator forms fixed pools; set role = "coordinator"')
+    if settings.authority.folder and settings.role != "coordinator":
+        raise ConfigError(
+            f'{where}: only a coordinator invites others; remove [authority], or set role = "coordinator"'
+        )
 
 
 def _path_hook(kind: type, value: object) -> object:

@@ -106,10 +106,10 @@ class Fuzzer:
         self._corpus = corpus(self._rng)
         self._stages = [Stage(self._rng, manner) for manner in MANNERS]
         self._proofs, self._states = Proofs(self._rng), States(self._rng)
+        self._folders = Folders(self._rng)
 
     def run(self) -> Outcome:
         """Do all executions; give up early if errors abound."""
-        self._folders = Folders(self._rng)
         try:
             self._run()
         finally:
@@ -133,6 +133,8 @@ class Fuzzer:
                 else:
                     self._through_decoder()
                 outcome.executions += 1
+                if len(outcome.errors) >= ERRORS_KEPT:
+                    break
             self._say(outcome.executions)
         outcome.growth_mb = resident_mb() - (warm_mb or resident_mb())
 
@@ -255,7 +257,7 @@ class Fuzzer:
         outcome.blames += cell.blames
         outcome.adopted += cell.adopted
         chains = [chain for node in cell.nodes.values() for chain in node.chains.values()]
-        outcome.blocks += sum(chain.state.height for chain in chains)
+        outcome.blocks += cell.committed
         outcome.changes += sum(len(chain.handovers) for chain in chains)
 
     def _unhandled(self, where: str, frame: bytes) -> None:
@@ -337,7 +339,7 @@ def main() -> int:
     parser.add_argument("--executions", type=int, default=10_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--node-share", type=int, default=100, help="one execution in so many is a node's")
+    parser.add_argument("--node-share", type=int, default=50, help="one execution in so many is a node's")
     given = parser.parse_args()
     if min(given.executions, given.processes, given.node_share) < 1:
         parser.error("executions, processes and node share must be at least 1")
@@ -354,7 +356,7 @@ def main() -> int:
     print(f"through a node    {sum(outcome.nodes for outcome in outcomes):>12,}")
     print(f"through files     {sum(outcome.files for outcome in outcomes):>12,}")
     print(f"decoded           {sum(outcome.accepted for outcome in outcomes):>12,}")
-    print(f"blocks in cells   {sum(outcome.blocks for outcome in outcomes):>12,}")
+    print(f"blocks committed  {sum(outcome.blocks for outcome in outcomes):>12,}")
     print(f"rosters changed   {sum(outcome.changes for outcome in outcomes):>12,}")
     print(f"states taken over {sum(outcome.adopted for outcome in outcomes):>12,}")
     print(f"faults told       {sum(outcome.blames for outcome in outcomes):>12,}")

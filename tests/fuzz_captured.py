@@ -220,7 +220,9 @@ class Puppeteer(Choices):
     def _decided(self, chain: Chain) -> list[SignedRecord]:
         """Return records by which the hostile decide a change: the pool grows, if it can, or shrinks."""
         number, following = chain.state.change_number, [one.peer for one in chain.state.next_roster]
-        outgoing = self._one((PeerId(""), PeerId(""), PeerId(""), *following))
+        staying = sum(peer in KEYS_OF for peer in following)
+        enough = staying - 1 >= quorum(len(following) - 1)  # so that the pool stays captured
+        outgoing = self._one((PeerId(""), PeerId(""), PeerId(""), *(following if enough else ())))
         coming = [one for one in (*PUPPETS, *KEYS_OF.values()) if one.peer not in following]
         if coming and (not outgoing or self._often()):
             comes = coming[0]
@@ -282,7 +284,10 @@ class Puppeteer(Choices):
     def _head(self) -> Message | None:
         """Return the certified head of a state that was made up; its pages are kept for who asks."""
         chain = self._victim
-        height = min(2**53 - 1, chain.state.height + self._one((1, 1, 1, 2, 5, 40, 2**40, 2**53)))
+        height = min(
+            2**53 - 1,
+            chain.state.height + self._one((1, 1, 1, 2, 2, 5, 5, 40, 40, 2**20, 2**40 - 100, 2**53)),
+        )
         handovers = self._led(chain, height)
         data = self._made_up(chain, height, handovers)
         try:

@@ -120,6 +120,7 @@ class Cell:
         self.asked_hostile: deque[tuple[PeerId, PeerId, SnapshotRequest | Join]] = deque(maxlen=8)
         """What honest nodes wait for from the hostile: sender, receiver, and what was asked."""
         self.blames = 0
+        self.committed = 0
         self.adopted = 0
         self.blocks: dict[bytes, Block] = {}
         """Blocks that were proposed, by id; and who has prevoted for them: what makes true polkas."""
@@ -280,6 +281,7 @@ class Cell:
             if isinstance(item, VoteState):
                 decode(SavedBallot, item.state)
             elif isinstance(item, CommitBlock):
+                self.committed += 1
                 self.judge.commits(item.certified)
                 touched[item.certified.block.header.chain] = None
             elif isinstance(item, SaveSnapshot) and item.adopted:

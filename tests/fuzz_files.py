@@ -132,23 +132,20 @@ class Folders:
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._home = Path(tempfile.mkdtemp(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+        self._home = Path()
         self._world = made_world()
         self._number = 0
-        self._fill(self._home / "true")
-        self._files = {
-            path.relative_to(self._home / "true"): path.read_bytes()
-            for path in sorted((self._home / "true").rglob("*"))
-            if path.is_file() and path.name != "lock"
-        }
-        self._names = sorted(self._files)
+        self._files: dict[Path, bytes] = {}
 
     def close(self) -> None:
         """Remove what is on the disk."""
-        shutil.rmtree(self._home, ignore_errors=True)
+        if self._files:
+            shutil.rmtree(self._home, ignore_errors=True)
 
     def run(self) -> bytes:
         """Open one damaged folder; Broken if another chain comes of it. Returns what was damaged."""
+        if not self._files:
+            self._make()
         rng = self._rng
         self._number += 1
         folder = self._home / f"{self._number}"
@@ -233,6 +230,18 @@ class Folders:
             crc = log.zlib.crc32(payload, log.zlib.crc32(checked, log.zlib.crc32(salt)))
             fresh += log.MAGIC + checked + crc.to_bytes(4, "little") + payload
         return fresh
+
+    def _make(self) -> None:
+        """Store a whole folder, in memory if that can be, and remember what is in it."""
+        self._home = Path(tempfile.mkdtemp(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+        true = self._home / "true"
+        self._fill(true)
+        self._files = {
+            path.relative_to(true): path.read_bytes()
+            for path in sorted(true.rglob("*"))
+            if path.is_file() and path.name != "lock"
+        }
+        self._names = sorted(self._files)
 
     def _fill(self, folder: Path) -> None:
         """Store a chain of which the beginning is pruned."""

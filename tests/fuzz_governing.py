@@ -67,7 +67,7 @@ class Governing(Choices):
             incoming=self._named(self._peer()),
             beacon_tip=self._one((b"", b"x", self._bytes(32))),
             incoming_signature=self._one((b"", self._bytes(64))),
-            number=number + 1,
+            number=min(number + 1, LAST_ROUND),
             outgoing=comes.peer,
         )
 
@@ -99,6 +99,9 @@ class Governing(Choices):
         found = self._true_evidence(chain)
         if not self._cell.manner.forgiving and self._often():
             return found
+        if self._seldom():
+            elsewhere = [genesis.chain for genesis in GENESES if genesis.chain != chain.id]
+            return self._true_evidence(self._cell.nodes[HONEST[0]].chains[self._one(elsewhere)])
         heard = self._heard_twice()
         if heard is not None and self._often():
             return heard

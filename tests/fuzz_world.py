@@ -87,7 +87,7 @@ def captured_genesis(*, large: bool) -> Genesis:
     return make_genesis(kind, 4 + large, [MEMBERS[0], *hostile], watched=False)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def beacon(secret: bytes) -> BeaconChain:
     """Return the beacon chain of a secret, made once for all pools that are begun anew."""
     return BeaconChain(secret)
@@ -150,6 +150,7 @@ def small_world() -> Iterator[None]:
         (window, "WINDOW_BLOCKS", 12),
         (window, "WINDOW_RECORDS", 150),
         (pruning, "CHECK_BLOCKS", 4),
+        (pruning, "SNAPSHOT_BLOCKS", 16),
         (chainfacts, "FORGET_BLOCKS", 4),
         (credit, "CYCLE_BLOCKS", 4),
         (lifecycle, "BeaconChain", beacon),

@@ -18,10 +18,15 @@ from edgepool.cli import (
     chain,
     data,
     demo,
+    doctor,
     init,
+    invite,
+    join,
+    key,
     lottery,
     member,
     members,
+    org,
     proof,
     query,
     run,
@@ -75,7 +80,10 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("run")(run.run)
+app.command("invite")(invite.invite)
+app.command("join")(join.join)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("publish")(data.publish)
 app.command("request")(data.request)
 app.command("fetch")(data.fetch)
@@ -84,8 +92,10 @@ chain.app.command("members")(members.members)
 chain.app.command("query")(query.query)
 chain.app.command("lottery")(lottery.lottery)
 chain.app.command("genesis")(proof.export_genesis)
+app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")
+app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")
 app.add_typer(proof.app, name="proof")

@@ -103,11 +103,17 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     """Start the peer, its API and the forming of its pools; say where it listens."""
     from edgepool.gateway.app import ApiServer
     from edgepool.gateway.pools import form_fixed_pools
+    from edgepool.gateway.registrar import open_registrar
     from edgepool.gateway.witnesses import keep_witnesses
     from edgepool.peer.peer import Peer
 
     peer = await stack.enter_async_context(Peer.open(settings))
-    server = ApiServer(peer, settings.folder, settings.api.host, settings.api.port)
+
+    def tell_pools(text: str) -> None:
+        tell("pools", text, text=text)
+
+    registrar = await stack.enter_async_context(open_registrar(peer, tell_pools))
+    server = ApiServer(peer, settings.folder, settings.api.host, settings.api.port, registrar)
     await server.start()
     stack.push_async_callback(server.close)
     addresses = [f"{address}/p2p/{peer.id}" for address in peer.addresses]
@@ -121,9 +127,6 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
         addresses=addresses,
         api=server.url,
     )
-
-    def tell_pools(text: str) -> None:
-        tell("pools", text, text=text)
 
     pools: list[asyncio.Task[Any]] = [asyncio.create_task(form_fixed_pools(peer, tell_pools))]
     if settings.role == "coordinator":

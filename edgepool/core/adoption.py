@@ -47,6 +47,9 @@ LIAR_PAUSE_MS = 600_000
 """How long a peer is not asked again that fell silent (twice as long each time), or that lied."""
 MAX_PAUSED = 256
 
+MOST_HEIGHT = 2**40
+"""No chain comes so far; and near the last height that can be written, this peer could not go on."""
+
 MAX_HEADS = 4
 """Heads of other peers that wait for their turn."""
 MAX_REPLACED = 3
@@ -292,6 +295,8 @@ def head_problem(
         return "it is of another chain"
     if head.header.height != head.height + 1:
         return "its header is not that of the next height"
+    if head.height > MOST_HEIGHT:
+        return "no chain comes to its height"
     if not 1 <= head.size_bytes <= MAX_SNAPSHOT_BYTES:
         return f"it has more than {MAX_SNAPSHOT_BYTES} bytes"
     if heights != sorted(heights) or any(height > head.height for height in heights):

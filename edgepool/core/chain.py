@@ -30,6 +30,7 @@ from edgepool.core.membership import Governance
 from edgepool.core.people import People, listeners
 from edgepool.core.pools.joining import OwnBeacon
 from edgepool.core.pruning import Pruner
+from edgepool.core.recalling import WindowFetcher
 from edgepool.core.replay import handover_of, load_state, missed_turns, next_leaders
 from edgepool.core.snapshots import SnapshotServer
 from edgepool.model.block import (
@@ -100,6 +101,7 @@ class Chain:
         self._governance = Governance(signer, genesis, settings.approve, self._intake)
         self._server = SnapshotServer(source, self.id)
         self._fetcher = SnapshotFetcher(genesis)
+        self._window = WindowFetcher(self._me, source, self.id)
         self._pruner = Pruner(source, self.id, limits.chain_bytes)
         self._order_height = -1
         self._order: tuple[PeerId, ...] = ()
@@ -134,6 +136,7 @@ class Chain:
     def start(self, now: Instant) -> list[Effect]:
         """Begin, or go on after a restart."""
         self._governance.start(now)
+        self._window.begin(self.state, now.monotonic_ms)
         return [*self._people.links(), *self._settle(self.engine.start(now), now)]
 
     def submit(self, ticket: int, signed: SignedRecord, now: Instant) -> list[Effect]:
@@ -171,7 +174,10 @@ class Chain:
                 return self._take(self._fetcher.page(peer, message, now_ms), now)
             case SnapshotRequest():
                 return self._server.page(peer, message, now_ms)
-            case Proposal() | Votes() | Polka() | Status() | Blocks():
+            case Blocks():
+                recalled = self._window.take(peer, message, self.state, now_ms)
+                return recalled + self._settle(self.engine.receive(peer, message, now), now)
+            case Proposal() | Votes() | Polka() | Status():
                 return self._settle(self.engine.receive(peer, message, now), now)
             case _:
                 assert_never(message)
@@ -195,14 +201,19 @@ class Chain:
             effects += self._take(self._fetcher.wake(now_ms), now)
         if _due(self._server.deadline, now_ms):
             self._server.wake(now_ms)
+        if _due(self._window.deadline, now_ms):
+            effects += self._window.wake(self.state, now_ms)
         if _due(self._governance.deadline, now_ms):
             effects += self._settle([], now, govern=True)
-        return effects + self._intake.wake(now)
+        round = self.engine.round
+        leaders = dict.fromkeys((self.leader(round), self.leader(round + 1)))
+        return effects + self._intake.wake(now, tuple(leaders))
 
     def wakeup_at(self) -> int | None:
         """Return when to call `wake`, in monotonic ms."""
-        rooms = (self.engine, self._intake, self._governance, self._fetcher, self._server)
-        return min((room.deadline for room in rooms if room.deadline is not None), default=None)
+        rooms = (self.engine, self._intake, self._governance, self._fetcher, self._server, self._window)
+        deadlines = [room.deadline for room in rooms]
+        return min([deadline for deadline in deadlines if deadline is not None], default=None)
 
     # --- Application: what the engine asks ---------------------------------------------------
 
@@ -218,9 +229,13 @@ class Chain:
         """Return observers, who is to come, and who has left, each with the last height to be told of."""
         return listeners(self.state)
 
-    def judges(self) -> bool:
-        """Say whether this peer knows all records that might come again, so that it can judge new ones."""
-        return self.state.knows_window
+    def judges(self, block: Block) -> bool:
+        """Say whether this peer would notice if a record of `block` stood on the chain already.
+
+        It knows no records up to the unknown height, but whatever stands there was signed below it.
+        """
+        unknown = self.state.unknown_height
+        return all(signed.record.since >= unknown for signed in block.records)
 
     def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:
         """Offer a snapshot to a peer that needs blocks which are pruned here."""
@@ -334,7 +349,8 @@ class Chain:
                 continue
             self.state, self.handovers = output.state, list(output.handovers)
             self._order_height = -1
-            self._pruner.adopted(output.height)
+            self._pruner.adopted(output.height, len(output.data))
+            self._window.begin(self.state, now.monotonic_ms)
             saved = SaveSnapshot(self.id, output.height, output.handovers, output.data, adopted=True)
             effects += [
                 Persist(saved),

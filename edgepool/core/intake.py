@@ -7,7 +7,7 @@ waits while no block comes is sent to the members again, and what may not stand 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from edgepool.config import Limits
@@ -156,14 +156,19 @@ class Intake:
     def any_fit(self) -> bool:
         """Say whether a record waits that may stand now."""
         draft = self.state.draft()
-        return any(not draft.add(signed) for signed in self._mempool.in_order())
+        return any(not draft.add(signed) for signed in self._judged())
+
+    def _judged(self) -> Iterator[SignedRecord]:
+        """Yield the waiting records of which this peer would know if they stood on the chain already."""
+        unknown = self.state.unknown_height
+        return (signed for signed in self._mempool.in_order() if signed.record.since >= unknown)
 
     def pick(self, now: Instant) -> list[SignedRecord]:
         """Return the records for a block: those that may stand, fairly between their authors."""
         draft = self.state.draft()
         records: list[SignedRecord] = []
         size_bytes = 0
-        for signed in self._mempool.in_order():
+        for signed in self._judged():
             if draft.add(signed):
                 self._unfit_since_ms.setdefault(signed.id, now.monotonic_ms)
                 continue
@@ -229,18 +234,27 @@ class Intake:
 
     # --- records wait ---------------------------------------------------------------------------
 
-    def wake(self, now: Instant) -> list[Effect]:
-        """Do what is due."""
-        return self._pass_on(now) + self._drop_unfit(now)
+    def wake(self, now: Instant, leaders: tuple[PeerId, ...]) -> list[Effect]:
+        """Do what is due; `leaders` are those of the present round and the next."""
+        return self._pass_on(now, leaders) + self._drop_unfit(now)
 
-    def _pass_on(self, now: Instant) -> list[Effect]:
-        """Send again what waits while no block is committed: the leader may not have it yet."""
-        due = self._underway.due(now.monotonic_ms)
+    def _pass_on(self, now: Instant, leaders: tuple[PeerId, ...]) -> list[Effect]:
+        """Send again what waits while no block is committed: a leader may not have it yet.
+
+        Own records go to all, others' to the leaders only: if everybody sent everything to everybody, a
+        large pool that is late would have no time for anything else, and be later still.
+        """
+        parcels = [(self.others, self._underway.due(now.monotonic_ms))]
         if self._gossip_at_ms is not None and self._gossip_at_ms <= now.monotonic_ms:
-            due += [signed for signed in self._mempool.in_order() if signed.id not in self._underway]
+            rest = [signed for signed in self._mempool.in_order() if signed.id not in self._underway]
+            parcels.append((tuple(peer for peer in leaders if peer != self._me), rest))
             self._gossip_at_ms = now.monotonic_ms + RESEND_MS if len(self._mempool) else None
-        others = self.others
-        return [Broadcast(others, Records(self.state.chain, part)) for part in _parts(due)] if others else []
+        return [
+            Broadcast(peers, Records(self.state.chain, part))
+            for peers, records in parcels
+            if peers
+            for part in _parts(records)
+        ]
 
     def _drop_unfit(self, now: Instant) -> list[Effect]:
         """Give up on records that no contract has let stand for long, and tell their owner.

@@ -45,6 +45,7 @@ from edgepool.model.ids import ChainId
 from edgepool.model.twin import DataKey
 
 if TYPE_CHECKING:
+    from edgepool.gateway.registrar import Registrar
     from edgepool.peer.peer import Peer
 
 MAX_BODY_BYTES = 64 * 1024
@@ -96,13 +97,32 @@ class _Approve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proposer: _Who = ""
 
 
-class ApiServer:
-    """Serves the API of `peer` on loopback; `folder` holds its token and says where it listens."""
+class _Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: _Who
+    role: _Who = "machine"
+    machine_type: _Who = ""
+    pool: _Text = ""
+    valid_ms: Annotated[int, Meta(ge=1)] = 3_600_000
 
-    def __init__(self, peer: Peer, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+
+class ApiServer:
+    """Serves the API of `peer` on loopback; `folder` holds its token and says where it listens.
+
+    With a `registrar` it takes what 'edgepool invite' says, too.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        registrar: Registrar | None = None,
+    ) -> None:
         check_loopback(host)
         self.port = port
         self._peer = peer
+        self._registrar = registrar
         self._folder = folder
         self._host = host
         self._token = ""
@@ -153,6 +173,9 @@ class ApiServer:
             web.get("/v1/chains/{chain}/members", self._members),
             web.post("/v1/chains/{chain}/members", self._change_members),
             web.post("/v1/chains/{chain}/members/approve", self._approve),
+            web.get("/v1/invitations", self._invitations),
+            web.post("/v1/invitations", self._invite),
+            web.post("/v1/invitations/{id}/revoke", self._revoke),
             web.post("/v1/publish", self._publish),
             web.post("/v1/request", self._request),
             web.post("/v1/fetch", self._fetch),
@@ -205,6 +228,23 @@ class ApiServer:
         body = await _read(request, _Approve)
         ref = await self._peer.approve_change(self._named_chain(request), body.proposer)
         return _json(change_view(ref, self._peer.block(ref.chain, ref.height)))
+
+    async def _invitations(self, _: web.Request) -> web.StreamResponse:
+        return _json(self._inviting().invitations())
+
+    async def _invite(self, request: web.Request) -> web.StreamResponse:
+        body = await _read(request, _Invite)
+        return _json(await self._inviting().invite(**msgspec.structs.asdict(body)))
+
+    async def _revoke(self, request: web.Request) -> web.StreamResponse:
+        return _json(await self._inviting().revoke(request.match_info["id"]))
+
+    def _inviting(self) -> Registrar:
+        if self._registrar is None:
+            from edgepool.gateway.registrar import NO_REGISTRAR
+
+            raise LocalError(NO_REGISTRAR)
+        return self._registrar
 
     async def _publish(self, request: web.Request) -> web.StreamResponse:
         body = await _read(request, _Publish)

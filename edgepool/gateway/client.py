@@ -22,6 +22,7 @@ import msgspec
 from edgepool.config import CONFIG_FILE
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
+from edgepool.gateway.registrar import InvitationView, NewInvitation
 from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -118,6 +119,22 @@ class ApiClient:
         path = f"/v1/chains/{quote(chain, safe='')}/members/approve"
         answer = await self._post(path, {"proposer": proposer}, timeout_s=2 * ANSWER_TIMEOUT_S)
         return _as(dict[str, Any], answer)
+
+    async def invite(
+        self, *, name: str, role: str = "machine", machine_type: str = "", pool: str = "", valid_ms: int
+    ) -> NewInvitation:
+        """Have a registrar invite a gateway; the answer holds the code, which is shown this once."""
+        body = {"name": name, "role": role, "machine_type": machine_type, "pool": pool, "valid_ms": valid_ms}
+        return _as(NewInvitation, await self._post("/v1/invitations", body, timeout_s=ANSWER_TIMEOUT_S))
+
+    async def invitations(self) -> list[InvitationView]:
+        """Return a registrar's invitations, the oldest first."""
+        return _as(list[InvitationView], await self._get("/v1/invitations"))
+
+    async def revoke(self, invitation: str) -> InvitationView:
+        """Have a registrar revoke the invitation with this id."""
+        path = f"/v1/invitations/{quote(invitation, safe='')}/revoke"
+        return _as(InvitationView, await self._post(path, {}, timeout_s=ANSWER_TIMEOUT_S))
 
     async def publish(self, key: str, path: Path, *, version: int = 0, chain: str = "") -> dict[str, Any]:
         """Have the peer publish the file at `path`; return views.published_view."""

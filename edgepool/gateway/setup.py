@@ -19,6 +19,7 @@ from pathlib import Path
 from edgepool.config import (
     CONFIG_FILE,
     ROLES,
+    AuthoritySettings,
     FixedPool,
     IdentitySettings,
     KnownPeer,
@@ -36,6 +37,7 @@ from edgepool.transport.certificates import (
     issue_certificate,
 )
 from edgepool.transport.identity import load_identity
+from edgepool.transport.keyfiles import PASSPHRASE_VARIABLE, passphrase_of_environment
 
 # Below the ports that systems give to outgoing connections, which could be taken when the peer starts.
 _PORTS = range(20_000, 32_000)
@@ -43,7 +45,10 @@ _PORTS = range(20_000, 32_000)
 
 @dataclass(frozen=True, slots=True)
 class PeerPlan:
-    """What a new peer is to be; the fields mean what they mean in PeerSettings."""
+    """What a new peer is to be; the fields mean what they mean in PeerSettings.
+
+    `authority_folder` is for a coordinator that invites others: its authority, from the peer's folder.
+    """
 
     name: str
     network: str
@@ -53,6 +58,7 @@ class PeerPlan:
     coordinators: tuple[str, ...] = ()
     known_peers: tuple[KnownPeer, ...] = ()
     fixed_pools: tuple[FixedPool, ...] = ()
+    authority_folder: str = ""
 
 
 def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSettings:
@@ -60,9 +66,8 @@ def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSetti
 
     Raises LocalError if `folder` has anything in it, ConfigError if the plan makes no sense.
     """
-    _check_plan(folder, plan)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LocalError(f"'{folder}' exists already and is never overwritten: name a new folder")
+    check_plan(folder, plan)
+    refuse_used_folder(folder)
     if not (authority / AUTHORITY_CERTIFICATE).exists():
         create_authority(authority, plan.network)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -75,6 +80,12 @@ def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSetti
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return load_peer_settings(folder)
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise LocalError if there is anything in `folder`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LocalError(f"'{folder}' exists already and is never overwritten: name a new folder")
 
 
 def read_peer_id(settings: PeerSettings) -> PeerId:
@@ -122,7 +133,7 @@ def _fill(folder: Path, plan: PeerPlan, authority: Path) -> None:
     identity = IdentitySettings()
     key = folder / identity.key
     key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    peer = create_key(key)
+    peer = create_key(key, passphrase_of_environment(PASSPHRASE_VARIABLE, LocalError))
     certificate = issue_certificate(
         authority,
         peer,
@@ -136,7 +147,8 @@ def _fill(folder: Path, plan: PeerPlan, authority: Path) -> None:
     (folder / CONFIG_FILE).write_text(config_text(plan), encoding="utf-8")
 
 
-def _check_plan(folder: Path, plan: PeerPlan) -> None:
+def check_plan(folder: Path, plan: PeerPlan) -> None:
+    """Raise ConfigError if a peer in `folder` cannot be what `plan` says."""
     for what, text, least in (
         ("name", plan.name, 1),
         ("network", plan.network, 1),
@@ -156,6 +168,7 @@ def _check_plan(folder: Path, plan: PeerPlan) -> None:
         listen=plan.listen,
         known_peers=plan.known_peers,
         fixed_pools=plan.fixed_pools,
+        authority=AuthoritySettings(folder=plan.authority_folder),
         folder=folder,
     )
     check_settings(settings, f"peer '{plan.name}'")
@@ -186,12 +199,15 @@ listen = {_quoted(plan.listen)}
 coordinators = {_list(plan.coordinators)}
 
 {_known(plan.known_peers)}
-{_pools(plan)}
+{_pools(plan)}{_authority(plan)}
 # The key, the certificate of this peer, and the root certificate of its organisation (PEM).
 #[identity]
 #key = "identity/key.pem"
 #certificate = "identity/certificate.pem"
 #authority = "identity/authority.pem"
+# Where the passphrase of an encrypted key is, if it is not in the environment variable EDGEPOOL_PASSPHRASE:
+# a file that only its owner may read, perhaps on another medium. 'edgepool key encrypt' sets it.
+#passphrase_file = ""
 
 # The local HTTP API: loopback only. Port 0 takes a free one; api.json says which while it runs.
 #[api]
@@ -266,6 +282,18 @@ def _pools(plan: PeerPlan) -> str:
         for pool in plan.fixed_pools
     )
     return head + "\n".join(tables)
+
+
+def _authority(plan: PeerPlan) -> str:
+    if plan.role != "coordinator":
+        return ""
+    head = (
+        "\n# The folder of the organisation's authority: with it 'edgepool invite' lets others join.\n"
+        "# Whoever can read that folder can admit peers, so it should be on one machine only.\n"
+    )
+    if not plan.authority_folder:
+        return head + '#[authority]\n#folder = ""\n'
+    return head + f"[authority]\nfolder = {_quoted(plan.authority_folder)}\n"
 
 
 def _list(items: Sequence[str]) -> str:

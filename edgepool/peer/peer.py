@@ -86,6 +86,7 @@ class Peer:
         self.name = settings.name
         self._identity = load_identity(settings)
         self.id: PeerId = self._identity.peer
+        self.join_door = self._identity.join_door
         self._clock: Clock = clock if clock is not None else SystemClock()
         segment_bytes = segment_bytes_for(settings.limits.chain_bytes)
         self._store: Store = store if store is not None else FolderStore(settings.folder, segment_bytes)
@@ -97,8 +98,7 @@ class Peer:
             settings, self._identity, self._accounting.refused, transfers=server
         )
         self._membership = Membership(self, self._transport, self._clock)
-        fresh = FreshBlocks(self._store)
-        self._source = fresh
+        self._source = fresh = FreshBlocks(self._store)
         self._node = Node(settings, self._identity.signer, fresh)
         self._loop = NodeLoop(
             self._node,

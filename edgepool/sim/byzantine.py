@@ -203,7 +203,9 @@ class Liar:
     def _false_block(self, chain: Chain, block: Block) -> Block:
         header = block.header
         if self._random.random() < 0.3:
-            return Block(msgspec.structs.replace(header, reveal=self._random.randbytes(32)), block.records)
+            field = self._random.choice(("reveal", "state_root", "members_hash", "next_members_hash"))
+            false = msgspec.structs.replace(header, **{field: self._random.randbytes(32)})
+            return Block(false, block.records)
         records = (*block.records, self._false_record(chain))[-4:]
         root = records_root(records)
         return Block(msgspec.structs.replace(header, records_root=root, records_count=len(records)), records)
@@ -233,10 +235,12 @@ class Liar:
         """Who is behind gets few blocks, and a state that is not the pool's."""
         if isinstance(message, Blocks) and self._random.random() < 0.5:
             return [msgspec.structs.replace(message, blocks=message.blocks[:1])]
-        if not isinstance(message, SnapshotHead | SnapshotPage):
-            return [message]
-        chain = node.chains.get(message.chain)
-        return [message] if chain is None else self._snapshots.bend(chain, receiver, message)
+        chain = node.chains.get(message.chain) if isinstance(message, Chains) else None
+        if chain is not None and isinstance(message, SnapshotHead | SnapshotPage):
+            return self._snapshots.bend(chain, receiver, message)
+        if chain is not None and isinstance(message, Status) and self._random.random() < 0.3:
+            return [message, *self._snapshots.press(chain, receiver)]
+        return [message]
 
     def _replay(self, node: Node, receiver: PeerId, message: Message) -> list[Message]:
         """What was said once, on this chain or another, is said again where it does not belong."""

@@ -140,22 +140,33 @@ class FalseSnapshots:
         self._random = random
         self._false: dict[tuple[ChainId, int], tuple[bytes, bytes]] = {}
         """Chain and height -> a false state, and its root."""
-        self._lies: dict[PeerId, str] = {}
+        self._lies: dict[tuple[PeerId, int], str] = {}
 
     def bend(self, chain: Chain, receiver: PeerId, message: SnapshotHead | SnapshotPage) -> list[Message]:
         """Return what is sent instead of a head or a page."""
-        saved = chain.engine._server._source.snapshot(chain.id)
+        saved = chain._server._saved or chain.engine._server._source.snapshot(chain.id)
         if saved is None or saved.height != message.height:
             return [message]
         data, root = self._made_up(chain, saved)
+        lies = ("pages", "pages", "state", "state", "roster", "size", "none")
+        lie = self._lies.setdefault((receiver, saved.height), self._random.choice(lies))
         if isinstance(message, SnapshotHead):
-            lie = self._lies[receiver] = self._random.choice(("pages", "state", "roster", "size", "none"))
             return [self._head(chain, message, lie, root)]
-        if self._lies.get(receiver) == "none":
+        if lie == "none":
             return [message]
         start = message.page * sizes.page_bytes()
         part = data[start : start + len(message.data)]
         return [msgspec.structs.replace(message, data=part)]
+
+    def press(self, chain: Chain, receiver: PeerId) -> list[Message]:
+        """Return a head for somebody who has not asked, to be there before others are."""
+        source = chain.engine._server._source
+        saved = source.snapshot(chain.id)
+        after = source.block(chain.id, saved.height + 1) if saved is not None else None
+        if saved is None or after is None:
+            return []
+        terms = (saved.height, len(saved.state), after.block.header, after.certificate, saved.handovers)
+        return self.bend(chain, receiver, SnapshotHead(chain.id, *terms))
 
     def _head(self, chain: Chain, head: SnapshotHead, lie: str, root: bytes) -> SnapshotHead:
         change = msgspec.structs.replace

@@ -210,7 +210,7 @@ class Faults:
             self._world.restart(peer)
 
     def _dial_anew(self, peer: SimPeer) -> None:
-        """Tell a peer of its pools again: real links lose no frames, so it is said once, when a link stands."""
+        """Let a peer be told of its pools again: that is said once, and real links lose no frames."""
         for other in self.people:
             if self._world.linked(peer, other):
                 self._world.unlink(peer, other)

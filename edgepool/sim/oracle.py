@@ -35,6 +35,7 @@ from edgepool.sim.workoracle import WorkOracle
 # Bound here, so that a canary that swaps them in the core does not swap them here.
 _order, _seed, _weights, _verify, _root = leader_order, lottery_seed, weights, verify, records_root
 _restore: Callable[[Genesis, bytes], ChainState] = ChainState.restore
+_standing = ChainState.standing_places
 
 SNAPSHOTS_KEPT = 8
 CHECK_BLOCKS = 16
@@ -108,7 +109,7 @@ class ChainOracle:
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return height and index of the offers at or below `height` that stand."""
-        return self._state.standing_places(height)
+        return _standing(self._state, height)
 
     def state_problem(self, height: int, data: bytes) -> str:
         """Say why `data` is no snapshot of this chain's state after `height`, or return ''."""

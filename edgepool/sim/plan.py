@@ -120,8 +120,8 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 def parse_members(text: str) -> range:
     """Return the sizes of pools in a number or a span such as '4-10'; LocalError for others."""
-    first, _, last = text.partition("-")
-    if first.isdecimal() and (last or first).isdecimal():
+    first, dash, last = text.partition("-")
+    if first.isdecimal() and (last.isdecimal() or not dash):
         sizes = range(int(first), int(last or first) + 1)
         if sizes and sizes[0] >= 1 and sizes[-1] <= MAX_MEMBERS:
             return sizes
@@ -182,7 +182,7 @@ def check_plan(plan: Plan) -> Plan:
             wanted: type = {"side": list, "role": str}.get(name, int)
             if not isinstance(value, wanted):
                 raise LocalError(f"{where} ({fault.kind}): {name} has the wrong type")
-            places = value if isinstance(value, list) else [value] if name in _PLACES else []
+            places = value if isinstance(value, list) else [value] if name in PLACES else []
             if any(not isinstance(place, int) or not 0 <= place < plan.people for place in places):
                 raise LocalError(f"{where} ({fault.kind}): {name} names a peer that does not exist")
             if fault.kind == "prune" and not (isinstance(value, int) and value >= LEAST[name]):
@@ -219,7 +219,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 LEAST = {"window": 2, "page_bytes": 100}
 """The least window in blocks, and page in bytes, with which a pool can work."""
-_PLACES = ("peer", "other", "by")
+PLACES = ("peer", "other", "by")
+"""The arguments that name a peer by its place."""
 _MOST = {"crash": 3, "persist-crash": 5, "reset": 2, "partition": 2, "slow-disk": 3, "admit": 2}
 
 
@@ -291,7 +292,7 @@ def _change(plan: Plan, kind: str, draw: Random) -> dict[str, Value]:
 
 def _prune(draw: Random) -> list[Fault]:
     """Return in most plans a window of few blocks, and pages of few bytes."""
-    window, page_bytes = draw.choice((6, 10, 20)), draw.choice((400, 2_000, 8_000))
+    window, page_bytes = draw.choice((6, 10, 20)), draw.choice((1_500, 4_000, 64_000))
     arguments: dict[str, Value] = {"window": window, "page_bytes": page_bytes}
     return [Fault(0, "prune", arguments)] if draw.random() < 0.7 else []
 

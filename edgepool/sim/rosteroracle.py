@@ -16,6 +16,9 @@ from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.vote import PROPOSAL, Equivocation
 
+MOST_OPENED = 16
+"""How many undecided changes one author has; one more drops its oldest that nobody else wants."""
+
 # Bound here, so that a canary that swaps it in the core does not swap it here.
 _verify = verify
 
@@ -75,6 +78,9 @@ class RosterOracle:
                 problem = self._change_problem(height, body, signed.record.author)
                 if problem or self._number != number:
                     return problem or "a second change is decided in one block"
+                problem = self._make_room(body, signed.record.author)
+                if problem:
+                    return problem
                 self._words.append((body, signed.record.author))
                 self._count(height)
             elif isinstance(body, Equivocation):
@@ -90,7 +96,7 @@ class RosterOracle:
 
     def _first(self, height: int) -> int:
         """Return the height at which the roster of `height` begins."""
-        return max(first for first in self._rosters if first <= max(1, height))
+        return next(first for first in reversed(self._rosters) if first <= max(1, height))
 
     def _change_problem(self, height: int, change: MembershipChange, author: PeerId) -> str:
         newest = self.members(height + 1)
@@ -110,6 +116,18 @@ class RosterOracle:
         terms = [self._network, self._chain, change.number, coming, change.beacon_tip]
         agreed = _verify(coming.peer, "join", terms, change.incoming_signature)
         return "" if agreed else "somebody is to come who has not agreed"
+
+    def _make_room(self, change: MembershipChange, author: PeerId) -> str:
+        """Drop a change that `author` opened before, if this is one too many; say why there is none."""
+        opened: dict[MembershipChange, list[PeerId]] = {}
+        for one, by in self._words:
+            opened.setdefault(one, []).append(by)
+        mine = [one for one, authors in opened.items() if authors[0] == author]
+        if change in opened or len(mine) < MOST_OPENED:
+            return ""
+        lonely = [one for one in mine if len(opened[one]) == 1]
+        self._words = [(one, by) for one, by in self._words if one not in lonely[:1]]
+        return "" if lonely else "one change too many"
 
     def _evidence_problem(self, height: int, found: Equivocation) -> str:
         if found.member not in self.members(height + 1):

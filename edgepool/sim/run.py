@@ -226,10 +226,12 @@ class _Run:
         ]
 
     def _proven(self, probes: list[_Probe]) -> bool:
-        """Say whether all probes stand and all honest peers are at one height."""
+        """Say whether all probes stand, one after the other, and all honest peers are at one height."""
         world = self._world
-        for probe in probes:
+        while probes:
+            probe = probes[0]
             if world.done(probe.ticket) or probe.peer.id not in self._voters(probe.chain):
+                probes.pop(0)
                 continue
             if not probe.ticket or (
                 world.refusal(probe.ticket) and world.now_ms - probe.asked_ms >= PROBE_RETRY_MS
@@ -310,7 +312,6 @@ class _Run:
 
     def _stuck(self, probes: list[_Probe]) -> str:
         world = self._world
-        waiting = sum(not world.done(probe.ticket) for probe in probes)
         places = []
         for chain in world.chains:
             for peer in world.followers(chain):
@@ -319,7 +320,7 @@ class _Run:
                     continue
                 engine = peer.node.chains[chain].engine
                 places.append(f"{peer.name} {engine.height}/{engine.round}/{engine.step}")
-        return f"{waiting} of {len(probes)} probes wait; height/round/step: {', '.join(places)}"
+        return f"{len(probes)} probes wait; height/round/step: {', '.join(places)}"
 
 
 def _on(peer: SimPeer, chain: ChainId) -> bool:

@@ -1,7 +1,7 @@
 """Reduces a failing fault plan to a small one that still fails in the same way, by delta debugging.
 
-Every fault carries its own end, so any subset of a plan is a plan. Fewer heights and no second chain
-are tried too, and then shorter and milder faults.
+Every fault carries its own end, so any subset of a plan is a plan. Fewer heights, no second chain and no
+spares are tried too, and then shorter and milder faults.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from edgepool.sim.plan import Fault, Plan
+from edgepool.sim.plan import PLACES, Fault, Plan
 from edgepool.sim.run import Result, run_plan
 
 MOST_RUNS = 400
@@ -57,6 +57,8 @@ class Shrinker:
         plan = self._fewer_faults(plan)
         if plan.chains > 1:
             plan = self._try(replace(plan, chains=1)) or plan
+        if plan.spares > _spares_named(plan):
+            plan = self._try(replace(plan, spares=_spares_named(plan))) or plan
         plan = self._milder_faults(plan)
         return plan if plan != first else None
 
@@ -110,6 +112,17 @@ class Shrinker:
         self._runs_left -= 1
         violations = self._run(plan).violations
         return violations[0] if violations else ""
+
+
+def _spares_named(plan: Plan) -> int:
+    """Return how many spares the faults of a plan are about."""
+    named = [0]
+    for fault in plan.faults:
+        places = [fault.arguments.get(name) for name in PLACES]
+        side = fault.arguments.get("side")
+        places += side if isinstance(side, list) else []
+        named += [place - plan.first_spare + 1 for place in places if isinstance(place, int)]
+    return max(named)
 
 
 def _milder(fault: Fault) -> Sequence[Fault]:

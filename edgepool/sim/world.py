@@ -105,6 +105,8 @@ class World:
         self._outcomes: dict[int, Done | Failed] = {}
         self._links: dict[tuple[PeerId, PeerId], bool] = {}
         self._wakes: dict[PeerId, int] = {}
+        self._stirred: dict[PeerId, SimPeer] = {}
+        """Who has done something at the present moment, so that its next deadline may be another one."""
         self._frames: dict[bytes, Message] = {}
         self._trace = hashlib.sha256()
 
@@ -212,6 +214,8 @@ class World:
         end_ms = self.now_ms + limit_ms
         heap = self._heap
         while not reached():
+            if self._stirred and (not heap or heap[0][0] > self.now_ms):
+                self._arm()
             if not heap or heap[0][0] > end_ms:
                 return False
             self.now_ms, _, action = heappop(heap)
@@ -246,8 +250,7 @@ class World:
             if items and not self._store(peer, items):
                 return
             self._speak(peer, effects)
-        if peer.up:
-            self._arm(peer)
+        self._stirred[peer.id] = peer
 
     def _new_store(self) -> MemoryStore:
         return MemoryStore()
@@ -322,17 +325,18 @@ class World:
 
     # --- time -------------------------------------------------------------------------------
 
-    def _arm(self, peer: SimPeer) -> None:
-        """Wake the peer at its next deadline, unless an earlier wake is already planned."""
-        deadline = peer.node.wakeup_at()
-        if deadline is None:
-            return
-        deadline = max(deadline, self.now_ms + 1)
-        planned = self._wakes.get(peer.id)
-        if planned is not None and self.now_ms < planned <= deadline:
-            return
-        self._wakes[peer.id] = deadline
-        self.at(deadline, partial(self._wake, peer, deadline))
+    def _arm(self) -> None:
+        """Before time goes on: wake each peer at its next deadline, unless an earlier wake is planned."""
+        for peer in self._stirred.values():
+            deadline = peer.node.wakeup_at() if peer.up else None
+            if deadline is None:
+                continue
+            deadline = max(deadline, self.now_ms + 1)
+            planned = self._wakes.get(peer.id)
+            if planned is None or not self.now_ms < planned <= deadline:
+                self._wakes[peer.id] = deadline
+                self.at(deadline, partial(self._wake, peer, deadline))
+        self._stirred.clear()
 
     def _wake(self, peer: SimPeer, deadline: int) -> None:
         if self._wakes.get(peer.id) == deadline:

@@ -28,7 +28,12 @@ from edgepool.transport.identity import (
     identity_uri,
     load_identity,
     name_attribute,
-    refuse_open_key_file,
+)
+from edgepool.transport.keyfiles import (
+    AUTHORITY_PASSPHRASE_VARIABLE,
+    key_pem,
+    passphrase_of_environment,
+    read_private_key,
 )
 
 __all__ = [
@@ -49,9 +54,10 @@ AUTHORITY_VALID_DAYS = 3650
 _BACKDATE = datetime.timedelta(minutes=5)
 
 
-def create_authority(folder: Path, organisation: str) -> None:
+def create_authority(folder: Path, organisation: str, passphrase: bytes | None = None) -> None:
     """Make an organisation's root: `authority.pem` and `authority.key` (0600) in `folder`.
 
+    The key is encrypted under `passphrase`, or under that of EDGEPOOL_AUTHORITY_PASSPHRASE if that is set.
     LocalError if either file is there already, the name is unfit, or the folder cannot be written.
     """
     _check_text("organisation", organisation)
@@ -60,6 +66,7 @@ def create_authority(folder: Path, organisation: str) -> None:
             raise LocalError(
                 f"{path} exists already: an authority is never overwritten, choose another folder"
             )
+    passphrase = passphrase or passphrase_of_environment(AUTHORITY_PASSPHRASE_VARIABLE, LocalError)
     key = Ed25519PrivateKey.generate()
     public = key.public_key()
     name = _subject("edgepool authority", organisation, "")
@@ -77,7 +84,7 @@ def create_authority(folder: Path, organisation: str) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(key, None)
     )
-    _write_private_key(folder / AUTHORITY_KEY, key)
+    write_new_file(folder / AUTHORITY_KEY, key_pem(key, passphrase), 0o600)
     try:
         write_new_file(folder / AUTHORITY_CERTIFICATE, certificate.public_bytes(_PEM), 0o644)
     except LocalError:
@@ -97,13 +104,14 @@ def organisation_of(authority: Path) -> str:
     return str(names[0].value) if names else ""
 
 
-def create_key(path: Path) -> PeerId:
+def create_key(path: Path, passphrase: bytes | None = None) -> PeerId:
     """Make a peer's Ed25519 key at `path` (PKCS#8 PEM, 0600) and return its peer id.
 
-    A missing folder is made for the owner alone. LocalError if the file is there already.
+    It is encrypted if there is a `passphrase`. A missing folder is made for the owner alone.
+    LocalError if the file is there already.
     """
     key = Ed25519PrivateKey.generate()
-    _write_private_key(path, key)
+    write_new_file(path, key_pem(key, passphrase), 0o600)
     return peer_id_from_public_key(key.public_key().public_bytes_raw())
 
 
@@ -116,10 +124,12 @@ def issue_certificate(
     role: str,
     machine_type: str,
     valid_days: int = 365,
+    passphrase: bytes | None = None,
 ) -> bytes:
     """Return a certificate (PEM) for `peer`, signed by the authority in folder `authority`.
 
-    It never outlives the authority. LocalError says what is unfit or missing.
+    It never outlives the authority. An authority's key that is encrypted is opened with `passphrase`, or
+    with that of EDGEPOOL_AUTHORITY_PASSPHRASE. LocalError says what is unfit or missing.
     """
     if role not in ROLES:
         raise LocalError(f"'{role}' is not a role: use one of {', '.join(ROLES)}")
@@ -129,7 +139,7 @@ def issue_certificate(
         _check_text("machine type", machine_type)
     if not 1 <= valid_days <= AUTHORITY_VALID_DAYS:
         raise LocalError(f"a certificate is valid for 1 to {AUTHORITY_VALID_DAYS} days, not {valid_days}")
-    root, root_key = _load_authority(authority)
+    root, root_key = _load_authority(authority, passphrase)
     public = Ed25519PublicKey.from_public_bytes(public_key_of(peer))
     organisation = name_attribute(root.subject, NameOID.ORGANIZATION_NAME)
     start = datetime.datetime.now(datetime.UTC) - _BACKDATE
@@ -185,18 +195,17 @@ def write_new_file(path: Path, data: bytes, mode: int) -> None:
 _PEM = serialization.Encoding.PEM
 
 
-def _load_authority(folder: Path) -> tuple[x509.Certificate, Ed25519PrivateKey]:
+def _load_authority(folder: Path, passphrase: bytes | None) -> tuple[x509.Certificate, Ed25519PrivateKey]:
     certificate_path, key_path = folder / AUTHORITY_CERTIFICATE, folder / AUTHORITY_KEY
     try:
         root = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-        key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        refuse_open_key_file(key_path, LocalError)
     except OSError as error:
         raise LocalError(f"{error.filename} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError):
-        raise LocalError(f"{folder} does not hold an authority's certificate and plain key in PEM") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise LocalError(f"{key_path} is not an Ed25519 key")
+        raise LocalError(f"{folder} does not hold an authority's certificate in PEM") from None
+    passphrase = passphrase or passphrase_of_environment(AUTHORITY_PASSPHRASE_VARIABLE, LocalError)
+    remedy = f"set the environment variable {AUTHORITY_PASSPHRASE_VARIABLE}"
+    key = read_private_key(key_path, passphrase, LocalError, remedy)
     try:
         root.verify_directly_issued_by(root)
         belongs = key.public_key() == root.public_key()
@@ -205,11 +214,6 @@ def _load_authority(folder: Path) -> tuple[x509.Certificate, Ed25519PrivateKey]:
     if not belongs:
         raise LocalError(f"{key_path} is not the key of {certificate_path}")
     return root, key
-
-
-def _write_private_key(path: Path, key: Ed25519PrivateKey) -> None:
-    pem = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    write_new_file(path, pem, 0o600)
 
 
 def _check_text(what: str, text: str) -> None:

@@ -19,6 +19,7 @@ from edgepool.model.ids import format_address, parse_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.certificates import identity_of
 from edgepool.transport.identity import Identity
+from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
 from edgepool.transport.refusals import BUSY, HANDSHAKE, STRANGER, Counters, count
 
 _BACKLOG = 128
@@ -34,13 +35,14 @@ class Doorway(asyncio.BufferedProtocol):
     `admitted` is what took over, None if nothing did (yet). Once `abandoned`, nobody gets in.
     """
 
-    def __init__(self, network: str, counters: Counters, judge: Judge) -> None:
+    def __init__(self, network: str, counters: Counters, judge: Judge, joins: JoinDoor | None = None) -> None:
         self.admitted: asyncio.BufferedProtocol | None = None
         self.abandoned = False
         self.judged = False
         self._network = network
         self._counters = counters
         self._judge = judge
+        self._joins = joins
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands: find out who is there."""
@@ -56,12 +58,20 @@ class Doorway(asyncio.BufferedProtocol):
 
     def _examine(self, transport: asyncio.Transport) -> asyncio.BufferedProtocol | None:
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        certificate, protocol = tls.getpeercert(binary_form=True), tls.selected_alpn_protocol() or ""
+        if self._joins is not None and protocol == JOIN_PROTOCOL:
+            host, *_ = transport.get_extra_info("peername") or ("",)
+            return self._joins.connection(str(host), self._counters)
+        if not certificate:
+            # Only a registrar's context lets TLS stand without one, and only for who comes to join.
+            count(self._counters, HANDSHAKE)
+            return None
         try:
-            identity = identity_of(tls.getpeercert(binary_form=True) or b"", self._network)
+            identity = identity_of(certificate, self._network)
         except RemoteError:
             count(self._counters, STRANGER)
             return None
-        return self._judge(identity, tls.selected_alpn_protocol() or "")
+        return self._judge(identity, protocol)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Nothing is read here; this only satisfies the protocol."""
@@ -153,14 +163,17 @@ class Listener:
             task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
     async def _shake_hands(self, connection: socket.socket) -> None:
-        doorway = Doorway(self._identity.network, self._counters, self._judge)
+        joins = self._identity.join_door
+        if joins is not None and not joins.is_open:
+            joins = None
+        doorway = Doorway(self._identity.network, self._counters, self._judge, joins)
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: doorway,
                 connection,
-                ssl=self._identity.server_context,
+                ssl=self._identity.server_context if joins is None else joins.server_context,
                 ssl_handshake_timeout=self._limits.handshake_timeout_ms / 1000,
             )
         except OSError:

@@ -7,7 +7,6 @@ counts is the peer id that the certificate proves, wherever it was found.
 from __future__ import annotations
 
 import datetime
-import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import NameOID
 
 from edgepool.config import ROLES, PeerSettings
-from edgepool.errors import ConfigError, LocalError, RemoteError
+from edgepool.errors import ConfigError, RemoteError
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import PeerId, peer_id_from_public_key
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
+from edgepool.transport.keyfiles import (
+    PASSPHRASE_VARIABLE,
+    is_encrypted,
+    own_passphrase,
+    read_key_bytes,
+    read_private_key,
+)
 
 LINK_PROTOCOL = "edgepool-link/1"
 TRANSFER_PROTOCOL = "edgepool-transfer/1"
@@ -35,6 +42,7 @@ class Identity:
     """A peer's own identity. `certificate` is what others see; `valid_until_ms` is wall time.
 
     The server context takes links and transfers (ALPN tells which); each client context is for one.
+    A registrar has a door for those that have no certificate yet; it takes its contexts' place if open.
     """
 
     network: str
@@ -44,6 +52,7 @@ class Identity:
     server_context: ssl.SSLContext = field(repr=False)
     link_context: ssl.SSLContext = field(repr=False)
     transfer_context: ssl.SSLContext = field(repr=False)
+    join_door: JoinDoor | None = field(default=None, repr=False)
 
     @property
     def peer(self) -> PeerId:
@@ -60,29 +69,34 @@ def load_identity(settings: PeerSettings) -> Identity:
     key_path = settings.path(paths.key)
     certificate_path = settings.path(paths.certificate)
     authority_path = settings.path(paths.authority)
-    key = _read_key(key_path)
-    certificate = _read_certificate(certificate_path)
-    authority = _read_certificate(authority_path)
+    key, passphrase = read_own_key(settings)
+    certificate = read_certificate(certificate_path)
+    authority = read_certificate(authority_path)
     if certificate.public_key() != key.public_key():
         raise ConfigError(
             f"{certificate_path} is not the certificate of {key_path}: have one issued for this key"
         )
     _check_validity(certificate_path, certificate)
     _check_validity(authority_path, authority)
-    _check_issuer(certificate_path, certificate, authority_path, authority)
-    named = _check_names(certificate_path, certificate, settings)
+    check_issuer(certificate_path, certificate, authority_path, authority)
+    named = check_names(certificate_path, certificate, settings)
 
     def context(side: int, *protocols: str) -> ssl.SSLContext:
-        return _context(side, certificate_path, key_path, authority, protocols)
+        return _context(side, certificate_path, key_path, passphrase, authority, protocols)
 
+    servers = ssl.PROTOCOL_TLS_SERVER
+    joins = None
+    if settings.authority.folder:
+        joins = JoinDoor(context(servers, LINK_PROTOCOL, TRANSFER_PROTOCOL), context(servers, JOIN_PROTOCOL))
     return Identity(
         network=settings.network,
         certificate=named,
         valid_until_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         signer=Signer(key.private_bytes_raw()),
-        server_context=context(ssl.PROTOCOL_TLS_SERVER, LINK_PROTOCOL, TRANSFER_PROTOCOL),
+        server_context=context(servers, LINK_PROTOCOL, TRANSFER_PROTOCOL),
         link_context=context(ssl.PROTOCOL_TLS_CLIENT, LINK_PROTOCOL),
         transfer_context=context(ssl.PROTOCOL_TLS_CLIENT, TRANSFER_PROTOCOL),
+        join_door=joins,
     )
 
 
@@ -114,6 +128,15 @@ def identity_of(der: bytes, network: str) -> PeerIdentity:
     return PeerIdentity(peer, name, role, machine_type)
 
 
+def network_of(der: bytes) -> str:
+    """Return the network that a peer's certificate (DER) is for; '' if it names none."""
+    try:
+        named = _named_in(x509.load_der_x509_certificate(der))
+    except Exception:
+        return ""
+    return named[0] if named is not None else ""
+
+
 def identity_uri(network: str, role: str, name: str) -> str:
     """Return the URI by which a certificate names a peer."""
     return f"spiffe://{quote(network, safe='')}/{quote(role, safe='')}/{quote(name, safe='')}"
@@ -126,10 +149,22 @@ def name_attribute(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
     return ""
 
 
-def refuse_open_key_file(path: Path, error: type[LocalError]) -> None:
-    """Raise `error` if others than its owner may read the private key at `path`."""
-    if os.name == "posix" and path.stat().st_mode & 0o077:
-        raise error(f"{path} can be read by others than its owner: run 'chmod 600 {path}'")
+def read_own_key(settings: PeerSettings) -> tuple[Ed25519PrivateKey, bytes | None]:
+    """Return a peer's key and the passphrase that its file is under (None: it is plain); ConfigError if not.
+
+    A plain key is refused if the settings name a passphrase file: it is less safe than they say.
+    """
+    path = settings.path(settings.identity.key)
+    encrypted = is_encrypted(read_key_bytes(path, ConfigError))
+    passphrase = own_passphrase(settings) if encrypted else None
+    remedy = f"set identity.passphrase_file, or the environment variable {PASSPHRASE_VARIABLE}"
+    key = read_private_key(path, passphrase, ConfigError, remedy)
+    if settings.identity.passphrase_file and not encrypted:
+        raise ConfigError(
+            f"{path} is not encrypted though the settings name a passphrase file: run "
+            f"'edgepool key encrypt {settings.folder}', or take identity.passphrase_file out of the settings"
+        )
+    return key, passphrase
 
 
 def _named_in(certificate: x509.Certificate) -> tuple[str, str, str] | None:
@@ -149,35 +184,9 @@ def _named_in(certificate: x509.Certificate) -> tuple[str, str, str] | None:
     return parts[0], parts[1], parts[2]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist: make or copy it there, or set its place in [identity]"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _read_key(path: Path) -> Ed25519PrivateKey:
-    raw = _read(path)
-    refuse_open_key_file(path, ConfigError)
-    try:
-        key = serialization.load_pem_private_key(raw, password=None)
-    except TypeError:
-        raise ConfigError(f"{path} is encrypted: a gateway starts unattended and needs a plain key") from None
-    except Exception:
-        # The library raises several kinds, for broken PEM and for kinds of key it does not know.
-        raise ConfigError(f"{path} is not a private key in PEM") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        kind = type(key).__name__.removesuffix("PrivateKey").strip("_")
-        raise ConfigError(f"{path} is a key of another kind ({kind}): a peer's key is an Ed25519 key")
-    return key
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    raw = _read(path)
+def read_certificate(path: Path) -> x509.Certificate:
+    """Return the certificate in a PEM file; ConfigError if there is none."""
+    raw = read_key_bytes(path, ConfigError)
     try:
         certificate = x509.load_pem_x509_certificate(raw)
         certificate.public_key()
@@ -195,9 +204,10 @@ def _check_validity(path: Path, certificate: x509.Certificate) -> None:
         raise ConfigError(f"{path} is not valid before {start}: check this machine's clock")
 
 
-def _check_issuer(
+def check_issuer(
     path: Path, certificate: x509.Certificate, authority_path: Path, authority: x509.Certificate
 ) -> None:
+    """Raise ConfigError unless `authority` is an authority and has signed `certificate`."""
     try:
         constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not constraints.ca:
@@ -209,8 +219,11 @@ def _check_issuer(
         raise ConfigError(f"{path} was not signed by the authority in {authority_path}") from None
 
 
-def _check_names(path: Path, certificate: x509.Certificate, settings: PeerSettings) -> PeerIdentity:
-    """Others believe the certificate, so settings that say otherwise would only mislead."""
+def check_names(path: Path, certificate: x509.Certificate, settings: PeerSettings) -> PeerIdentity:
+    """Return whom a peer's own certificate names; ConfigError if the settings say otherwise.
+
+    Others believe the certificate, so such settings would only mislead.
+    """
     try:
         named = identity_of(certificate.public_bytes(serialization.Encoding.DER), settings.network)
     except RemoteError as error:
@@ -228,14 +241,20 @@ def _check_names(path: Path, certificate: x509.Certificate, settings: PeerSettin
 
 
 def _context(
-    side: int, certificate: Path, key: Path, authority: x509.Certificate, protocols: tuple[str, ...]
+    side: int,
+    certificate: Path,
+    key: Path,
+    passphrase: bytes | None,
+    authority: x509.Certificate,
+    protocols: tuple[str, ...],
 ) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.DER))
-    context.load_cert_chain(certificate, key)
+    # Without any password OpenSSL would ask for one on the terminal, had the key been encrypted just now.
+    context.load_cert_chain(certificate, key, password=passphrase or b"")
     context.set_alpn_protocols(list(protocols))
     if side == ssl.PROTOCOL_TLS_SERVER:
         # No resumption: every connection proves both keys anew.

@@ -42,7 +42,9 @@ class Canary:
     """One bug: how it is switched on, and where it is looked for.
 
     `rules` are those of edgepool.sim.checkers of which one must be violated; `seeds` bounds the runs.
-    Each run has the `faults` of its seed, with one liar of `role` and `cuts` power cuts added.
+    Each run has the `faults` of its seed, with one liar of `role`, `cuts` power cuts, `wipes` of an
+    observer's disk and `admits` of strangers added; with a `window`, history is forgotten after so many
+    blocks.
     """
 
     switch: Callable[[ExitStack], None]
@@ -52,19 +54,35 @@ class Canary:
     role: str = ""
     cuts: int = 0
     heights: int = 30
+    wipes: int = 0
+    admits: int = 0
+    chains: int = 0
+    window: int = 0
 
     def plan(self, seed: int) -> Plan:
         plan = make_plan(seed, self.heights, 4, parse_kinds(self.faults))
+        plan = replace(plan, spares=max(plan.spares, self.admits and 1 + self.admits, bool(self.wipes)))
         draw = Random(f"canary/{seed}")
         faults = [fault for fault in plan.faults if fault.kind != "byzantine"]
         for _ in range(self.cuts):
             place = {"peer": draw.randrange(4), "skip": draw.randrange(4), "for_ms": draw.randrange(400)}
             cut = {**place, "kept": draw.randrange(-1, 2), "said": draw.randrange(4)}
             faults.append(Fault(draw.randrange(4_000), "persist-crash", cut))
+        for number in range(self.wipes):
+            time_ms = 400 * (1 + number)
+            faults.append(Fault(time_ms, "wipe", {"peer": plan.first_spare, "for_ms": 100}))
+            faults.append(Fault(time_ms + 150, "heal", {}))
+        soon_ms = draw.randrange(1_000, 2_000)
+        for spare in range(self.admits):
+            where = {"peer": plan.first_spare + 1 + spare, "by": plan.first_spare - 1, "chain": 0}
+            faults.append(Fault(soon_ms + 100 * spare, "admit", where))
         faults.sort(key=lambda fault: fault.time_ms)
         if self.role:
             faults.insert(0, Fault(0, "byzantine", {"peer": draw.randrange(4), "role": self.role}))
-        return replace(plan, faults=tuple(faults), chains=2 if self.role == "replay" else plan.chains)
+        if self.window:
+            faults.insert(0, Fault(0, "prune", {"window": self.window, "page_bytes": 4_000}))
+        chains = 2 if self.role == "replay" else self.chains or plan.chains
+        return replace(plan, faults=tuple(faults), chains=chains)
 
 
 @contextmanager
@@ -154,8 +172,7 @@ def vote_before_persist(stack: ExitStack) -> None:
         if items and not store(self, peer, items):
             return
         self._speak(peer, [effect for effect in effects if hasattr(effect, "notice")])
-        if peer.up:
-            self._arm(peer)
+        self._stirred[peer.id] = peer
 
     swap(stack, Chaos, "_perform", perform)
 
@@ -343,8 +360,7 @@ def done_before_durable(stack: ExitStack) -> None:
         if items and not store(self, peer, items):
             return
         self._speak(peer, [effect for effect in effects if not hasattr(effect, "notice")])
-        if peer.up:
-            self._arm(peer)
+        self._stirred[peer.id] = peer
 
     swap(stack, Chaos, "_perform", perform)
 

@@ -6,33 +6,36 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import canaries
+import ledger_canaries
 import pytest
 from canaries import CANARIES, switched_on
 from consensus_cluster import CHAIN, NETWORK, PEERS, SIGNERS, Cluster, at, make_block
+from ledger_canaries import LEDGER_CANARIES
 from msgspec.structs import replace
 
 from edgepool.core import replay
 from edgepool.core.consensus import lottery
 from edgepool.core.consensus.votes import VoteBook
 from edgepool.core.ledger.state import ChainState
-from edgepool.model.block import Block
+from edgepool.model.block import Block, CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import PeerId
-from edgepool.model.message import Proposal, Votes, sign_proposal
+from edgepool.model.message import Blocks, Proposal, Votes, sign_proposal
 from edgepool.model.pool import Genesis
-from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote, sign_vote
+from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
 from edgepool.sim.chaos import Chaos
 from edgepool.sim.memo import ideal_signatures
 from edgepool.sim.plan import Plan
 from edgepool.sim.run import run_plan
 
 Switch = Callable[[ExitStack], None]
+ALL = {**CANARIES, **LEDGER_CANARIES}
 
 
-@pytest.mark.parametrize("name", CANARIES)
+@pytest.mark.parametrize("name", ALL)
 def test_random_schedules_find_the_canary(name: str) -> None:
-    canary = CANARIES[name]
+    canary = ALL[name]
     with switched_on(canary.switch):
         for seed in range(canary.seeds):
             violations = run_plan(canary.plan(seed)).violations
@@ -41,9 +44,19 @@ def test_random_schedules_find_the_canary(name: str) -> None:
     pytest.fail(f"not found within {canary.seeds} seeds")
 
 
-@pytest.mark.parametrize("name", ["no lock", "missing fsync of votes", "stale certificate accepted"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no lock",
+        "missing fsync of votes",
+        "stale certificate accepted",
+        "change under an old number",
+        "other chains convict",
+        "snapshot without its root",
+    ],
+)
 def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:
-    canary = CANARIES[name]
+    canary = ALL[name]
     for seed in range(3):
         assert run_plan(canary.plan(seed)).violations == []
 
@@ -127,8 +140,25 @@ def _turns_after(genesis: Genesis, block: Block, time_ms: int) -> tuple[PeerId, 
     return lottery.leader_order(seed, dict.fromkeys(state.members, 1))
 
 
+def an_old_roster_decides_nothing() -> bool:
+    """Those who voted on height 2 have all left: their votes on a block of height 3 make it stand nowhere."""
+    cluster = Cluster(4, changes={3: PEERS[4:8]})
+    cluster.start()
+    cluster.submit(0, goal=2)
+    cluster.run_until(2_000)
+    seat = cluster.seats[4]
+    assert seat.app.height == 2, "who comes has followed the chain"
+    block = make_block(3, 0, seat.app.previous(), seat.app.leader(0))
+    terms = (NETWORK, CHAIN, PRECOMMIT, 3, 0, block.header.id)
+    votes = tuple((place, sign_vote(SIGNERS[place], *terms).signature) for place in range(3))
+    forged = CertifiedBlock(block, Certificate(3, 0, block.header.id, votes))
+    cluster.perform(seat, seat.engine.receive(PEERS[5], Blocks(CHAIN, (forged,)), at(cluster.now_ms)))
+    return seat.app.height == 2
+
+
 DIRECTED: dict[str, tuple[Switch, Callable[[], bool]]] = {
     "lock forgotten at restart": (canaries.lock_forgotten_at_restart, a_lock_survives_a_restart),
+    "old roster accepted": (ledger_canaries.old_roster_accepted, an_old_roster_decides_nothing),
     "first vote only": (canaries.first_vote_only, second_vote_counts),
     "biased lottery": (canaries.biased_lottery, turns_follow_work),
     "grindable beacon": (canaries.grindable_beacon, choosing_a_block_gains_nothing),

@@ -2,8 +2,9 @@
 
 Each seed loses, delays and doubles messages, cuts the network, crashes peers in the middle of a
 step (what was not yet persisted is gone) and may turn one member in four into a liar. Judged all
-along: no two blocks at one height, no honest member signs two values. After healing every honest
-peer must go on. Canaries break the protocol on purpose and must be found by the same judges.
+along: no two blocks at one height, no honest member signs two values, nobody votes who is no member.
+After healing every honest peer must go on; in some runs the members change meanwhile. Canaries break the
+protocol on purpose and must be found by the same judges.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgepool.core.consensus import votes as votes_module
 from edgepool.core.consensus.engine import Decided, Output
 from edgepool.core.machine import Broadcast, Notify, Persist, Send, VoteState
 from edgepool.model.block import CertifiedBlock
+from edgepool.model.ids import PeerId
 from edgepool.model.message import Blocks, Proposal, Status, Votes, sign_proposal
 from edgepool.model.vote import PRECOMMIT, PREVOTE, Certificate, sign_vote
 
@@ -45,7 +47,15 @@ def _verify_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class World:
     """Members, their disks and a network, driven by one heap of events and one seed."""
 
-    def __init__(self, seed: int, members: int, liar: str, observers: int = 1, amnesia: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        members: int,
+        liar: str,
+        observers: int = 1,
+        amnesia: bool = False,
+        changes: dict[int, tuple[PeerId, ...]] | None = None,
+    ) -> None:
         self.random = random.Random(seed)
         self.members = members
         self.amnesia = amnesia
@@ -61,7 +71,7 @@ class World:
         self.observers = PEERS[members : members + observers]
         self.seats: list[Seat] = []
         for place in range(members + observers):
-            app = ToyChain(PEERS[:members], PEERS[place], lottery=True)
+            app = ToyChain(PEERS[:members], PEERS[place], lottery=True, changes=changes)
             app.goal = 1
             engine = new_engine(place, app, observers=self.observers, settings=SETTINGS)
             self.seats.append(Seat(place, app, engine))
@@ -94,8 +104,17 @@ class World:
         while self.heap and self.heap[0][0] <= until_ms:
             self.now_ms, _, what, argument = heappop(self.heap)
             getattr(self, "_" + what)(argument)
-            if self.healthy and all(s.app.height >= s.app.goal for s in self.honest()):
+            if self.healthy and all(s.app.height >= self.goal(s) for s in self.honest()):
                 return
+
+    def goal(self, seat: Seat) -> int:
+        """Return the height that a peer must come to: who has left is told of no more than its last vote."""
+        rosters, peer = seat.app.rosters, PEERS[seat.place]
+        newest = seat.app.roster(max(rosters))
+        if peer in newest or peer in self.observers:
+            return seat.app.goal
+        left = next(first for first in sorted(rosters) if peer not in rosters[first])
+        return min(seat.app.goal, left - 1)
 
     def honest(self) -> list[Seat]:
         return [seat for seat in self.seats if seat.place != self.liar_place]
@@ -209,6 +228,8 @@ class World:
             header = message.block.header
             said = [((PEERS[seat.place], "proposal", header.height, message.round), header.id)]
         for key, value in said:
+            if key[0] == PEERS[seat.place] and PEERS[seat.place] not in seat.app.roster(key[2]):
+                raise Violation(f"{seat.place} votes at height {key[2]}, where it is no member")
             if key[0] == PEERS[seat.place] and self.signed.setdefault(key, value) != value:
                 raise Violation(f"{seat.place} signed two values: {key[1:]}")
 
@@ -261,12 +282,14 @@ class World:
         return [Send(peer, message)]
 
 
-def judge_run(seed: int, members: int, liar: str) -> World:
-    world = World(seed, members, liar)
+def judge_run(
+    seed: int, members: int, liar: str, changes: dict[int, tuple[PeerId, ...]] | None = None
+) -> World:
+    world = World(seed, members, liar, changes=changes)
     world.run(HEAL_MS + 60_000)
     for seat in world.honest():
-        assert seat.app.height >= seat.app.goal, (
-            f"seed {seed}, {liar}: {seat.place} is at {seat.app.height}, not {seat.app.goal}"
+        assert seat.app.height >= world.goal(seat), (
+            f"seed {seed}, {liar}: {seat.place} is at {seat.app.height}, not {world.goal(seat)}"
         )
         if liar == "none":
             assert seat.notices == [], "nobody is to blame for the network's faults"
@@ -276,6 +299,16 @@ def judge_run(seed: int, members: int, liar: str) -> World:
 @pytest.mark.parametrize("seed", range(42))
 def test_agreement_and_progress_under_faults(seed: int) -> None:
     world = judge_run(seed, 7 if seed % 6 == 5 else 4, LIARS[seed % len(LIARS)])
+    assert len(world.decided) >= 10
+
+
+@pytest.mark.parametrize("seed", range(100, 118))
+def test_agreement_and_progress_while_members_change(seed: int) -> None:
+    """At height 5 an observer gets a vote, at 9 the first member leaves, at 12 the third."""
+    changes = {5: PEERS[:5], 9: PEERS[1:5], 12: PEERS[1:2] + PEERS[3:5]}
+    if LIARS[seed % len(LIARS)] != "none":
+        del changes[12]  # three bear no liar
+    world = judge_run(seed, 4, LIARS[seed % len(LIARS)], changes)
     assert len(world.decided) >= 10
 
 

@@ -13,6 +13,7 @@ from edgepool.bench import ceiling as ceiling_part
 from edgepool.bench import length as length_part
 from edgepool.bench import load as load_part
 from edgepool.bench import members as members_part
+from edgepool.bench import pools as pools_part
 from edgepool.bench import records as records_part
 from edgepool.bench import run as run_module
 from edgepool.bench.answerer import Answerer
@@ -22,10 +23,11 @@ from edgepool.bench.chain import NAMES, _burst, _gentle, form_pool
 from edgepool.bench.figures import Figure, Rounds, alternate, figure_of, percentile, timed
 from edgepool.bench.length import measure_length
 from edgepool.bench.link import _Asker, _connect, _manifest, _round_trips
-from edgepool.bench.load import LoadReport
+from edgepool.bench.load import PHASES, LoadReport, Spent, cost_of_an_empty_block
 from edgepool.bench.longchain import LongChain
 from edgepool.bench.material import NETWORK, make_block, make_pool, make_records
 from edgepool.bench.members import Members
+from edgepool.bench.pools import formula_per_s, gini, measure_pools, messages_per_block, tradeoff, turn_shares
 from edgepool.bench.processes import Helper
 from edgepool.bench.run import PARTS, Part, run
 from edgepool.cli.main import app
@@ -266,6 +268,104 @@ def test_the_load_report_has_stable_keys_and_a_loss_is_a_failure(lost, monkeypat
     text = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout
     assert "4,000" in text
     assert "7 validators" in text
+
+
+# --- pools of several sizes ---------------------------------------------------------------------------
+
+
+def a_load(members, lost=0):
+    """Return what a pool might give whose members spend 60 us on a record and 5 ms on a block."""
+    return LoadReport(
+        members, min(members, 4), 2, 403, 800.0, 900.0, 0.8, 200.0, 400.0, 9.0, 20.0, 0.1, 80.0, 60.0, 70.0,
+        lost, 5.0, 5.0,
+    )  # fmt: skip
+
+
+def test_the_formula_counts_votes_and_blocks():
+    assert [messages_per_block(n) for n in (1, 4, 30)] == [0, 27, 1_769]
+    assert formula_per_s(2, 4, 52.0, 0.15 + 2 * 3 * 0.085, 500) == pytest.approx(9_377, abs=1)
+    assert formula_per_s(2, 4, 52.0, 0.0, 1) == pytest.approx(2e6 / 4 / 52)
+
+
+def test_what_a_block_costs_comes_of_two_sizes_of_blocks():
+    def spent(blocks, records_each):
+        return Spent(blocks * records_each, blocks, blocks * (0.005 + 60e-6 * records_each))
+
+    assert cost_of_an_empty_block(spent(30, 4), spent(7, 250)) == pytest.approx(0.005)
+    assert cost_of_an_empty_block(spent(30, 4), spent(7, 4)) == pytest.approx(0.00524)
+    disturbed = Spent(120, 30, 30 * 0.05)  # dearer than large blocks: there is no line
+    assert cost_of_an_empty_block(disturbed, spent(7, 250)) == pytest.approx(0.05)
+    assert cost_of_an_empty_block(Spent(0, 0, 0.1), spent(7, 250)) == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "borne", "to_stop", "to_fork", "to_rewrite"),
+    [(1, 0, 1, 1, 1), (4, 1, 2, 2, 3), (7, 2, 3, 3, 5), (13, 4, 5, 5, 9), (30, 9, 10, 12, 21)],
+)
+def test_what_a_pool_bears_and_who_must_collude(members, borne, to_stop, to_fork, to_rewrite):
+    found = tradeoff(members, 100.0, turns=50)
+    assert (found.liars_borne, found.crashes_borne, found.copies) == (borne, borne, members)
+    assert (found.to_stop, found.to_fork, found.to_rewrite) == (to_stop, to_fork, to_rewrite)
+    assert found.nakamoto == borne + 1
+    assert found.nakamoto_share > 1 / 3 or members == 30
+    # The lottery leaves a tenth of a share to all, and a third of the work is the most that counts.
+    assert found.sole_worker_share == pytest.approx((0.3 + 0.1 / members) / 0.4 if members > 1 else 1.0)
+
+
+def test_turns_fall_evenly_to_equal_work():
+    shares = turn_shares(4, 2_000)
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares)
+    assert gini(shares) < 0.05
+    assert gini([1, 1, 1, 1]) == pytest.approx(0)
+    assert gini([0, 0, 0, 1]) == pytest.approx(0.75)
+
+
+async def test_a_size_that_fails_is_a_problem_and_the_others_go_on(monkeypatch):
+    async def measure(members, seconds, on_phase):
+        if members == 7:
+            raise Unavailable("too slow")
+        for _ in range(PHASES):
+            on_phase("flood")
+        return a_load(members)
+
+    told = []
+    monkeypatch.setattr(pools_part, "measure_load", measure)
+    report = await measure_pools(3.0, (1, 7, 13), lambda phase, share: told.append((phase, share)))
+    assert (
+        [pool.members for pool in report.pools] == [column.members for column in report.tradeoff] == [1, 13]
+    )
+    assert report.problems == {"7": "too slow"}
+    assert told[0] == ("1 members: flood", 0)
+    assert [share for _, share in told] == sorted(share for _, share in told)
+    assert told[-1][1] < 1
+    one, many = report.pools
+    assert one.formula_per_s == pytest.approx(1e6 / 85), "one process cannot use two processors"
+    assert many.formula_per_s == pytest.approx(2e6 / 13 / 85)
+    assert many.ratio == pytest.approx(800 / many.formula_per_s)
+    assert many.members_per_process == 4
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_pools_report_has_stable_keys_and_a_loss_is_a_failure(lost, monkeypatch):
+    async def measure(members, seconds, on_phase):
+        return a_load(members, lost)
+
+    monkeypatch.setattr(pools_part, "measure_load", measure)
+    monkeypatch.setattr(pools_part, "turn_shares", lambda members, turns: [1 / members] * members)
+    result = CliRunner().invoke(app, ["bench", "pools", "--seconds", "3", "--json"])
+    assert result.exit_code == lost
+    report = json.loads(result.stdout)
+    assert set(report) == {
+        "format", "seconds", "duration_s", "processors", "load", "record_bytes", "pools", "tradeoff",
+        "quoted_per_s", "problems",
+    }  # fmt: skip
+    assert [pool["members"] for pool in report["pools"]] == [1, 4, 7, 13, 30]
+    assert {"committed_per_s", "formula_per_s", "ratio", "messages_per_block"} <= set(report["pools"][0])
+    assert {"liars_borne", "to_stop", "to_fork", "nakamoto", "turns_gini"} <= set(report["tradeoff"][0])
+    text = CliRunner().invoke(app, ["bench", "pools"], env={"COLUMNS": "80"}).stdout
+    assert "1,769" in text
+    assert "Nakamoto coefficient" in text
 
 
 async def test_a_helper_process_tells_what_fails_and_leaves_with_its_pipe(tmp_path):

@@ -200,7 +200,7 @@ def _leaf_as_authority(folder: Path) -> None:
         (_remove_key, "key.pem does not exist"),
         (_open_key, "chmod 600"),
         (_other_kind_of_key, r"another kind \(EC\)"),
-        (_encrypted_key, "is encrypted"),
+        (_encrypted_key, "is encrypted and no passphrase is configured"),
         (_broken_key, "not a private key in PEM"),
         (_foreign_key, "is not the certificate of"),
         (_broken_certificate, "not a certificate in PEM"),

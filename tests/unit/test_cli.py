@@ -44,7 +44,7 @@ def complaint(*arguments: object, code: int = 2) -> str:
     return result.stderr.strip()
 
 
-COMMANDS = ("demo", "init", "run", "status", "publish", "request", "fetch")
+COMMANDS = ("demo", "init", "run", "status", "doctor", "publish", "request", "fetch")
 SUBCOMMANDS = (
     "chain list",
     "chain show",
@@ -53,6 +53,8 @@ SUBCOMMANDS = (
     "chain query",
     "chain lottery",
     "chain genesis",
+    "key encrypt",
+    "key decrypt",
     "proof make",
     "proof check",
     "topology show",
@@ -119,6 +121,7 @@ def test_the_settings_file_explains_every_setting_and_shows_its_default(tmp_path
     tables = tomllib.loads(shown)
     assert tables.pop("known_peers")
     assert tables.pop("fixed_pools")
+    assert tables.pop("authority")
     settings = convert(tmp_path / CONFIG_FILE, tables, PeerSettings)
     plain = PeerSettings(name="mill", network="plant", role="coordinator", machine_type='5" drill')
     assert settings == plain

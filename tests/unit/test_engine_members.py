@@ -308,15 +308,38 @@ def test_a_jump_does_not_forget_what_was_said_at_a_later_height() -> None:
     assert [one.block_id for one in again.votes] == [block.header.id]
 
 
-def test_who_cannot_judge_new_blocks_yet_only_follows() -> None:
+def prevoted(outputs: list[Output]) -> list[bytes]:
+    said = [one for message in sent(outputs, Votes) for one in message.votes]
+    return [one.block_id for one in said if one.kind == PREVOTE]
+
+
+def test_a_block_that_cannot_be_judged_gets_nil_but_stands_if_others_decide_it() -> None:
     lone = Lone(D, 2)
     lone.app.judging = False
-    lone.engine = new_engine(D, lone.app)
-    lone.engine.start(at(0))
-    assert lone.propose(lone.block()) == []
-    lone.app.judging = True
-    lone.apply(lone.hear(A, Blocks(CHAIN, (lone.certified(),))))
-    assert sent(lone.propose(lone.block()), Votes)
+    block = lone.block()
+    assert prevoted(lone.propose(block)) == [NIL]
+    lone.hear_votes((A, B, C), PREVOTE, block.header.id)
+    said = [one for one in lone.engine._rounds.ballot.book.votes_of(PEERS[D]) if one.kind == PRECOMMIT]
+    assert [one.block_id for one in said] == [block.header.id], "three others have judged it"
+    assert decides(lone.hear_votes((A, B), PRECOMMIT, block.header.id))
+
+
+def test_a_block_with_a_polka_was_judged_by_others() -> None:
+    lone = Lone(D, 2)
+    lone.app.judging = False
+    block = lone.block()
+    polka = tuple(vote(place, PREVOTE, 0, block.header.id, 2) for place in (A, B, C))
+    for place in (A, B):
+        lone.hear(place, Votes(CHAIN, (vote(place, PREVOTE, 1, NIL, 2),)))  # D joins their round
+    leader = lone.app.leader(1)
+    again = sign_proposal(SIGNERS[PEERS.index(leader)], NETWORK, CHAIN, 1, block, 0, polka)
+    assert prevoted(lone.hear(PEERS.index(leader), again)) == [block.header.id]
+
+
+def test_a_certified_block_needs_no_judgement() -> None:
+    lone = Lone(D, 2)
+    lone.app.judging = False
+    assert decides(lone.hear(A, Blocks(CHAIN, (lone.certified(),))))
 
 
 # --- evidence --------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import pytest
 from ledger_world import World, signer
 
 from edgepool.config import Limits, PeerSettings, convert
+from edgepool.core import pruning
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import CommitBlock, NewChain, Persist, Prune, SavedSnapshot, SaveSnapshot
 from edgepool.core.pruning import CHECK_BLOCKS, Pruner
 from edgepool.core.replay import load_state
 from edgepool.errors import ConfigError, StorageError
 from edgepool.model.block import Block, CertifiedBlock
+from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId
 from edgepool.model.message import MAX_HANDOVERS
 from edgepool.storage.memory import MemoryStore
@@ -68,24 +70,87 @@ class Site:
 # --- when -----------------------------------------------------------------------------------------
 
 
-def test_blocks_go_when_a_snapshot_is_taken_and_the_window_has_passed_it() -> None:
+def test_blocks_go_when_a_snapshot_is_taken_and_the_window_has_passed_them() -> None:
     site = Site()
-    site.grow(CHECK_BLOCKS + WINDOW)
-    assert site.done == [(64, "SaveSnapshot", 64), (64 + WINDOW, "Prune", 64)]
-    assert site.store.block(site.chain, 64) is None
-    assert site.store.block(site.chain, 65) is not None
-
-
-def test_no_other_snapshot_is_taken_before_the_first_one_is_of_use() -> None:
-    site = Site()
-    site.grow(320)
+    site.grow(256)
     assert site.done == [
-        (64, "SaveSnapshot", 64),
-        (144, "Prune", 64),
-        (192, "SaveSnapshot", 192),
-        (272, "Prune", 192),
-        (320, "SaveSnapshot", 320),
+        (65, "SaveSnapshot", 64),
+        (128, "Prune", 48),
+        (129, "SaveSnapshot", 128),
+        (192, "Prune", 112),
+        (193, "SaveSnapshot", 192),
+        (256, "Prune", 176),
     ]
+    assert site.store.block(site.chain, 176) is None
+    assert site.store.block(site.chain, 177) is not None
+
+
+def test_a_snapshot_is_taken_when_a_restart_would_have_much_to_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pruning, "SNAPSHOT_RECORDS", 60)
+    site = Site(limit_bytes=1024**3)
+    site.grow(50)
+    site.restart()
+    site.grow(200)
+    assert site.done == [(61, "SaveSnapshot", 60), (125, "SaveSnapshot", 124), (189, "SaveSnapshot", 188)]
+    monkeypatch.setattr(pruning, "SNAPSHOT_RECORDS", 8_192)
+    monkeypatch.setattr(pruning, "SNAPSHOT_BLOCKS", 30)
+    site.restart()
+    site.grow(230)
+    assert site.done[3:] == [(219, "SaveSnapshot", 218)]
+
+
+def test_snapshots_are_never_most_of_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "SNAPSHOT_BLOCKS", 10)
+    site = Site(limit_bytes=1024**3)
+    offers = (site.world.offer(1, version=version) for version in range(1, 201))
+    blocks_bytes = snapshots_bytes = 0
+    for height, offer in enumerate(offers, 1):
+        site.enter(site.world.pack(offer, packer=height % 4))
+        certified = site.store.block(site.chain, height)
+        blocks_bytes += len(encode(certified))
+        if site.done and site.done[-1][0] == height:
+            saved = site.store.snapshot(site.chain)
+            assert saved is not None
+            snapshots_bytes += len(saved.state)
+    assert len(site.done) > 2
+    assert snapshots_bytes < 1.1 * blocks_bytes
+
+
+def test_nothing_is_dropped_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "SNAPSHOT_BLOCKS", 64)
+    site = Site(limit_bytes=1024**2)
+    site.grow(300)
+    assert [kind for _, kind, _ in site.done] == ["SaveSnapshot"] * 4
+    assert site.store.block(site.chain, 1) is not None
+
+
+def test_the_snapshot_before_stays_until_the_block_is_there_that_certifies_the_next_one() -> None:
+    whole, site = Site(), Site()
+    whole.grow(250)
+    saves = [(at, height) for at, what, height in whole.done if what == "SaveSnapshot"]
+    assert len(saves) > 1
+    assert all(at == height + 1 for at, height in saves)
+    (_, first), (at, second) = saves[:2]
+    site.grow(second)
+    before = site.store.snapshot(site.chain)
+    assert before is not None
+    assert before.height == first
+    site.grow(at)
+    saved, certified = site.store.snapshot(site.chain), site.store.block(site.chain, at)
+    assert saved is not None
+    assert certified is not None
+    root = ChainState.restore(site.world.genesis, saved.state).root
+    assert (saved.height, certified.block.header.state_root) == (second, root)
+
+
+def test_a_state_that_could_not_be_read_again_is_not_stored() -> None:
+    site = Site()
+    site.grow(10)
+    site.world.state.counts["demand"] = 2**53 - 20  # as a state may say that was taken over
+    site.grow(250)
+    assert [what for _, what, _ in site.done] == []
 
 
 def test_nothing_happens_while_the_chain_is_small() -> None:
@@ -112,6 +177,8 @@ def test_a_snapshot_with_which_nobody_could_join_is_not_taken() -> None:
     many = site.world.handovers * (MAX_HANDOVERS + 1)
     pruner = Pruner(site.store, site.chain, TINY_BYTES)
     assert pruner.after_block(site.world.state, many) == []
+    assert pruner.after_block(site.world.state, many) == []
+    assert pruner.after_block(site.world.state, many[:MAX_HANDOVERS]) == []  # it comes with the next block
     assert pruner.after_block(site.world.state, many[:MAX_HANDOVERS]) != []
 
 
@@ -153,7 +220,7 @@ class Segments:
 def test_blocks_that_stay_in_an_old_segment_do_not_count_as_growth(first: int) -> None:
     source = Segments(first, 1_100, snapshot=1_000)
     pruner = Pruner(source, ChainId("ab" * 20), 40_000)  # type: ignore[arg-type]
-    assert pruner._grown_bytes(1_100) == 10_000
+    assert pruner._share(source.size_bytes(ChainId("")), 100, 1_100) == 10_000
 
 
 # --- restarts -------------------------------------------------------------------------------------
@@ -180,11 +247,12 @@ def test_a_restart_does_not_put_pruning_off() -> None:
         if height % 10 == 0:
             site.restart()
     assert [step for step in site.done if step[1] == "SaveSnapshot"] == [
-        (64, "SaveSnapshot", 64),
-        (192, "SaveSnapshot", 192),
+        (65, "SaveSnapshot", 64),
+        (129, "SaveSnapshot", 128),
+        (193, "SaveSnapshot", 192),
     ]
-    assert (144, "Prune", 64) in site.done
-    assert site.store.block(site.chain, 64) is None
+    assert (192, "Prune", 112) in site.done
+    assert site.store.block(site.chain, 112) is None
 
 
 def test_handovers_come_back_from_the_snapshot_and_from_the_blocks_after_it() -> None:
@@ -213,7 +281,7 @@ def test_a_chain_that_was_adopted_goes_on_from_there_and_says_what_it_does_not_k
     assert state.root == site.world.state.root
     assert not state.knows_window
     pruner = Pruner(here, site.chain, TINY_BYTES)
-    for height in range(71, 129):
+    for height in range(71, 130):
         block = site.world.pack(site.world.demand(0), packer=height % 4)
         here.write([CommitBlock(site.world.certify(block))])
         effects = pruner.after_block(site.world.state, handovers)
@@ -245,7 +313,7 @@ def refusal(site: Site, **damage: object) -> str:
 
 def test_what_is_missing_or_damaged_is_named() -> None:
     site = Site()
-    site.grow(64)
+    site.grow(65)
     true = site.store.snapshot(site.chain)
     assert true is not None
     other = Site()

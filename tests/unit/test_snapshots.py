@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from ledger_world import World
+from msgspec.structs import replace
 from snapshot_pool import ROOM, A, B, C, D, E, F, SnapshotPool, state_bytes
 
 from edgepool.core.adoption import (
     LIAR_PAUSE_MS,
     MAX_REPLACED,
+    MOST_HEIGHT,
     MOST_PATIENCE_MS,
     PATIENCE_MS,
     SILENT_PAUSE_MS,
@@ -273,6 +275,16 @@ def test_a_head_that_does_not_hold_is_blamed_at_once_and_its_sender_left_alone(f
     assert fetcher.deadline is None
     fetcher.head(A, POOL.head(8), 0, (), LIAR_PAUSE_MS)
     assert fetcher.deadline == LIAR_PAUSE_MS + PATIENCE_MS
+
+
+def test_no_head_is_believed_at_a_height_behind_which_nothing_could_be_written() -> None:
+    def head_at(height: int) -> SnapshotHead:
+        header = replace(POOL.head(8).header, height=height + 1)
+        certificate = POOL.certify(header, POOL.rosters[8])
+        return POOL.head(8, height=height, header=header, certificate=certificate)
+
+    assert head_problem(head_at(MOST_HEIGHT), POOL.genesis, 0, ()) == ""
+    assert head_problem(head_at(MOST_HEIGHT + 1), POOL.genesis, 0, ()) == "no chain comes to its height"
 
 
 def test_a_head_that_brings_nothing_new_is_ignored() -> None:

@@ -13,8 +13,8 @@ from edgepool.core.ledger.snapshot import Snapshot
 from edgepool.core.ledger.state import STATE_VERSION, ChainState
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
-from edgepool.model.ids import ChainId
-from edgepool.model.record import SignedRecord
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.twin import DataKey
 
 
@@ -276,8 +276,14 @@ def test_damaged_snapshot_is_refused_or_makes_another_root() -> None:
         ("tasks", "tasks are out of order"),
         ("offers", "offers are out of order"),
         ("blocks", "its blocks are not"),
-        ("turns", "not one between two blocks"),
+        ("turns", "turns in the lottery are not"),
         ("members", "twice"),
+        ("next members", "next roster does not come of its last change"),
+        ("no change", "next roster does not come of its last change"),
+        ("nobody left", "open that cannot be decided"),
+        ("old number", "open that cannot be decided"),
+        ("a block's middle", "not one between two blocks"),
+        ("above", "an offer stands above its height"),
         ("doubled", "tasks' numbers are out of order"),
         ("steps", "steps are out of order"),
     ],
@@ -290,12 +296,25 @@ def test_snapshot_out_of_its_form_is_refused(world: World, table: str, reason: s
     core, roster = found.core, found.core.roster
     doubled = replace(found.tasks[1], task="T1")
     backward = replace(found.tasks[0], steps=found.tasks[0].steps[::-1])
+
+    def rostered(**changes: object) -> Snapshot:
+        return replace(found, core=replace(core, roster=replace(roster, **changes)))
+
+    here, me = roster.present, world.signers[0]
+    leaves = world.change(outgoing=me)
+    stays = MembershipChange(1, PeerId(""), None, b"", b"", "")
     wrong = {
         "tasks": replace(found, tasks=found.tasks[::-1]),
         "offers": replace(found, offers=found.offers[::-1]),
         "blocks": replace(found, blocks=found.blocks[1:]),
         "turns": replace(found, core=replace(core, turns=core.turns[1:])),
-        "members": replace(found, core=replace(core, roster=replace(roster, present=roster.present[:1] * 4))),
+        "members": rostered(present=here[:1] * 4),
+        "next members": rostered(following=here[1:]),
+        "no change": rostered(pending=stays),
+        "nobody left": rostered(present=here[1:], following=here[1:], open=((leaves, (me.peer,)),)),
+        "old number": rostered(number=2, open=((leaves, (me.peer,)),)),
+        "a block's middle": rostered(decided=leaves),
+        "above": replace(found, offers=(found.offers[0], (3, *found.offers[1][1:]))),
         "doubled": replace(found, tasks=(found.tasks[0], doubled)),
         "steps": replace(found, tasks=(backward, found.tasks[1])),
     }[table]

@@ -1,13 +1,32 @@
-"""What consensus asks of the chain that it works for."""
+"""What consensus asks of the chain that it works for, and what it tells it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgepool.core.machine import Effect, Instant
-from edgepool.model.block import Block
+from edgepool.model.block import Block, CertifiedBlock
 from edgepool.model.ids import PeerId
+from edgepool.model.vote import Equivocation
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A block stands; always the last output of a call. Persist and apply it, then `advance`."""
+
+    certified: CertifiedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A member has signed two values; told once for each member for as long as it is one."""
+
+    equivocation: Equivocation
+
+
+Output = Effect | Decided | Caught
 
 
 class Application(Protocol):
@@ -25,8 +44,8 @@ class Application(Protocol):
         """Return who is told of blocks without a vote, and each one's last height to be told of."""
         ...
 
-    def judges(self) -> bool:
-        """Say whether this peer knows enough to judge a new block, so that it may vote."""
+    def judges(self, block: Block) -> bool:
+        """Say whether this peer knows enough to say that `block`, which it has checked, may stand."""
         ...
 
     def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:

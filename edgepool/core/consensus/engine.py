@@ -13,11 +13,10 @@ that there are more) are taken from anybody: a member that was away may know non
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
 from edgepool.config import ConsensusSettings
-from edgepool.core.consensus.application import Application
+from edgepool.core.consensus.application import Application, Caught, Decided, Output
 from edgepool.core.consensus.ballot import Ballot, SavedBallot
 from edgepool.core.consensus.catchup import (
     BlockQueue,
@@ -45,26 +44,8 @@ from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes
-from edgepool.model.vote import Equivocation
 
 __all__ = ["Application", "Caught", "Decided", "Engine", "Output"]
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """A block stands; always the last output of a call. Persist and apply it, then `advance`."""
-
-    certified: CertifiedBlock
-
-
-@dataclass(frozen=True, slots=True)
-class Caught:
-    """A member has signed two values; told once for each member for as long as it is one."""
-
-    equivocation: Equivocation
-
-
-Output = Effect | Decided | Caught
 
 
 class Engine:
@@ -397,15 +378,11 @@ class Engine:
         """Take back what was said at this height; True if there was something.
 
         Said at a later height means that stored blocks were lost: what was said at the heights in
-        between is no longer known, so this member only follows until it is back there. So it does while
-        its chain cannot judge new blocks.
+        between is no longer known, so this member only follows until it is back there.
         """
         memory = self._memory
-        self._rounds.votes_here = (
-            self._me in self._company.members
-            and self._app.judges()
-            and (memory is None or memory.height <= self.height)
-        )
+        forgotten = memory is not None and memory.height > self.height
+        self._rounds.votes_here = self._me in self._company.members and not forgotten
         if memory is None or memory.height > self.height:
             return False
         self._memory = None

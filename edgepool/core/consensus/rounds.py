@@ -162,13 +162,19 @@ class Rounds:
         return True
 
     def _prevote(self) -> bool:
-        """Lines 22 to 33: for the proposal if it may stand and the lock allows it, else nil."""
+        """Lines 22 to 33: for the proposal if it may stand and the lock allows it, else nil.
+
+        What has a polka was judged by more members than may lie, so who cannot judge it follows them: a pool
+        whose members are locked on it could never go on else.
+        """
         proposal = self.ballot.proposal()
         if proposal is None:
             if self.ballot.spoiled():
                 self._cast(PREVOTE, NIL)
             return self.step != PROPOSE
-        self._cast(PREVOTE, proposal.block.header.id if self.ballot.acceptable(proposal) else NIL)
+        judged = proposal.valid_round >= 0 or self._app.judges(proposal.block)
+        acceptable = judged and self.ballot.acceptable(proposal)
+        self._cast(PREVOTE, proposal.block.header.id if acceptable else NIL)
         return True
 
     def _precommit(self) -> bool:

@@ -10,9 +10,7 @@ from functools import lru_cache
 
 from edgepool.core.ledger.roster import MAX_OPENED
 from edgepool.core.ledger.view import VERDICTS_KEPT, View
-from edgepool.model.block import changed_roster
 from edgepool.model.ids import ChainId
-from edgepool.model.pool import MAX_MEMBERS
 from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
 from edgepool.model.vote import Equivocation
 
@@ -33,13 +31,9 @@ class MembershipContract:
             return f"{decided} changes are decided here: the next is {roster.number}, not {body.number}"
         if roster.decided is not None:
             return "this block has decided a change already: the next one can stand in the next block"
-        if body.outgoing and body.outgoing not in roster.next_members:
-            return f"{body.outgoing} is no member, so it cannot leave"
-        if body.incoming is not None and body.incoming.peer in roster.next_members:
-            return f"{body.incoming.peer} is a member already"
-        size = len(changed_roster(roster.following, body.outgoing, body.incoming))
-        if not 1 <= size <= MAX_MEMBERS:
-            return f"the pool would have {size} members, it can have 1 to {MAX_MEMBERS}"
+        misfit = roster.misfit(body)
+        if misfit:
+            return misfit
         authors = roster.supporters(body)
         if signed.record.author in authors:
             return "the author has said so already"

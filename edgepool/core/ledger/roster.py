@@ -94,6 +94,32 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
         """Return who has written `change`, if it is open."""
         return next((authors for one, authors in self.open if one == change), ())
 
+    def misfit(self, change: MembershipChange) -> str:
+        """Say why the members cannot change like that after all that is decided, or return ''."""
+        if change.outgoing and change.outgoing not in self.next_members:
+            return f"{change.outgoing} is no member, so it cannot leave"
+        if change.incoming is not None and change.incoming.peer in self.next_members:
+            return f"{change.incoming.peer} is a member already"
+        size = len(changed_roster(self.following, change.outgoing, change.incoming))
+        if not 1 <= size <= MAX_MEMBERS:
+            return f"the pool would have {size} members, it can have 1 to {MAX_MEMBERS}"
+        return ""
+
+    def problem(self) -> str:
+        """Say why no blocks can have led to this, as far as later blocks rely on it, or return ''."""
+        if self.decided is not None:
+            return "its roster is not one between two blocks"
+        if any(len(dict.fromkeys(one)) != len(one) for one in (self.members, self.next_members)):
+            return "a member stands in its roster twice"
+        change, following = self.pending, self.present
+        if change is not None:
+            following = changed_roster(following, change.outgoing, change.incoming)
+        if following != self.following or (change is not None and following == self.present):
+            return "its next roster does not come of its last change"
+        if any(one.number != self.number or self.misfit(one) for one, _ in self.open):
+            return "a change is open that cannot be decided"
+        return ""
+
     def newcomers(self) -> tuple[Member, ...]:
         """Return who is to come: by the decided change that is not in force yet, then by open ones."""
         changes = [self.pending, self.decided, *(change for change, _ in self.open)]

@@ -44,9 +44,6 @@ from edgepool.model.record import (
     QualityInspection,
 )
 
-MOST_HEIGHT = 2**40
-"""No chain comes so far; from a state near the last height that can be written, a peer could not go on."""
-
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Cycles = Annotated[
     dict[_Count, Annotated[dict[PeerText, Signed64], Meta(max_length=256)]], Meta(max_length=4)
@@ -152,12 +149,11 @@ def read_snapshot(data: bytes) -> Snapshot:
     """Return the snapshot that `data` encodes; DecodeError if it is none in its form."""
     snapshot = decode(Snapshot, data, MAX_SNAPSHOT_BYTES)
     core = snapshot.core
-    if core.height > MOST_HEIGHT:
-        raise DecodeError(f"its height is {core.height}, more than any chain comes to")
-    if len(core.turns) != len(core.roster.present) or core.roster.decided is not None:
-        raise DecodeError("its roster is not one between two blocks")
-    if len(dict.fromkeys(core.roster.members)) != len(core.roster.members):
-        raise DecodeError("a member stands in its roster twice")
+    problem = core.roster.problem()
+    if problem:
+        raise DecodeError(problem)
+    if len(core.turns) != len(core.roster.present):
+        raise DecodeError("its turns in the lottery are not those of its members")
     if len(snapshot.blocks) != core.height - core.horizon or sum(snapshot.blocks) > WINDOW_RECORDS:
         raise DecodeError("its blocks are not those from its horizon to its height")
     _rising("tasks", ((task.entered_at, task.task) for task in snapshot.tasks))
@@ -165,6 +161,8 @@ def read_snapshot(data: bytes) -> Snapshot:
     _rising("offers", (offered[:2] for offered in snapshot.offers))
     _rising("anchors", (author for author, _ in snapshot.anchors))
     _rising("values", (name for name, _ in snapshot.values))
+    if snapshot.offers and snapshot.offers[-1][0] > core.height:
+        raise DecodeError("an offer stands above its height")
     for task in snapshot.tasks:
         _rising("steps", (step.requirement.step for step in task.steps))
         _rising("operations", sorted(step.requirement.operation_number for step in task.steps))

@@ -150,6 +150,15 @@ class ChainState:
         return self._facts.window.complete
 
     @property
+    def unknown_height(self) -> int:
+        """The height of the block to `recall` next; 0 if no records of the window are unknown."""
+        return self._facts.window.unknown_height
+
+    def records_above(self, height: int) -> int:
+        """Return how many records stand above `height`; above the horizon if that is higher."""
+        return self._facts.window.records_above(height)
+
+    @property
     def root(self) -> bytes:
         """The 32-byte hash of this state, which the next header carries."""
         if self._root is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 WINDOW_BLOCKS = 4096
 """How many blocks the window has at most."""
@@ -36,9 +37,19 @@ class RecordWindow:
         return self._ids_above <= self.horizon
 
     @property
+    def unknown_height(self) -> int:
+        """The highest block whose ids are unknown, the next to be recalled; 0 if none is in the window."""
+        return 0 if self.complete else self._ids_above
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """How many records each block of the window has, from the one above the horizon."""
         return tuple(count for count, _ in self._blocks)
+
+    def records_above(self, height: int) -> int:
+        """Return how many records the blocks above `height` have, those of the window at most."""
+        above = max(0, self.horizon + len(self._blocks) - height)
+        return sum(count for count, _ in islice(reversed(self._blocks), above))
 
     def recall(self, height: int, ids: tuple[bytes, ...]) -> None:
         """Know the ids of a block again, of which those of all later blocks are known.

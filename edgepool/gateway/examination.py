@@ -1,0 +1,208 @@
+"""Examines one gateway from its folder: gathers the facts, has them judged, and tries to reach the others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from edgepool.config import PeerSettings, load_peer_settings
+from edgepool.errors import ConfigError, EdgepoolError
+from edgepool.gateway.access import ENDPOINT_FILE, Endpoint
+from edgepool.gateway.client import ApiClient, find_endpoint
+from edgepool.gateway.doctor import (
+    ChainFacts,
+    Finding,
+    FirewallRow,
+    IdentityFacts,
+    check_addresses,
+    check_chain,
+    check_clock,
+    check_descriptors,
+    check_filesystem,
+    check_folder,
+    check_identity,
+    check_links,
+    check_port,
+    check_room,
+    check_sync,
+    firewall_rows,
+)
+from edgepool.gateway.gathering import (
+    bind_problem,
+    chain_facts,
+    descriptor_limit,
+    filesystem,
+    identity_facts,
+    room,
+    stored_members,
+    sync_time,
+    version_findings,
+)
+from edgepool.gateway.reach import reach, reach_findings
+from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.pool import Member
+from edgepool.peer.known import known_members
+from edgepool.peer.values import PeerStatus
+from edgepool.storage.store import list_chains
+from edgepool.transport.identity import Identity, load_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """All that was found about one gateway, and what its firewall must let through."""
+
+    folder: str
+    name: str
+    running: bool
+    findings: list[Finding]
+    firewall: list[FirewallRow]
+
+    def count(self, level: str) -> int:
+        """Return how many findings are of a level."""
+        return sum(finding.level == level for finding in self.findings)
+
+
+async def examine(folder: Path) -> Examination:
+    """Examine the gateway in `folder`, which may run or not; LocalError if it is no gateway's folder."""
+    endpoint, endpoint_finding = _endpoint(folder)
+    running = endpoint is not None
+    findings = [*endpoint_finding]
+    settings: PeerSettings | None = None
+    try:
+        settings = load_peer_settings(folder)
+        findings.append(Finding("settings", "ok", "readable, and they agree with each other"))
+    except ConfigError as error:
+        findings.append(Finding("settings", "fault", str(error), "correct the file; the rest waits for it"))
+    findings += await asyncio.to_thread(_machine, folder, settings, endpoint)
+    firewall: list[FirewallRow] = []
+    if settings is not None:
+        status, status_findings = await _status(folder, endpoint)
+        findings += status_findings
+        facts = await asyncio.to_thread(identity_facts, settings)
+        findings += check_identity(facts, _now_ms(), running)
+        others = await asyncio.to_thread(_others, settings, facts.peer)
+        places = [(member.name, address) for member in others for address in member.addresses]
+        findings += await asyncio.to_thread(_chains, settings, facts, status, running)
+        findings += _ports(settings, running)
+        findings.append(check_addresses(settings.listen, (address for _, address in places)))
+        if status is not None:
+            findings += check_links(status.wanted, (link.name for link in status.links))
+        elif not running and (identity := await asyncio.to_thread(_identity, settings)) is not None:
+            findings += reach_findings(await reach(identity, others))
+        firewall = firewall_rows(settings.listen, places)
+    return Examination(str(folder), settings.name if settings else "", running, findings, firewall)
+
+
+def _endpoint(folder: Path) -> tuple[Endpoint | None, list[Finding]]:
+    try:
+        endpoint = find_endpoint(folder)
+    except EdgepoolError as error:
+        if not (folder / ENDPOINT_FILE).exists():
+            raise
+        return None, [Finding("peer", "warn", str(error), "restart the peer")]
+    if endpoint is not None and not bind_problem(*_host_port(endpoint.url)):
+        # After a power cut api.json is still there, and its process id may be another process's.
+        return None, [Finding("peer", "ok", "does not run; its api.json is of a run that was cut off")]
+    state = f"runs, process {endpoint.pid}" if endpoint else "does not run"
+    return endpoint, [Finding("peer", "ok", state)]
+
+
+def _host_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 0
+
+
+async def _status(folder: Path, endpoint: Endpoint | None) -> tuple[PeerStatus | None, list[Finding]]:
+    """Return what a running peer says of itself, None if it does not run or answer."""
+    if endpoint is None:
+        return None, []
+    try:
+        async with ApiClient.of(folder) as client:
+            status = await client.status()
+    except EdgepoolError as error:
+        advice = "if it goes on, look at its log and restart it"
+        return None, [Finding("status", "fault", f"the peer runs and does not answer: {error}", advice)]
+    return status, [
+        Finding("status", "warn", problem, f"see 'edgepool status {folder}'") for problem in status.problems
+    ]
+
+
+def _machine(folder: Path, settings: PeerSettings | None, endpoint: Endpoint | None) -> list[Finding]:
+    about = folder.stat()
+    findings = [
+        check_folder(str(folder), about.st_mode, os.geteuid() in (about.st_uid, 0)),
+        check_sync(*sync_time(folder)),
+        check_filesystem(filesystem(folder)),
+    ]
+    if settings is not None:
+        chains = _stored_chains(folder)
+        findings.append(check_room(*room(folder), settings.limits, chains))
+        limit = descriptor_limit(endpoint.pid if endpoint else 0)
+        findings.append(check_descriptors(limit, settings.limits))
+    versions = version_findings()
+    faults = [finding for finding in versions if finding.level != "ok"]
+    fine = Finding("versions", "ok", "; ".join(finding.found for finding in versions))
+    return findings + (faults or [fine])
+
+
+def _identity(settings: PeerSettings) -> Identity | None:
+    """Return the identity with which others are reached; None if it is not whole, which was told."""
+    try:
+        return load_identity(settings)
+    except (EdgepoolError, OSError):
+        return None
+
+
+def _chains(
+    settings: PeerSettings, own: IdentityFacts, status: PeerStatus | None, running: bool
+) -> list[Finding]:
+    try:
+        stored = list_chains(settings.folder)
+    except EdgepoolError as error:
+        return [Finding("chains", "fault", str(error), "check the owner and the rights of the folder")]
+    facts: list[ChainFacts] = []
+    votes = {chain.id: chain.voting for chain in status.chains} if status is not None else {}
+    for chain in stored:
+        found = chain_facts(settings.folder, chain, own.peer)
+        facts.append(replace(found, present=votes.get(chain, found.present)))
+    findings = [check_clock(_now_ms(), own.certificate.not_before_ms, facts)]
+    findings += [check_chain(one, str(settings.folder), running) for one in facts]
+    return (
+        findings if facts else [*findings, Finding("chains", "ok", "none yet: a coordinator forms the pools")]
+    )
+
+
+def _ports(settings: PeerSettings, running: bool) -> list[Finding]:
+    host, port, _ = parse_address(settings.listen)
+    api = settings.api
+    return [
+        check_port("port", host, port, running, "" if running else bind_problem(host, port)),
+        check_port(
+            "API port", api.host, api.port, running, "" if running else bind_problem(api.host, api.port)
+        ),
+    ]
+
+
+def _others(settings: PeerSettings, own: PeerId | None) -> list[Member]:
+    """Return whom this peer is to reach: those of the settings, and the members of its pools."""
+    others = {member.peer: member for member in known_members(settings)}
+    try:
+        others |= {member.peer: member for member in stored_members(settings.folder, own) if member.addresses}
+    except EdgepoolError:
+        pass
+    return list(others.values())
+
+
+def _stored_chains(folder: Path) -> int:
+    try:
+        return len(list_chains(folder))
+    except EdgepoolError:
+        return 0
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

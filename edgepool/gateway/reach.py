@@ -1,0 +1,114 @@
+"""Tries whether other peers can be reached: TCP, then TLS with this peer's certificate, then nothing more.
+
+The way of transfers is used, so that the other side does not take it for a link of this peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from edgepool.errors import RemoteError
+from edgepool.gateway.doctor import Finding
+from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.pool import Member
+from edgepool.transport.identity import Identity, identity_of
+
+TIMEOUT_S = 3.0
+AT_ONCE = 16
+MAX_TRIES = 256
+_REFUSAL_S = 0.3
+"""With TLS 1.3 the other side judges a certificate only after this side is done: its no may take so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How a try to reach a peer at one address ended: `problem` is '' if it was reached."""
+
+    member: Member
+    address: str
+    problem: str
+    advice: str
+
+
+async def reach(identity: Identity, members: Sequence[Member]) -> list[Reached]:
+    """Try all addresses of `members`, some at once, each for 3 s at most; at most 256 are tried."""
+    places = [(member, address) for member in members for address in member.addresses][:MAX_TRIES]
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(member: Member, address: str) -> Reached:
+        async with gate:
+            problem, advice = await _try(identity, PeerId(member.peer), address)
+            return Reached(member, address, problem, advice)
+
+    return list(await asyncio.gather(*(one(*place) for place in places)))
+
+
+def reach_findings(tries: Sequence[Reached]) -> list[Finding]:
+    """Return a finding for each peer that was not reached at any of its addresses, and one for the others."""
+    best: dict[str, Reached] = {}
+    for one in tries:
+        if one.member.peer not in best or not one.problem:
+            best[one.member.peer] = one
+    findings = [
+        Finding(f"reach {one.member.name}", "warn", f"{one.address}: {one.problem}", one.advice)
+        for one in best.values()
+        if one.problem
+    ]
+    reached = len(best) - len(findings)
+    found = f"{reached} of {len(best)} peers that are known answer" if best else "no other peer is known yet"
+    return [Finding("reach", "ok", found), *findings]
+
+
+async def _try(identity: Identity, peer: PeerId, address: str) -> tuple[str, str]:
+    """Return (problem, advice) of reaching `peer` at a multiaddr."""
+    host, port, _ = parse_address(address)
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=identity.transfer_context, server_hostname=""
+            )
+            return await _judge(identity, peer, reader, writer)
+    except TimeoutError:
+        return (
+            f"no answer in {TIMEOUT_S:.0f} s",
+            "start it, or let the firewall between pass the row below",
+        )
+    except ConnectionRefusedError:
+        return "nothing listens there", "start it, or correct its address"
+    except ssl.SSLError:
+        return "TLS failed: its certificate is not of this peer's authority, or has expired", (
+            "compare both peers' authority.pem, and run 'edgepool doctor' there"
+        )
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no connection"
+        return reason.lower(), "correct its address, or mend the network between"
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+async def _judge(
+    identity: Identity, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[str, str]:
+    tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+    try:
+        there = identity_of(tls.getpeercert(binary_form=True) or b"", identity.network)
+    except RemoteError as error:
+        return error.reason, "correct its address, or have it issued another certificate"
+    if there.peer != peer:
+        return f"another peer, {there.name}, answers there", "correct its address in known_peers"
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REFUSAL_S):
+            with suppress(OSError):
+                await reader.read(1)
+            # Asyncio ends a connection whose certificate it refuses without a word about why.
+            return (
+                "it ends the connection at once: it refuses this peer's certificate, or is busy or closing",
+                "run 'edgepool doctor' there, too: the authority, the network and the clock must be the same",
+            )
+    return "", ""

@@ -1,0 +1,306 @@
+"""A coordinator that lets gateways join: it makes codes, issues certificates, and admits to pools [S3.6].
+
+The authority's key is used on this machine only. A certificate is written down as given out, durably,
+before it leaves; the same key may then fetch it again until the invitation expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from edgepool.config import ROLES, PeerSettings
+from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, StorageError
+from edgepool.gateway.invitations import INVITATIONS_FILE, Invitation, Invitations
+from edgepool.gateway.views import choose_chain
+from edgepool.model.crypto import sha256, verify
+from edgepool.model.ids import PeerId, parse_address
+from edgepool.runtime.clock import SystemClock
+from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, issue_certificate
+from edgepool.transport.joincode import JoinCode, fingerprint_of, write_code
+from edgepool.transport.joindoor import (
+    FAILED,
+    SIGNING_DOMAIN,
+    UNKNOWN,
+    Admission,
+    JoinDoor,
+    JoinRequest,
+    request_statement,
+)
+
+if TYPE_CHECKING:
+    from edgepool.peer.peer import Peer
+
+LOOK_EVERY_S = 0.5
+FIRST_PAUSE_S = 2.0
+MAX_PAUSE_S = 60.0
+PROPOSE_TIMEOUT_MS = 15_000
+MIN_VALID_MS = 1_000
+MAX_VALID_MS = 30 * 24 * 3_600_000
+REASON = "has joined by invitation"
+NO_REGISTRAR = (
+    "this peer invites nobody: set 'folder' in the table [authority] of its settings to the authority's "
+    "folder (a coordinator only), and restart it"
+)
+
+_log = logging.getLogger(__name__)
+
+
+class InvitationView(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of an invitation: everything but its secret. `peer` is who has used it, '' if nobody."""
+
+    id: str
+    state: str
+    role: str
+    name: str
+    machine_type: str
+    pool: str
+    created_ms: int
+    expires_ms: int
+    peer: str
+    listen: str
+    admitted: bool
+
+
+class NewInvitation(msgspec.Struct, frozen=True, kw_only=True):
+    """A new invitation, and the code that is shown this once."""
+
+    code: str
+    invitation: InvitationView
+
+
+@asynccontextmanager
+async def open_registrar(
+    peer: Peer, report: Callable[[str], None] | None = None
+) -> AsyncIterator[Registrar | None]:
+    """Let gateways join as long as this is entered; gives None if `peer` is no registrar.
+
+    ConfigError if the authority of the settings is not the one that `peer` trusts, or cannot be used.
+    `report` is given a sentence for each gateway that joins (by default they are logged).
+    """
+    if peer.join_door is None:
+        yield None
+        return
+    registrar = await asyncio.to_thread(Registrar, peer, peer.join_door, report or _log.info)
+    admitting = asyncio.create_task(registrar.admit_joined(), name="edgepool registrar")
+    registrar.open()
+    try:
+        yield registrar
+    finally:
+        admitting.cancel()
+        await asyncio.gather(admitting, return_exceptions=True)
+        await peer.join_door.close()
+
+
+class Registrar:
+    """The registrar of `peer`; use `open_registrar`."""
+
+    def __init__(self, peer: Peer, door: JoinDoor, say: Callable[[str], None]) -> None:
+        settings = peer.settings
+        self._peer = peer
+        self._door = door
+        self._say = say
+        self._clock = SystemClock()
+        self._authority = settings.path(settings.authority.folder)
+        self._root = _checked_root(settings, self._authority, peer.id)
+        own = x509.load_pem_x509_certificate(settings.path(settings.identity.certificate).read_bytes())
+        self._leaf_hash = sha256(own.public_bytes(Encoding.DER))
+        self._invitations = Invitations(settings.path(INVITATIONS_FILE))
+        self._changing = asyncio.Lock()
+        self._desks: dict[str, _Desk] = {}
+
+    def open(self) -> None:
+        """Let strangers with a code knock at the peer's port."""
+        self._door.open(self._root, self._leaf_hash, self.answer)
+
+    async def invite(
+        self, *, name: str, role: str = "machine", machine_type: str = "", pool: str = "", valid_ms: int
+    ) -> NewInvitation:
+        """Make a code for one gateway; LocalError says what is unfit."""
+        if role not in ROLES:
+            raise LocalError(f"'{role}' is not a role: use one of {', '.join(ROLES)}")
+        for what, text, least in (("name", name, 1), ("machine type", machine_type, 0)):
+            if not least <= len(text) <= 64 or not text.isprintable() or text != text.strip():
+                raise LocalError(
+                    f"the {what} '{text[:80]}' is not {least} to 64 printable characters without outer spaces"
+                )
+        if not MIN_VALID_MS <= valid_ms <= MAX_VALID_MS:
+            raise LocalError("an invitation is valid for one second to 30 days")
+        if parse_address(self._peer.settings.listen)[1] == 0:
+            raise LocalError(
+                "this peer listens on port 0, a new one at each start: write a fixed port behind 'listen' in "
+                "its settings and restart it, so that those who join find it again"
+            )
+        chain = ""
+        if pool:
+            genesis = choose_chain(pool, self._peer.pools)
+            chain, pool = genesis.chain, genesis.invitation.name
+        async with self._changing:
+            new, secret = await asyncio.to_thread(
+                self._invitations.add,
+                role=role,
+                name=name,
+                machine_type=machine_type,
+                pool=pool,
+                chain=chain,
+                now_ms=self._now_ms(),
+                valid_ms=valid_ms,
+            )
+        code = JoinCode(self._peer.addresses, fingerprint_of(self._root), bytes.fromhex(new.id), secret)
+        return NewInvitation(code=write_code(code), invitation=self._view(new))
+
+    def invitations(self) -> list[InvitationView]:
+        """Return what is known of all invitations, the oldest first."""
+        return [self._view(one) for one in self._invitations.all()]
+
+    async def revoke(self, invitation: str) -> InvitationView:
+        """Make a code worthless; LocalError if there is none with this id, or it was used."""
+        async with self._changing:
+            return self._view(await asyncio.to_thread(self._invitations.revoke, invitation))
+
+    async def answer(self, request: JoinRequest, leaf_hash: bytes) -> Admission:
+        """Return a certificate for who asks with a good code, or why there is none."""
+        statement = request_statement(fingerprint_of(self._root), leaf_hash, request)
+        if not verify(request.peer, SIGNING_DOMAIN, statement, request.signature):
+            return Admission(UNKNOWN)
+        try:
+            parse_address(request.listen)
+        except DecodeError:
+            return Admission(FAILED)
+        async with self._changing:
+            found = self._invitations.get(request.invitation.hex())
+            if found is None:
+                return Admission(UNKNOWN)
+            refusal = found.refusal(request.secret, request.peer, self._now_ms())
+            if refusal:
+                return Admission(refusal)
+            if not found.peer:
+                try:
+                    found = await asyncio.to_thread(self._let_in, found, request)
+                except (LocalError, StorageError) as error:
+                    _log.error("no certificate for '%s', who has a code: %s", found.name, error)
+                    return Admission(FAILED)
+                self._say(f"{found.name} has joined as {found.role}, peer {found.peer}")
+        others = tuple(PeerId(peer) for peer in self._peer.settings.coordinators)[:16]
+        network = self._peer.settings.network
+        return Admission("", found.certificate.encode(), network, others, found.pool)
+
+    def _let_in(self, invitation: Invitation, request: JoinRequest) -> Invitation:
+        certificate = issue_certificate(
+            self._authority,
+            request.peer,
+            name=invitation.name,
+            network=self._peer.settings.network,
+            role=invitation.role,
+            machine_type=invitation.machine_type,
+        )
+        return self._invitations.use(invitation.id, request.peer, request.listen, certificate.decode())
+
+    async def admit_joined(self) -> None:
+        """Propose those who have joined for the pools they were invited to, once linked; never ends."""
+        while True:
+            now_s = asyncio.get_running_loop().time()
+            waiting = [one for one in self._invitations.all() if one.awaits_admission]
+            await asyncio.gather(*(self._look(one, now_s) for one in waiting))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(self, invitation: Invitation, now_s: float) -> None:
+        """Do the next thing for one newcomer: nothing, propose it, or note that it is a member."""
+        desk = self._desks.setdefault(invitation.id, _Desk())
+        pool = next((one for one in self._peer.pools if one.chain == invitation.chain), None)
+        if pool is None:
+            return
+        state = self._peer.chain_state(pool.chain)
+        if any(member.peer == invitation.peer for member in state.next_roster):
+            async with self._changing:
+                try:
+                    await asyncio.to_thread(self._invitations.admit, invitation.id)
+                except StorageError as error:
+                    _log.error("%s", error)
+                    return
+            self._desks.pop(invitation.id, None)
+            self._say(f"{invitation.name} is admitted to pool '{invitation.pool}'")
+            return
+        if now_s < desk.again_s or not any(one.peer == invitation.peer for one in self._peer.connected()):
+            return
+        if any(
+            self._peer.id in authors
+            and change.incoming is not None
+            and change.incoming.peer == invitation.peer
+            for change, authors in state.open_changes()
+        ):
+            return  # it is for the members now
+        member = self._peer.member(PeerId(invitation.peer))
+        if member is None:
+            return
+        desk.again_s = now_s + min(FIRST_PAUSE_S * 2**desk.tries, MAX_PAUSE_S)
+        desk.tries = min(desk.tries + 1, 10)
+        try:
+            await self._peer.change_members(
+                pool.chain, admit=member, reason=REASON, timeout_ms=PROPOSE_TIMEOUT_MS
+            )
+        except EdgepoolError as error:
+            if str(error) != desk.told:
+                desk.told = str(error)
+                self._say(f"{invitation.name} cannot be admitted to pool '{invitation.pool}' yet: {error}")
+
+    def _view(self, one: Invitation) -> InvitationView:
+        return InvitationView(
+            id=one.id,
+            state=one.state(self._now_ms()),
+            role=one.role,
+            name=one.name,
+            machine_type=one.machine_type,
+            pool=one.pool,
+            created_ms=one.created_ms,
+            expires_ms=one.expires_ms,
+            peer=one.peer,
+            listen=one.listen,
+            admitted=one.admitted,
+        )
+
+    def _now_ms(self) -> int:
+        return self._clock.now().wall_ms
+
+
+@dataclass(slots=True)
+class _Desk:
+    """What was tried for one newcomer."""
+
+    tries: int = 0
+    again_s: float = 0.0
+    told: str = ""
+
+
+def _checked_root(settings: PeerSettings, authority: Path, peer: PeerId) -> bytes:
+    """Return the root certificate (DER) of `authority` after having tried it out."""
+    where = f"authority.folder of {settings.folder}"
+    try:
+        # What is only found wrong when the first gateway knocks is found by nobody who could mend it.
+        issue_certificate(
+            authority,
+            peer,
+            name=settings.name,
+            network=settings.network,
+            role=settings.role,
+            machine_type=settings.machine_type,
+        )
+        root = x509.load_pem_x509_certificate((authority / AUTHORITY_CERTIFICATE).read_bytes())
+        trusted = x509.load_pem_x509_certificate(settings.path(settings.identity.authority).read_bytes())
+    except LocalError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if root != trusted:
+        raise ConfigError(
+            f"{where}: {authority} is another authority than the one that this peer trusts: "
+            "name the one that has issued its certificate"
+        )
+    return root.public_bytes(Encoding.DER)
