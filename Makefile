@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgepool demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check edgepool tests examples
