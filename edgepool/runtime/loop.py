@@ -46,12 +46,6 @@ from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
 MAX_QUEUED_EVENTS = 20_000
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 MAX_BATCH_EVENTS = 256
-QUICK_SYNC_MS = 1.0
-"""A disk that syncs so quickly is waited for on the event loop."""
-UNTRUSTED_SYNC_MS = 10.0
-"""What a disk is taken to need before it has shown better."""
-QUICK_RECORDS = 32
-"""More records than these are written in the disk's thread, however quick it is."""
 MAX_JOINED_RECORDS = 128
 MAX_JOINED_BYTES = 60 * 1024
 """Records of one message, which fits into the smallest frame that anybody may have set."""
@@ -128,7 +122,6 @@ class NodeLoop:
         self._ready = asyncio.Event()
         self._cancel_timer: Callable[[], None] | None = None
         self._timer_at_ms: int | None = None
-        self._sync_ms = UNTRUSTED_SYNC_MS
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgepool-disk")
         self._task: asyncio.Task[None] | None = None
 
@@ -221,8 +214,10 @@ class NodeLoop:
         """Store first, then speak; False if the store failed, and nothing was said then."""
         items = [effect.item for effect in effects if isinstance(effect, Persist)]
         if items:
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._disk, self._write, _latest(items))
             try:
-                await self._make_durable(_latest(items))
+                await asyncio.shield(work)
             except StorageError as error:
                 self._on_failure(error)
                 return False
@@ -232,22 +227,6 @@ class NodeLoop:
         for effect in join_records(effects):
             self._speak(effect)
         return True
-
-    async def _make_durable(self, items: list[Item]) -> None:
-        """Write and sync: here if that is surely quick, else in the disk's thread.
-
-        Handing over to a thread and back costs as much as a fast disk's sync; a slow disk, or much to
-        write, must not hold up the links.
-        """
-        began_ms = self._clock.now().monotonic_ms
-        if self._sync_ms <= QUICK_SYNC_MS and sum(map(_weight, items)) <= QUICK_RECORDS:
-            self._write(items)
-        else:
-            work = asyncio.get_running_loop().run_in_executor(self._disk, self._write, items)
-            await asyncio.shield(work)
-        took_ms = self._clock.now().monotonic_ms - began_ms
-        # One slow sync is enough to distrust the disk; it takes some quick ones to trust it again.
-        self._sync_ms = max(took_ms, (7 * self._sync_ms + took_ms) / 8)
 
     def _write(self, items: list[Item]) -> None:
         self._store.write(items)
@@ -336,10 +315,3 @@ def _latest(
         for index, item in enumerate(items)
         if not isinstance(item, VoteState) or last[item.chain] == index
     ]
-
-
-def _weight(item: Item) -> int:
-    """Return about how many records are written with `item`; snapshots and the like count as many."""
-    if isinstance(item, CommitBlock):
-        return len(item.certified.block.records)
-    return 1 if isinstance(item, VoteState) else QUICK_RECORDS + 1
