@@ -19,8 +19,6 @@ from edgepool.bench.processes import Helper
 from edgepool.errors import Unavailable
 
 BLOCK_RECORDS = 100
-SNAPSHOT_RECORDS = 8_192
-"""How many records come behind the last snapshot before the process is killed."""
 TERABYTES_WRITTEN = 30
 YEARS = 5
 """What a small industrial flash disk is made for, and how long it should last."""
@@ -28,7 +26,7 @@ YEARS = 5
 _ROUNDS = 100
 _CHUNKS = 100
 _WEAR_BLOCKS = 50
-_GO_ON_S = 0.5
+_GO_ON_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,8 @@ class LengthReport:
     `commit` is to judge, enter and store a block of `block_records`; `lookup` to find an offer by its key
     with its proof, reading a block not read before; `find` to find any record by its id in the index, which
     took `index_s` to make. `reopen_ms` is opening the store after the process was killed, `load_state_ms`
-    its last snapshot, the window before it and the `replayed_records` after it.
+    its last snapshot, the window before it and the `replayed_records` after it. Snapshots are those that a
+    peer takes, and the process is killed when the next one is near.
 
     `bytes_per_record` is what the chain's files have, `written_bytes_per_record` what the system counts as
     written to disk, votes included; `_alone` if each record has a block of its own. `records_a_day` is what a
@@ -79,12 +78,10 @@ async def measure_length(
         folder = Path(name)
         async with Helper("longchain", folder) as keeper:
             process = await keeper.ask("begin", block_records=BLOCK_RECORDS)
-            await _grow(keeper, max(1, (records - SNAPSHOT_RECORDS) // BLOCK_RECORDS), on_phase)
+            await _grow(keeper, max(1, records // BLOCK_RECORDS), on_phase)
             on_phase("committing to both", 0)
             commits = await keeper.ask("commits", rounds=_ROUNDS)
-            await keeper.ask("snapshot")
-            replayed = SNAPSHOT_RECORDS // BLOCK_RECORDS
-            count = await keeper.ask("grow", blocks=replayed)
+            count = await keeper.ask("age")
             size_bytes = await keeper.ask("size_bytes")
             on_phase("killing it", 0)
             going_on = asyncio.create_task(keeper.ask("go_on"))
@@ -117,7 +114,7 @@ async def measure_length(
         index_s=finds["index_s"],
         reopen_ms=opened["reopen_ms"],
         load_state_ms=opened["load_state_ms"],
-        replayed_records=replayed * BLOCK_RECORDS,
+        replayed_records=int(opened["replayed_records"]),
         bytes_per_record=size_bytes / count,
         written_bytes_per_record=full["written"],
         bytes_per_record_alone=alone["files"],

@@ -17,9 +17,11 @@ from time import perf_counter
 
 from edgepool.bench.material import NETWORK, TIME_MS, make_pool, offer, task_bodies
 from edgepool.bench.processes import Answer, serve
+from edgepool.config import Limits
 from edgepool.core.ledger.proof import path_in
 from edgepool.core.ledger.state import ChainState
-from edgepool.core.machine import CommitBlock, NewChain, SaveSnapshot, VoteState
+from edgepool.core.machine import CommitBlock, NewChain, Persist, SaveSnapshot, VoteState
+from edgepool.core.pruning import Pruner
 from edgepool.core.replay import load_state
 from edgepool.errors import LocalError
 from edgepool.model.beacon import BeaconChain
@@ -52,6 +54,8 @@ class Keeper:
         self.store = FolderStore(folder)
         self.state = ChainState(self._pool.genesis)
         self.records = 0
+        self._pruner: Pruner | None = None
+        self._snapshots = (0, 0)
         self._tasks = self._records_of_tasks()
 
     def begin(self) -> None:
@@ -70,9 +74,14 @@ class Keeper:
         opened_s = perf_counter()
         self.state, _ = load_state(self._pool.genesis, self.store, saved.height)
         loaded_s = perf_counter()
+        snapshot = self.store.snapshot(self.chain)
         self.store.close()
         self.store.open()
-        return {"reopen_ms": (opened_s - start_s) * 1e3, "load_state_ms": (loaded_s - opened_s) * 1e3}
+        return {
+            "reopen_ms": (opened_s - start_s) * 1e3,
+            "load_state_ms": (loaded_s - opened_s) * 1e3,
+            "replayed_records": self.state.records_above(snapshot.height if snapshot is not None else 0),
+        }
 
     def commit(self) -> float:
         """Make the next block; return how long judging, entering and storing it took, in seconds."""
@@ -88,16 +97,19 @@ class Keeper:
         self.records += len(records)
         start_s = perf_counter()
         self._enter(height, records)
-        return perf_counter() - start_s
+        took_s = perf_counter() - start_s
+        self._shrink()
+        return took_s
+
+    def age(self) -> None:
+        """Commit blocks until the next snapshot is near: a restart has about the most to replay then."""
+        before, last = self._snapshots
+        while self.state.height < last + (last - before) * 3 // 4:
+            self.commit()
 
     def vote(self) -> None:
         """Store a vote."""
         self.store.write([VoteState(self.chain, bytes(VOTE_STATE_BYTES))])
-        self.store.sync()
-
-    def snapshot(self) -> None:
-        """Store a snapshot of the state as it is."""
-        self.store.write([SaveSnapshot(self.chain, self.state.height, (), self.state.snapshot(), False)])
         self.store.sync()
 
     def look_up(self, number: int) -> float:
@@ -145,6 +157,17 @@ class Keeper:
         self.store.write([CommitBlock(CertifiedBlock(block, Certificate(height, 0, header.id, votes)))])
         self.store.sync()
 
+    def _shrink(self) -> None:
+        """Take a snapshot and drop blocks when a peer does."""
+        if self._pruner is None:
+            self._pruner = Pruner(self.store, self.chain, Limits().chain_bytes)
+        for effect in self._pruner.after_block(self.state, ()):
+            assert isinstance(effect, Persist)
+            self.store.write([effect.item])
+            if isinstance(effect.item, SaveSnapshot):
+                self._snapshots = (self._snapshots[1], effect.item.height)
+        self.store.sync()
+
     def _records_of_tasks(self) -> Iterator[tuple[PeerId, Body]]:
         """Yield author and body of one record after the other, task by task, without end."""
         number = 0
@@ -185,9 +208,11 @@ class LongChain:
             await asyncio.sleep(0)  # so that whoever asked can give up
         return long.records
 
-    async def snapshot(self) -> None:
-        """Store a snapshot of the long chain as it is."""
-        self._both()[0].snapshot()
+    async def age(self) -> int:
+        """Commit blocks to the long chain until its next snapshot is near; return how many records it has."""
+        long, _ = self._both()
+        long.age()
+        return long.records
 
     async def commits(self, rounds: int) -> dict[str, float]:
         """Commit blocks to both chains in turn; return the medians, in ms."""
@@ -315,7 +340,7 @@ def _written_bytes() -> int:
 
 def _answers(folder: Path) -> dict[str, Answer]:
     chains = LongChain(folder)
-    names = ("begin", "reopen", "grow", "snapshot", "commits", "look_ups", "finds", "wear", "size_bytes")
+    names = ("begin", "reopen", "grow", "age", "commits", "look_ups", "finds", "wear", "size_bytes")
     return {name: getattr(chains, name) for name in (*names, "go_on", "end")}
 
 

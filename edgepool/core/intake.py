@@ -39,10 +39,10 @@ from edgepool.model.record import (
 )
 from edgepool.model.vote import Equivocation
 
-UNFIT_MS = 30_000
+UNFIT_MS = 10_000
 """How long a record that no contract lets stand is kept waiting for what it depends on."""
 
-JUDGE_MS = 10_000
+JUDGE_MS = 2_500
 """How often waiting records are judged again."""
 
 RESEND_RECORDS = 64
@@ -77,7 +77,7 @@ class Intake:
         return tuple(peer for peer in people if peer != self._me)
 
     def _keeps_records(self) -> bool:
-        return self._me in self.state.members or any(m.peer == self._me for m in self.state.next_roster)
+        return self.state.may_write(self._me)
 
     # --- records come ---------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Intake:
         record, state = signed.record, self.state
         if record.network != state.network or record.chain != state.chain:
             return "the record is for another chain"
-        if record.author not in state.members and not (
+        if not state.may_write(record.author) and not (
             record.author == state.genesis.invitation.coordinator
             and isinstance(record.body, MachiningRequirement | MembershipChange)
         ):

@@ -354,6 +354,10 @@ class BlockSource(Protocol):
         """Return the stored block at `height`, or None if it is not there (yet, or any more)."""
         ...
 
+    def record_ids(self, chain: ChainId, height: Height) -> tuple[bytes, ...] | None:
+        """Return the ids of the records of the stored block at `height`, or None if it is not there."""
+        ...
+
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         """Return the stored snapshot of the chain, or None."""
         ...

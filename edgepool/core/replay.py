@@ -72,8 +72,8 @@ def _restored(genesis: Genesis, source: BlockSource, saved: SavedSnapshot, heigh
     if problem:
         raise StorageError(f"{name} does not fit the blocks after it: {problem}")
     for past in range(state.height, state.horizon, -1):
-        certified = source.block(genesis.chain, past)
-        if certified is None:  # the snapshot came from another peer
+        ids = source.record_ids(genesis.chain, past)
+        if ids is None:  # the snapshot came from another peer
             break
-        state.recall(certified.block)
+        state.recall_ids(past, ids)
     return state

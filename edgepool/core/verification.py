@@ -27,6 +27,9 @@ class _NoBlocks:
     def block(self, chain: object, height: int) -> CertifiedBlock | None:
         return None
 
+    def record_ids(self, chain: object, height: int) -> None:
+        return None
+
     def snapshot(self, chain: object) -> None:
         return None
 

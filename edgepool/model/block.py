@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Raw
 
-from edgepool.model.codec import Wire, encode
+from edgepool.model.codec import Wire, decode, encode
 from edgepool.model.crypto import sha256
 from edgepool.model.fields import ChainText, Hash, Height, MaybeHash, MaybePeer, Name, PeerText, Round, TimeMs
 from edgepool.model.ids import ChainId
@@ -84,6 +84,19 @@ class CertifiedBlock(Wire, frozen=True):
 
     block: Block
     certificate: Certificate
+
+
+_Stored: type[tuple[tuple[Raw, tuple[Raw, ...]], Raw]] = tuple[tuple[Raw, tuple[Raw, ...]], Raw]
+"""The form of a CertifiedBlock of which only the bounds of its records matter."""
+
+
+def record_ids(encoded: bytes) -> tuple[bytes, ...]:
+    """Return the ids of the records of an encoded CertifiedBlock, without making anything else of it.
+
+    It is one's own: nothing inside is checked. DecodeError if it is none.
+    """
+    (_, records), _ = decode(_Stored, encoded)
+    return tuple(sha256(bytes(record)) for record in records)
 
 
 class Handover(Wire, frozen=True):

@@ -62,7 +62,7 @@ from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer import TransferServer
 
 COMMAND_TIMEOUT_MS = 30_000
-RECORD_TIMEOUT_MS = 45_000
+RECORD_TIMEOUT_MS = 30_000
 """Longer than a chain takes to find that a record can stand no more, so that its owner hears why."""
 _LOAD_EVERY_S = 1.0
 
@@ -217,7 +217,7 @@ class Peer:
     async def submit(self, body: Body, *, chain: ChainId) -> RecordRef:
         """Sign `body`, put it on `chain`; return where it stands once it is final.
 
-        Raises Refused with the rule that said no, Unavailable if no quorum answers in 45 s (the
+        Raises Refused with the rule that said no, Unavailable if no quorum answers in 30 s (the
         record may still become final later).
         """
         self._check_open()

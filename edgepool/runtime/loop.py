@@ -65,6 +65,10 @@ class FreshBlocks:
         """Return the block at `height`, or None."""
         return self._fresh.get((chain, height)) or self._store.block(chain, height)
 
+    def record_ids(self, chain: ChainId, height: int) -> tuple[bytes, ...] | None:
+        """Return the ids of the records of the block at `height` that is stored, or None."""
+        return self._store.record_ids(chain, height)
+
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         """Return the stored snapshot of the chain, or None."""
         return self._store.snapshot(chain)

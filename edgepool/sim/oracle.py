@@ -219,7 +219,7 @@ class ChainOracle:
         if signed.id in self.places:
             return f"it stands at {self.places[signed.id]} already"
         coordinators = isinstance(record.body, MachiningRequirement | MembershipChange)
-        if record.author in self.members:
+        if record.author in self.members or record.author in self.newest_members:
             return ""
         own = coordinators and record.author == self.genesis.invitation.coordinator
         return "" if own else "its author is no member"

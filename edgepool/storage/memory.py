@@ -146,6 +146,11 @@ class MemoryStore:
         found = self._chains.get(chain)
         return found.block(height) if found is not None else None
 
+    def record_ids(self, chain: ChainId, height: int) -> tuple[bytes, ...] | None:
+        """Return the ids of the records of the block at `height`, or None."""
+        found = self.block(chain, height)
+        return tuple(signed.id for signed in found.block.records) if found is not None else None
+
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         """Return the stored snapshot of the chain, or None."""
         found = self._chains.get(chain)

@@ -38,7 +38,7 @@ from edgepool.core.machine import (
     VoteState,
 )
 from edgepool.errors import DecodeError, LocalError, StorageError
-from edgepool.model.block import CertifiedBlock
+from edgepool.model.block import CertifiedBlock, record_ids
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis
@@ -136,6 +136,17 @@ class FolderStore:
         certified = decode_block(self._chain_folder(chain), chain, height, payload)
         self._recent.put(chain, height, certified, len(payload))
         return certified
+
+    def record_ids(self, chain: ChainId, height: int) -> tuple[bytes, ...] | None:
+        """Return the ids of the records of the block at `height`, or None; StorageError if it is damaged."""
+        files = self._chains.get(chain)
+        payload = files.read(height) if files is not None and files.first <= height <= files.height else None
+        if payload is None:
+            return None
+        try:
+            return record_ids(payload)
+        except DecodeError as error:
+            raise StorageError(f"{self._chain_folder(chain)}: block {height} is damaged ({error})") from None
 
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         """Return the stored snapshot of the chain, or None; StorageError if it is damaged."""

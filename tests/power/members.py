@@ -165,6 +165,9 @@ class DiskStore(SimStore):
     def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
         return self._store.block(chain, height)
 
+    def record_ids(self, chain: ChainId, height: int) -> tuple[bytes, ...] | None:
+        return self._store.record_ids(chain, height)
+
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         return self._store.snapshot(chain)
 

@@ -66,7 +66,7 @@ def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:
 
 def second_vote_counts() -> bool:
     """An equivocator's first vote was nil; with its second, three of four have prevoted a block."""
-    book = VoteBook(PEERS[:4])
+    book = VoteBook(PEERS[:4], PEERS[0])
     block_id = bytes(32)
     for place, value in ((3, NIL), (3, block_id), (0, block_id), (1, block_id)):
         book.add(sign_vote(SIGNERS[place], NETWORK, CHAIN, PREVOTE, 1, 0, value))

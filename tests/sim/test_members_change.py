@@ -154,6 +154,19 @@ def test_a_newcomer_catches_up_and_votes_from_two_heights_after_the_decision(see
     assert pool.agreed(*everybody)
 
 
+def test_a_newcomer_of_an_idle_pool_comes_in_by_its_own_first_record() -> None:
+    pool = Pool(4)
+    pool.change(pool.cloud, None, pool.new)
+    pool.world.run_for(30_000)
+    chain = pool.chain(pool.new)
+    assert chain.state.pending_change is not None, "decided, and nobody has anything more to say"
+    assert pool.new.id not in chain.state.members
+    pool.work(pool.new, 1)
+    assert pool.new.id in chain.state.members
+    pool.work(pool.new, 2)
+    assert pool.agreed(*pool.members, pool.new, pool.cloud)
+
+
 def test_a_newcomer_packs_blocks_with_a_beacon_of_its_own() -> None:
     pool = Pool(3)
     pool.change(pool.cloud, None, pool.new)

@@ -303,6 +303,9 @@ class Damaged:
     def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
         return self._saved or self._store.snapshot(chain)
 
+    def record_ids(self, chain: ChainId, height: int) -> tuple[bytes, ...] | None:
+        return self._store.record_ids(chain, height)
+
 
 def refusal(site: Site, **damage: object) -> str:
     source = Damaged(site, **damage)  # type: ignore[arg-type]

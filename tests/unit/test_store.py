@@ -82,6 +82,17 @@ def test_chains_blocks_and_votes_come_back(reopened: Reopened) -> None:
         assert store.block(chain, height) is None
 
 
+def test_ids_of_records_are_read_without_their_block(reopened: Reopened) -> None:
+    store, _ = reopened()
+    certified = block(CHAIN, 1, records_count=3)
+    store.write([NewChain(GENESIS), CommitBlock(certified)])
+    store.sync()
+    store, _ = reopened()
+    assert store.record_ids(CHAIN, 1) == tuple(signed.id for signed in certified.block.records)
+    for chain, height in ((CHAIN, 0), (CHAIN, 2), (ChainId("00" * 20), 1)):
+        assert store.record_ids(chain, height) is None
+
+
 def test_a_block_must_follow_and_its_chain_must_be_there(reopened: Reopened) -> None:
     store, _ = reopened()
     with pytest.raises(StorageError, match="no chain"):

@@ -65,11 +65,17 @@ class Ballot:
     """Proposals, votes, lock and valid block of one member at one height."""
 
     def __init__(
-        self, network: str, chain: ChainId, members: Sequence[PeerId], app: Application, height: int
+        self,
+        network: str,
+        chain: ChainId,
+        members: Sequence[PeerId],
+        me: PeerId,
+        app: Application,
+        height: int,
     ) -> None:
         self.height = height
         self.round = 0
-        self.book = VoteBook(members)
+        self.book = VoteBook(members, me)
         self.blocks: dict[bytes, Block] = {}
         """Blocks that may stand at this height, by id."""
         self.locked_round = -1

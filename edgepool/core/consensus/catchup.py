@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from edgepool.config import ConsensusSettings
 from edgepool.core.consensus.application import Application
-from edgepool.core.machine import BlockSource, Effect, Send
+from edgepool.core.machine import BlockSource, Broadcast, Effect, Send
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Blocks, Polka, Proposal, Votes
+from edgepool.model.message import Blocks, Polka, Proposal, Status, Votes
 
 MAX_BATCH_BLOCKS = 32
 MAX_BATCH_BYTES = 512 * 1024
@@ -164,6 +165,40 @@ class Ration:
     def forget(self, peer: PeerId) -> None:
         """Answer `peer` at once again: what was sent before may have been lost."""
         self._last.pop(peer, None)
+
+
+class StatusTeller:
+    """Says where a member stands: to all now and then, to one peer when that may help either of them."""
+
+    def __init__(self, settings: ConsensusSettings) -> None:
+        self.deadline: int | None = None
+        """The monotonic time in ms at which to call `tick`, if any."""
+        self.stalled = False
+        """Whether nothing had moved between the last two ticks, though a round was under way."""
+        self._settings = settings
+        self._told = Ration(settings.status_ms // 2, settings.idle_status_ms)
+        self._mark: tuple[int, ...] = ()
+
+    def tick(self, peers: tuple[PeerId, ...], status: Status, votes: int, now_ms: int) -> list[Effect]:
+        """Tell all `peers`; `votes` is how many of this height are known here."""
+        mark = (status.height, status.round, status.step, votes)
+        self.stalled = status.step > 0 and mark == self._mark
+        self._mark = mark
+        self.deadline = now_ms + self._settings.idle_status_ms if peers else None
+        return [Broadcast(peers, status)] if peers else []
+
+    def may_tell(self, peer: PeerId, height: int, now_ms: int) -> bool:
+        """Say whether to tell `peer` now: not if it was told of `height` a moment ago."""
+        return self._told.allows(peer, height, now_ms, at_once=True)
+
+    def hurry(self, now_ms: int) -> None:
+        """Something is under way: do not wait as long as on an idle chain."""
+        if self.deadline is not None:
+            self.deadline = min(self.deadline, now_ms + self._settings.status_ms)
+
+    def forget(self, peer: PeerId) -> None:
+        """What `peer` was told may have been lost."""
+        self._told.forget(peer)
 
 
 class BlockServer:

@@ -24,6 +24,7 @@ from edgepool.core.consensus.catchup import (
     Company,
     EarlyMessages,
     Ration,
+    StatusTeller,
     certified_problem,
 )
 from edgepool.core.consensus.rounds import NEW, Rounds
@@ -75,9 +76,6 @@ class Engine:
         self._me = signer.peer
         self._settings = settings
         self._app = app
-        self._status_at: int | None = None
-        self._mark: tuple[int, ...] = ()
-        self._stalled = False
         self._since_ms = 0
         self._caught: dict[PeerId, None] = {}
         self._company = Company(self._me, app)
@@ -86,7 +84,7 @@ class Engine:
         self._queue = BlockQueue()
         self._helper: PeerId | None = None
         pause_ms = settings.status_ms // 2
-        self._told = Ration(pause_ms, settings.idle_status_ms)
+        self._teller = StatusTeller(settings)
         self._repaired = Ration(pause_ms, settings.idle_status_ms)
         self._server = BlockServer(source, chain, Ration(pause_ms, settings.idle_status_ms))
         self._outputs: list[Effect] = []
@@ -116,7 +114,7 @@ class Engine:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which `wake` is wanted, if any."""
-        pending = [at for at in (self._status_at, self._rounds.deadline) if at is not None]
+        pending = [at for at in (self._teller.deadline, self._rounds.deadline) if at is not None]
         return min(pending) if pending and self._decided is None else None
 
     # --- inputs ---------------------------------------------------------------------------------
@@ -169,7 +167,7 @@ class Engine:
         if self._decided is not None:
             return []
         self._rounds.wake(now)
-        if self._status_at is not None and self._status_at <= now.monotonic_ms:
+        if self._teller.deadline is not None and self._teller.deadline <= now.monotonic_ms:
             self._tick(now)
         return self._finish(now)
 
@@ -177,7 +175,7 @@ class Engine:
         """Tell a peer whose link has come up where this member stands; what was sent is forgotten."""
         if self._decided is not None or not self._company.knows(peer):
             return []
-        for memory in (self._told, self._repaired, self._server):
+        for memory in (self._teller, self._repaired, self._server):
             memory.forget(peer)
         self._tell(peer, now)
         return self._finish(now)
@@ -228,7 +226,7 @@ class Engine:
         self._rounds = self._new_rounds()
         self._recall()
         self._since_ms = now.monotonic_ms
-        if self._company.peers and self._status_at is None:
+        if self._company.peers and self._teller.deadline is None:
             self._tick(now)
         return newly_met
 
@@ -300,7 +298,7 @@ class Engine:
         elif self.step == NEW:
             if status.step > NEW:
                 self._tell(peer, now)
-        elif self._stalled and (status.round, status.step) <= (self.round, self.step):
+        elif self._teller.stalled and (status.round, status.step) <= (self.round, self.step):
             self._repair(peer, status, now)
 
     def _serve(self, peer: PeerId, first: int, now: Instant) -> None:
@@ -327,18 +325,13 @@ class Engine:
         return Status(self._chain, self.height, self.round, self.step, int(self._app.has_waiting()))
 
     def _tell(self, peer: PeerId, now: Instant) -> None:
-        if self._told.allows(peer, self.height, now.monotonic_ms, at_once=True):
+        if self._teller.may_tell(peer, self.height, now.monotonic_ms):
             self._outputs.append(Send(peer, self._status()))
 
     def _tick(self, now: Instant) -> None:
         """Say where this member stands, and see whether anything has moved since it last did."""
-        mark = (self.height, self.round, self.step, self._ballot.book.count)
-        self._stalled = self.step > NEW and mark == self._mark
-        self._mark = mark
-        self._status_at = None
-        if self._company.peers:
-            self._outputs.append(Broadcast(self._company.peers, self._status()))
-            self._status_at = now.monotonic_ms + self._settings.idle_status_ms
+        votes = self._ballot.book.count
+        self._outputs += self._teller.tick(self._company.peers, self._status(), votes, now.monotonic_ms)
 
     # --- output and memory ----------------------------------------------------------------------
 
@@ -361,12 +354,9 @@ class Engine:
         self._decided = self._decided or self._rounds.decided
         if self._decided is not None:
             outputs.append(Decided(self._decided))
-        elif self._status_at is not None and self._busy():
-            self._status_at = min(self._status_at, now.monotonic_ms + self._settings.status_ms)
+        elif self.step > NEW or self._company.anybody_past(self.height):
+            self._teller.hurry(now.monotonic_ms)
         return outputs
-
-    def _busy(self) -> bool:
-        return self.step > NEW or self._company.anybody_past(self.height)
 
     def _remember(self, vote_state: bytes) -> SavedBallot:
         try:

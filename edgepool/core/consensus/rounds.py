@@ -47,7 +47,7 @@ class Rounds:
         self.votes_here = signer.peer in members
         self.decided: CertifiedBlock | None = None
         self.said: list[Proposal | Votes] = []
-        self.ballot = Ballot(network, chain, members, app, height)
+        self.ballot = Ballot(network, chain, members, signer.peer, app, height)
         self._network = network
         self._chain = chain
         self._signer = signer

@@ -20,9 +20,9 @@ VALUES_KEPT = 2
 
 
 class VoteBook:
-    """Verified votes of `members` at one height, with the quorums that they form."""
+    """Verified votes of `members` at one height, with the quorums that they form, as `me` keeps them."""
 
-    def __init__(self, members: Sequence[PeerId]) -> None:
+    def __init__(self, members: Sequence[PeerId], me: PeerId) -> None:
         self.index = {peer: place for place, peer in enumerate(members)}
         self.quorum = quorum(len(members))
         self.count = 0
@@ -30,6 +30,7 @@ class VoteBook:
         """Round -> the block id (never nil) with a quorum of prevotes."""
         self.commits: dict[bytes, int] = {}
         """Block id (never nil) -> the first round in which it has a quorum of precommits."""
+        self._me = me
         self._faults = (len(members) - 1) // 3
         self._round = 0
         self._votes: dict[tuple[int, int], dict[bytes, dict[PeerId, Vote]]] = {}
@@ -37,13 +38,20 @@ class VoteBook:
         self._highest: dict[PeerId, int] = {}
 
     def wants(self, vote: Vote, known: Container[bytes]) -> bool:
-        """Say whether `vote` would tell something new; `known` are ids of blocks at hand."""
+        """Say whether `vote` would tell something new; `known` are ids of blocks at hand.
+
+        One more for what has a quorum does not, as long as its voter has said nothing else there: a quorum
+        is past its round already, so it leads to no later one either. Own votes always do: they bind.
+        """
         if not self._in_window(vote.round):
             return vote.round > max(self._round, self._highest.get(vote.voter, -1))
         place = (vote.kind, vote.round)
-        if vote.voter in self._votes.get(place, {}).get(vote.block_id, {}):
+        voters = self._votes.get(place, {}).get(vote.block_id, {})
+        if vote.voter in voters:
             return False
         kept = self._values.get(place, {}).get(vote.voter, 0)
+        if not kept and len(voters) >= self.quorum and vote.voter != self._me:
+            return False
         return kept < VALUES_KEPT or vote.block_id == NIL or vote.block_id in known
 
     def add(self, vote: Vote) -> bool:

@@ -126,6 +126,8 @@ class ChainFacts(Facts):
         """Drop complete tasks of which no record stands above the horizon."""
         self.sum.settle()  # so that no step of them has changes that wait
         for task in list(self.tasks.values()):
+            if task.entered_at > self.horizon:
+                break  # they are in the order in which they were entered
             if all(step.changed_at <= self.horizon for step in task.steps.values()) and task.complete:
                 for entry in _task_entries(task):
                     self.sum.remove(entry)
@@ -136,6 +138,8 @@ class ChainFacts(Facts):
         """Drop offers of versions that are not the newest, unless they stand above the horizon."""
         for key in list(self._replaced):
             versions = self._offers[key]
+            if next(iter(versions.values()))[0][0] > self.horizon:
+                continue  # its oldest offer is not old enough
             for version in [one for one in versions if one != self._newest[key]]:
                 for offered in versions[version]:
                     if offered[0] <= self.horizon:

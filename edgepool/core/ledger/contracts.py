@@ -52,7 +52,7 @@ def record_problem(view: View, signed: SignedRecord) -> str:
     size_bytes = len(encode(signed))
     if size_bytes > MAX_RECORD_BYTES:
         return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
-    if not view.is_member(record.author) and not (
+    if not view.may_write(record.author) and not (
         isinstance(record.body, MachiningRequirement | MembershipChange) and record.author == view.coordinator
     ):
         return "the author is no member of this pool"

@@ -151,6 +151,10 @@ class Facts:
         """Say whether `peer` votes on this chain."""
         return self.roster.is_member(peer)
 
+    def may_write(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes on the next height, or on the one after it."""
+        return self.roster.may_write(peer)
+
     def has_record(self, record_id: bytes) -> bool:
         """Say whether the record with this id has been entered, above the horizon."""
         return record_id in self._records or (self._below is not None and self._below.has_record(record_id))

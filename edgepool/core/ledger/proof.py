@@ -1,7 +1,8 @@
 """Proofs that a record stands on a chain, for somebody who does not follow that chain [S3.8, S3.14].
 
 The genesis says who the first members are, the handovers who they were at the record's height [S3.6], the
-members' certificate makes the header stand, the Merkle path leads from the header to the record. What
+members' certificate makes the header stand, the Merkle path leads from the header to the record. That its
+author was allowed to write it is what the members have certified, and is not judged again. What
 differs between proofs is only why one believes the genesis: an offer that another peer passes on is
 believed for its coordinator (here), a record from a proof file for its chain (recordproof.py).
 Everything below the genesis is checked by `standing_fault`.
@@ -28,7 +29,7 @@ from edgepool.model.ids import ChainId
 from edgepool.model.merkle import merkle_path, root_from_path
 from edgepool.model.message import MAX_HANDOVERS, OfferProof
 from edgepool.model.pool import Genesis, Member, members_hash
-from edgepool.model.record import DataOffer, MachiningRequirement, MembershipChange, SignedRecord
+from edgepool.model.record import DataOffer, SignedRecord
 from edgepool.model.vote import Certificate
 
 ROSTERS_KEPT = 64
@@ -160,12 +161,7 @@ def standing_fault(evidence: Evidence) -> Fault | None:
     roster = _rosters.after(evidence.genesis, evidence.handovers)
     if isinstance(roster, str):
         return Fault("handovers", roster)
-    return (
-        _header_fault(evidence, roster)
-        or _author_fault(evidence, roster)
-        or _path_fault(evidence)
-        or _votes_fault(evidence, roster)
-    )
+    return _header_fault(evidence, roster) or _path_fault(evidence) or _votes_fault(evidence, roster)
 
 
 class KnownRosters:
@@ -242,16 +238,6 @@ def _header_fault(evidence: Evidence, roster: Sequence[Member]) -> Fault | None:
     if header.members_hash != members_hash(roster):
         return Fault("handovers", "the handovers lead to another roster than the block's")
     return None
-
-
-def _author_fault(evidence: Evidence, roster: Sequence[Member]) -> Fault | None:
-    record = evidence.record.record
-    if any(member.peer == record.author for member in roster):
-        return None
-    coordinators = isinstance(record.body, MachiningRequirement | MembershipChange)
-    if coordinators and record.author == evidence.genesis.invitation.coordinator:
-        return None
-    return Fault("record", "the author is no member of the pool at that height")
 
 
 def _path_fault(evidence: Evidence) -> Fault | None:

@@ -86,6 +86,13 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
         """Say whether `peer` votes on the next height."""
         return peer in self._voters
 
+    def may_write(self, peer: PeerId) -> bool:
+        """Say whether `peer` is a member on the next height or the one after it.
+
+        A change that is decided comes into force with one more block, which may be the newcomer's own.
+        """
+        return peer in self._voters or peer in self.next_members
+
     def admitted_at(self, peer: PeerId) -> int:
         """Return the height after which `peer` votes; 0 for members from the beginning."""
         return dict(self.admitted).get(peer, 0)

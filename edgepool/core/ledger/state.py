@@ -92,6 +92,10 @@ class ChainState:
         """Who votes on the next height, in the order of the roster."""
         return self._facts.roster.members
 
+    def may_write(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes on the next height, or on the one after it."""
+        return self._facts.may_write(peer)
+
     @property
     def members_hash(self) -> bytes:
         """The hash of the roster that votes on the next height."""
@@ -322,7 +326,11 @@ class ChainState:
         for any other, or one at or below the horizon.
         """
         assert block.header.chain == self.chain, "a block of another chain"
-        self._facts.window.recall(block.header.height, tuple(signed.id for signed in block.records))
+        self.recall_ids(block.header.height, tuple(signed.id for signed in block.records))
+
+    def recall_ids(self, height: int, ids: tuple[bytes, ...]) -> None:
+        """Know the records of the block at `height` again, which have these ids; see `recall`."""
+        self._facts.window.recall(height, ids)
 
     def _core(self) -> Core:
         return Core(

@@ -37,6 +37,10 @@ class View(Protocol):
         """Say whether `peer` votes on the next height."""
         ...
 
+    def may_write(self, peer: PeerId) -> bool:
+        """Say whether `peer` votes on the next height, or on the one after it."""
+        ...
+
     def has_record(self, record_id: bytes) -> bool:
         """Say whether a record above the horizon is on the chain already."""
         ...
