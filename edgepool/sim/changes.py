@@ -62,6 +62,7 @@ class Changes:
         if not self._careful(wish):
             return False
         self._open.append(wish)
+        world.caught.pop((chain, PeerId(wish.incoming)), None)  # what it did when it was a member before
         if fault.kind != "leave" and outgoing:
             self._gone[outgoing] = None
         assert world.judge.wishes is not None

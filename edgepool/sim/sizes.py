@@ -41,7 +41,7 @@ def sizes_of(plan: Plan) -> Iterator[None]:
     wanted = (
         (window, "WINDOW_BLOCKS", blocks),
         (chainfacts, "FORGET_BLOCKS", max(2, blocks // 2)),
-        (pruning, "CHECK_BLOCKS", max(2, blocks // 3)),
+        (pruning, "CHECK_BLOCKS", max(2, blocks // 2)),
         (adoption, "SNAPSHOT_PAGE_BYTES", page),
         (snapshots, "SNAPSHOT_PAGE_BYTES", page),
     )

@@ -59,10 +59,9 @@ class Owner:
 
     def next_body(self, chain: Chain) -> Body | None:
         """Return what to write on `chain` now, or None if there is nothing to say."""
-        if self._coordinator:
-            return self._plan(chain)
-        if self.me not in chain.state.members:
-            return None
+        plan = self._plan(chain) if self._coordinator else None
+        if plan is not None or self.me not in chain.state.members:
+            return plan
         if self.random.random() < 0.75:
             work = self._work(chain)
             if work is not None:

@@ -70,11 +70,13 @@ class SimPeer:
     life: int = 0
     wall_offset_ms: int = 0
     held: dict[bytes, int] = field(default_factory=dict)
+    id: PeerId = field(init=False)
+    line: bytes = field(init=False)
+    """The name as traces have it."""
 
-    @property
-    def id(self) -> PeerId:
-        """The peer id."""
-        return self.signer.peer
+    def __post_init__(self) -> None:
+        self.id = self.signer.peer
+        self.line = self.name.encode()
 
     @property
     def member(self) -> Member:
@@ -294,7 +296,8 @@ class World:
     def _deliver(self, sender: SimPeer, receiver: PeerId, life: int, frame: bytes) -> None:
         target = self.peers[receiver]
         if target.up and target.life == life and (sender.id, receiver) in self._links:
-            self._note("deliver", sender.name, target.name, frame)
+            self._trace.update(b"%d\0deliver\0%b\0%b\0" % (self.now_ms, sender.line, target.line))
+            self._trace.update(frame)
             self._accept(target, sender.id, frame)
 
     def _accept(self, target: SimPeer, sender: PeerId, frame: bytes) -> None:
@@ -347,6 +350,5 @@ class World:
     def _instant(self, peer: SimPeer) -> Instant:
         return Instant(self.now_ms, max(0, EPOCH_MS + self.now_ms + peer.wall_offset_ms))
 
-    def _note(self, *what: str | bytes) -> None:
-        parts = [part.encode() if isinstance(part, str) else part for part in what]
-        self._trace.update(b"%d\0" % self.now_ms + b"\0".join(parts))
+    def _note(self, *what: str) -> None:
+        self._trace.update(f"{self.now_ms}\0{chr(0).join(what)}".encode())
