@@ -1,0 +1,13 @@
+"""`edgepool bench` and its commands: what a peer costs on this machine, each in a module of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from edgepool.cli.bench import chain, ledger, parts, pools
+
+app = typer.Typer()
+app.callback(invoke_without_command=True)(parts.bench)
+app.command("ledger")(ledger.ledger)
+app.command("pools")(pools.pools)
+app.command("chain")(chain.chain)
