@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import base58
 
@@ -23,6 +23,8 @@ ChainId = NewType("ChainId", str)
 # libp2p peer ids: identity multihash (0x00, length 36) of protobuf {type: Ed25519, 32-byte key}.
 _PREFIX = bytes.fromhex("002408011220")
 PUBLIC_KEY_BYTES = 32
+_CIRCUIT = "/p2p-circuit"
+_MAX_ADDRESS = 256
 
 
 def peer_id_from_public_key(public_key: bytes) -> PeerId:
@@ -54,14 +56,56 @@ def short(peer: str) -> str:
     return "…" + peer[-6:]
 
 
+class Address(NamedTuple):
+    """A multiaddr in its parts: where to connect, which peer is there, and behind which conduit.
+
+    With a conduit, `host` and `port` are the conduit's; `peer` is the peer behind it.
+    """
+
+    host: str
+    port: int
+    conduit: PeerId | None
+    peer: PeerId | None
+
+
+def split_address(address: str) -> Address:
+    """Split '/ip4|ip6|dns4/HOST/tcp/PORT[/p2p/PEER]', or that of a peer behind a conduit.
+
+    That is, as in libp2p, '/ip4/HOST/tcp/PORT/p2p/CONDUIT/p2p-circuit[/p2p/PEER]': one conduit, never two.
+    Raises DecodeError, in one sentence, for anything else.
+    """
+    direct, circuit, behind = address.partition(_CIRCUIT)
+    host, port, peer = parse_address(direct)
+    if not circuit:
+        return Address(host, port, None, peer)
+    if len(address) > _MAX_ADDRESS:
+        raise DecodeError(f"an address has at most {_MAX_ADDRESS} characters")
+    if peer is None:
+        raise DecodeError(f"'{address}' is not an address: write the conduit's /p2p/PEER before {_CIRCUIT}")
+    if not behind:
+        return Address(host, port, peer, None)
+    empty, p2p, last = behind.partition("/p2p/")
+    if empty or not p2p:
+        raise DecodeError(f"'{address}' is not an address: nothing but /p2p/PEER may stand behind {_CIRCUIT}")
+    public_key_of(PeerId(last))
+    return Address(host, port, peer, PeerId(last))
+
+
+def without_peer(address: str) -> str:
+    """Return a multiaddr without the /p2p/PEER of the peer that it leads to, if it names one."""
+    found = split_address(address)
+    place = format_address(found.host, found.port)
+    return place if found.conduit is None else f"{place}/p2p/{found.conduit}{_CIRCUIT}"
+
+
 def parse_address(address: str) -> tuple[str, int, PeerId | None]:
-    """Split a multiaddr '/ip4|ip6|dns4/HOST/tcp/PORT[/p2p/PEER]' into host, port and peer.
+    """Split a direct multiaddr '/ip4|ip6|dns4/HOST/tcp/PORT[/p2p/PEER]' into host, port and peer.
 
     Raises DecodeError, in one sentence, for anything else.
     """
     parts = address.split("/")
     shape = "use /ip4/HOST/tcp/PORT, with /p2p/PEER behind it if the peer is known"
-    if len(address) > 256 or len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
+    if len(address) > _MAX_ADDRESS or len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
         raise DecodeError(f"'{address[:80]}' is not an address: {shape}")
     kind, host, port_text = parts[1], parts[2], parts[4]
     try:

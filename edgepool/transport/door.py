@@ -18,6 +18,8 @@ from edgepool.errors import LocalError, RemoteError
 from edgepool.model.ids import format_address, parse_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.certificates import identity_of
+from edgepool.transport.dial import OpenStream, open_direct
+from edgepool.transport.greeting import TLS_HANDSHAKE, TakePlain, first_byte, read_greeting
 from edgepool.transport.identity import Identity
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
 from edgepool.transport.refusals import BUSY, HANDSHAKE, STRANGER, Counters, count
@@ -81,17 +83,22 @@ class Doorway(asyncio.BufferedProtocol):
         """What was read is thrown away."""
 
 
-async def connect(doorway: Doorway, address: str, context: ssl.SSLContext, timeout_ms: int) -> None:
+async def connect(
+    doorway: Doorway,
+    address: str,
+    context: ssl.SSLContext,
+    timeout_ms: int,
+    open_stream: OpenStream = open_direct,
+) -> None:
     """Dial `address` and shake hands; `doorway` then knows the outcome.
 
     Raises OSError, ValueError (an address that cannot be one) or TimeoutError if that fails.
     """
-    host, port, _ = parse_address(address)
     async with asyncio.timeout(timeout_ms / 1000):
+        connection = await open_stream(address)
         await asyncio.get_running_loop().create_connection(
             lambda: doorway,
-            host,
-            port,
+            sock=connection,
             ssl=context,
             server_hostname="",
             ssl_handshake_timeout=timeout_ms / 1000,
@@ -99,10 +106,14 @@ async def connect(doorway: Doorway, address: str, context: ssl.SSLContext, timeo
 
 
 class Listener:
-    """Accepts connections on one port, a bounded number of handshakes at a time."""
+    """Accepts connections on one port, a bounded number of handshakes at a time.
+
+    Most begin with TLS; `plain` says who takes those that begin with a greeting, by its name (greeting.py).
+    """
 
     def __init__(self, identity: Identity, limits: Limits, counters: Counters, judge: Judge) -> None:
         self.addresses: tuple[str, ...] = ()
+        self.plain: dict[bytes, TakePlain] = {}
         self._identity = identity
         self._limits = limits
         self._counters = counters
@@ -152,24 +163,52 @@ class Listener:
                 if error.errno != errno.ECONNABORTED:
                     await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            if len(self._handshakes) >= self._limits.handshakes:
-                # The oldest is the least likely to be honest: a handshake takes milliseconds.
-                oldest = next(iter(self._handshakes))
-                del self._handshakes[oldest]
-                oldest.cancel()
-                count(self._counters, BUSY)
-            task = asyncio.create_task(self._shake_hands(connection), name="edgepool handshake")
-            self._handshakes[task] = None
-            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+            self.take(connection)
 
-    async def _shake_hands(self, connection: socket.socket) -> None:
-        joins = self._identity.join_door
-        if joins is not None and not joins.is_open:
-            joins = None
-        doorway = Doorway(self._identity.network, self._counters, self._judge, joins)
+    def take(self, connection: socket.socket, judge: Judge | None = None) -> None:
+        """Let a connection in as if it had come to the port; its owner is the listener from now on.
+
+        `judge` stands in for the listener's own, for one that came by a way of its own.
+        """
+        if len(self._handshakes) >= self._limits.handshakes:
+            # The oldest is the least likely to be honest: a handshake takes milliseconds.
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+            count(self._counters, BUSY)
+        task = asyncio.create_task(self._greet(connection, judge or self._judge), name="edgepool handshake")
+        self._handshakes[task] = None
+        task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+
+    async def _greet(self, connection: socket.socket, judge: Judge) -> None:
+        """Find out how a connection begins, and hand it to who knows what follows."""
+        taken = False
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self._limits.handshake_timeout_ms / 1000):
+                tls = await first_byte(connection) == TLS_HANDSHAKE
+                greeting = None if tls else await read_greeting(connection, self.plain)
+            if greeting is not None:
+                take, token = greeting
+                taken = take(connection, token)
+        except OSError:  # TimeoutError is one
+            tls = False
+        except BaseException:
+            connection.close()
+            raise
+        if tls:
+            await self._shake_hands(connection, judge)
+        elif not taken:
+            connection.close()
+            count(self._counters, HANDSHAKE)
+
+    async def _shake_hands(self, connection: socket.socket, judge: Judge) -> None:
+        joins = self._identity.join_door
+        if joins is not None and not joins.is_open:
+            joins = None
+        doorway = Doorway(self._identity.network, self._counters, judge, joins)
+        try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: doorway,
                 connection,

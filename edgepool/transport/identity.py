@@ -34,6 +34,9 @@ from edgepool.transport.keyfiles import (
 
 LINK_PROTOCOL = "edgepool-link/1"
 TRANSFER_PROTOCOL = "edgepool-transfer/1"
+CONDUIT_PROTOCOL = "edgepool-conduit/1"
+PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL)
+"""What is spoken on a peer's port by those that have a certificate."""
 MAX_NAME_LENGTH = 64
 
 
@@ -41,7 +44,7 @@ MAX_NAME_LENGTH = 64
 class Identity:
     """A peer's own identity. `certificate` is what others see; `valid_until_ms` is wall time.
 
-    The server context takes links and transfers (ALPN tells which); each client context is for one.
+    The server context takes all of PROTOCOLS (ALPN tells which); each client context is for one.
     A registrar has a door for those that have no certificate yet; it takes its contexts' place if open.
     """
 
@@ -52,6 +55,7 @@ class Identity:
     server_context: ssl.SSLContext = field(repr=False)
     link_context: ssl.SSLContext = field(repr=False)
     transfer_context: ssl.SSLContext = field(repr=False)
+    conduit_context: ssl.SSLContext = field(repr=False)
     join_door: JoinDoor | None = field(default=None, repr=False)
 
     @property
@@ -87,15 +91,16 @@ def load_identity(settings: PeerSettings) -> Identity:
     servers = ssl.PROTOCOL_TLS_SERVER
     joins = None
     if settings.authority.folder:
-        joins = JoinDoor(context(servers, LINK_PROTOCOL, TRANSFER_PROTOCOL), context(servers, JOIN_PROTOCOL))
+        joins = JoinDoor(context(servers, *PROTOCOLS), context(servers, JOIN_PROTOCOL))
     return Identity(
         network=settings.network,
         certificate=named,
         valid_until_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         signer=Signer(key.private_bytes_raw()),
-        server_context=context(servers, LINK_PROTOCOL, TRANSFER_PROTOCOL),
+        server_context=context(servers, *PROTOCOLS),
         link_context=context(ssl.PROTOCOL_TLS_CLIENT, LINK_PROTOCOL),
         transfer_context=context(ssl.PROTOCOL_TLS_CLIENT, TRANSFER_PROTOCOL),
+        conduit_context=context(ssl.PROTOCOL_TLS_CLIENT, CONDUIT_PROTOCOL),
         join_door=joins,
     )
 

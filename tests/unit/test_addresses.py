@@ -1,0 +1,51 @@
+"""Multiaddrs, direct and behind a conduit."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgepool.errors import DecodeError
+from edgepool.model.ids import parse_address, peer_id_from_public_key, split_address, without_peer
+
+CONDUIT = peer_id_from_public_key(bytes(31) + b"c")
+MILL = peer_id_from_public_key(bytes(31) + b"m")
+BEHIND = f"/ip4/10.0.0.7/tcp/4001/p2p/{CONDUIT}/p2p-circuit"
+
+
+def test_a_direct_address_has_no_conduit() -> None:
+    assert split_address("/ip4/10.0.0.7/tcp/4001") == ("10.0.0.7", 4001, None, None)
+    assert split_address(f"/dns4/mill/tcp/1/p2p/{MILL}") == ("mill", 1, None, MILL)
+
+
+def test_an_address_behind_a_conduit_names_both_peers() -> None:
+    assert split_address(BEHIND) == ("10.0.0.7", 4001, CONDUIT, None)
+    assert split_address(f"{BEHIND}/p2p/{MILL}") == ("10.0.0.7", 4001, CONDUIT, MILL)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/ip4/10.0.0.7/tcp/4001/p2p-circuit",
+        "/p2p-circuit",
+        f"{BEHIND}/p2p-circuit",
+        f"{BEHIND}/p2p/{CONDUIT}/p2p-circuit/p2p/{MILL}",
+        f"{BEHIND}/p2p/mill",
+        f"{BEHIND}/p2p/",
+        f"{BEHIND}/tcp/1/p2p/{MILL}",
+        f"{BEHIND}/p2p/{MILL}" + "x" * 200,
+    ],
+)
+def test_what_is_no_address_behind_one_conduit_is_refused(address: str) -> None:
+    with pytest.raises(DecodeError):
+        split_address(address)
+
+
+def test_where_a_direct_address_is_wanted_one_behind_a_conduit_is_refused() -> None:
+    with pytest.raises(DecodeError):
+        parse_address(BEHIND)
+
+
+@pytest.mark.parametrize("address", ["/ip4/10.0.0.7/tcp/4001", "/ip6/::1/tcp/1", BEHIND])
+def test_an_address_is_kept_without_the_peer_at_its_end(address: str) -> None:
+    assert without_peer(f"{address}/p2p/{MILL}") == address
+    assert without_peer(address) == address
