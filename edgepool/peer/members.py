@@ -97,19 +97,12 @@ class Membership:
         if incoming is None and not outgoing:
             raise LocalError("nobody is named: say whom to admit, whom to exclude, or both")
         wish = _Wish(outgoing, incoming.peer if incoming is not None else "")
-        number = known.state.change_number
         events = self._peer.watch()
         command = ChangeMembers(chain, outgoing, incoming, reason)
         late = Unavailable(f"the change was not on its chain within {timeout_ms / 1000:g} s; it still may be")
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                try:
-                    ref = await self._peer.command(command, timeout_ms)
-                except Refused:
-                    if self._chain(chain).state.change_number == number:
-                        raise
-                    # Another change was decided first, and this one is said again under the next number.
-                    return await self._said_again(chain, wish, events)
+                ref = await self._say(command, wish, events, timeout_ms)
         except TimeoutError:
             raise late from None
         assert isinstance(ref, RecordRef)
@@ -300,15 +293,29 @@ class Membership:
 
     # --- changes --------------------------------------------------------------------------------
 
-    async def _said_again(self, chain: ChainId, wish: _Wish, events: AsyncIterator[PeerEvent]) -> RecordRef:
-        """Wait for this peer's word under a later number, or for somebody else's that has decided it."""
+    async def _say(
+        self, command: ChangeMembers, wish: _Wish, events: AsyncIterator[PeerEvent], timeout_ms: int
+    ) -> object:
+        """Put this peer's word on the chain, under the next number if another change is decided before it."""
+        while True:
+            number = self._chain(command.chain).state.change_number
+            try:
+                return await self._peer.command(command, timeout_ms)
+            except Refused:
+                if self._come_true(command.chain, wish):
+                    return await self._said_by_others(command.chain, wish, events)
+                if self._chain(command.chain).state.change_number == number:
+                    raise
+
+    async def _said_by_others(
+        self, chain: ChainId, wish: _Wish, events: AsyncIterator[PeerEvent]
+    ) -> RecordRef:
+        """Return where a record stands that has brought about what this peer wishes, too."""
         async for event in events:
             if not isinstance(event, RecordCommitted) or event.ref.chain != chain:
                 continue
-            record = event.record.record
-            if not isinstance(record.body, MembershipChange) or _wish_of(record.body) != wish:
-                continue
-            if record.author == self._peer.id or self._come_true(chain, wish):
+            body = event.record.record.body
+            if isinstance(body, MembershipChange) and _wish_of(body) == wish:
                 return event.ref
         raise LocalError(f"peer {self._peer.name} is closed")
 

@@ -145,6 +145,9 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening and give up all handshakes under way."""
+        if self._socket is not None and self._accepting is not None:
+            # Or asyncio may still take a connection for the accept that is cancelled here, and complain.
+            asyncio.get_running_loop().remove_reader(self._socket)
         tasks = [task for task in (self._accepting, *self._handshakes) if task is not None]
         for task in tasks:
             task.cancel()
