@@ -302,10 +302,10 @@ class Membership:
             try:
                 return await self._peer.command(command, timeout_ms)
             except Refused:
-                if self._come_true(command.chain, wish):
-                    return await self._said_by_others(command.chain, wish, events)
                 if self._chain(command.chain).state.change_number == number:
                     raise
+                if self._come_true(command.chain, wish):
+                    return await self._said_by_others(command.chain, wish, events)
 
     async def _said_by_others(
         self, chain: ChainId, wish: _Wish, events: AsyncIterator[PeerEvent]

@@ -145,7 +145,7 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening and give up all handshakes under way."""
-        if self._socket is not None and self._accepting is not None:
+        if self._socket is not None and self._socket.fileno() >= 0:
             # Or asyncio may still take a connection for the accept that is cancelled here, and complain.
             asyncio.get_running_loop().remove_reader(self._socket)
         tasks = [task for task in (self._accepting, *self._handshakes) if task is not None]
