@@ -80,6 +80,7 @@ class TlsPeer:
         self.settings = settings
         self.identity: Identity = load_identity(settings)
         self.peer = self.identity.peer
+        self.certificate = self.identity.certificate
         self.counters: dict[str, int] = {}
         self.seen = Recorder()
         self.transport = TlsTransport(settings, self.identity, self.counters, transfers)

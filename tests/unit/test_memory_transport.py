@@ -105,25 +105,3 @@ async def test_a_cut_link_loses_what_is_under_way_and_heals() -> None:
     assert a.port.send(b.id, b"again")
     await turns()
     assert b.seen.log[2:] == [("up", "a"), ("frame", b"again")]
-
-
-async def test_a_link_that_was_closed_for_misbehaviour_is_made_again_after_a_pause() -> None:
-    _, a, b = await linked()
-    a.port.close_link(b.id, "voted twice")
-    assert a.seen.log == [("up", "b")]
-    await turns()
-    assert a.seen.log == [("up", "b"), ("down", "voted twice")]
-    assert b.seen.log[1][0] == "down"
-    async with asyncio.timeout(5):
-        await a.seen.came_back.wait()
-    assert a.seen.log[2] == ("up", "b")
-
-
-async def test_close_delivers_first_and_tells_its_own_handler_nothing_more() -> None:
-    _, a, b = await linked()
-    a.port.send(b.id, b"last words")
-    await a.port.close()
-    await turns()
-    assert b.seen.log == [("up", "a"), ("frame", b"last words"), ("down", "the other side closed the link")]
-    assert a.seen.log == [("up", "b")]
-    assert not b.port.send(a.id, b"")
