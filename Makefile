@@ -5,7 +5,7 @@
 # make fmt     format the code
 # make model   check the TLA+ model of the consensus protocol (skipped where Java is missing)
 # make fuzz    10 million mutated frames and messages against decoders and whole nodes
-# make rehearse  what must never happen, rehearsed at the size of every change (minutes)
+# make rehearse  what must never happen, rehearsed at the size of a change of weight (half an hour)
 # make soak    the same at the size of a release (many hours)
 # make docs    check that the documentation names what exists
 
