@@ -15,11 +15,11 @@ import msgspec
 from msgspec import Meta
 
 from edgepool.errors import ConfigError, DecodeError
+from edgepool.model.identity import ROLES as ROLES
+from edgepool.model.identity import Role as Role
 from edgepool.model.ids import parse_address
 
 CONFIG_FILE = "edgepool.toml"
-ROLES = ("machine", "coordinator", "witness", "inspector", "regulator", "client")
-Role = Literal["machine", "coordinator", "witness", "inspector", "regulator", "client"]
 Approve = Literal["coordinator", "manual"]
 
 T = TypeVar("T")
@@ -34,13 +34,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class IdentitySettings(Settings, frozen=True):
     """Where this peer's key, certificate and its organisation's root certificate are (PEM).
 
-    `passphrase_file` is for its owner alone and opens an encrypted key; with "" that is for the environment
-    variable EDGEPOOL_PASSPHRASE.
+    `trusted` may hold the roots of other organisations (PEM, one behind the other), for as long as no main
+    chain says whom to trust. `passphrase_file` is for its owner alone and opens an encrypted key; with ""
+    that is for the environment variable EDGEPOOL_PASSPHRASE.
     """
 
     key: str = "identity/key.pem"
     certificate: str = "identity/certificate.pem"
     authority: str = "identity/authority.pem"
+    trusted: str = "identity/trusted.pem"
     passphrase_file: str = ""
 
 

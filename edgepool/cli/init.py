@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from edgepool.cli.console import print_json, say
 from edgepool.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgepool.config import KnownPeer, Role
+    from edgepool.config import KnownPeer
     from edgepool.gateway.setup import PeerPlan
 
 _DEFAULT_NETWORK = "workshop"
@@ -123,7 +123,7 @@ def _plan(
     return PeerPlan(
         name=name or folder.absolute().name,
         network=network or _DEFAULT_NETWORK,
-        role=cast("Role", role),
+        role=role,
         machine_type=machine_type,
         listen=listen or f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",
         coordinators=tuple(dict.fromkeys(coordinators)),

@@ -22,10 +22,28 @@ ORDINARY = ("dropped_no_link", "dropped_duplicate", "dropped_outbox", "lost_sile
 """What links that come and go count by themselves: what mattered was said again, nobody did wrong."""
 
 MEANINGS = {
-    "refused_handshake": "callers had no certificate of this network's authority, or did not speak its "
-    "protocol, and got nowhere; if it goes on rising, look for a foreign program or another authority's peer",
-    "refused_stranger": "callers had a certificate of this authority, but for another network or role, and "
-    "got nowhere; look for a peer with the wrong 'network' in its settings",
+    "refused_handshake": "callers did not speak TLS, said nothing, or did not want this peer's certificate, "
+    "and got nowhere; if it goes on rising, look for a foreign program or another authority's peer",
+    "refused_no_certificate": "callers showed no certificate and got nowhere; if it goes on rising, look for "
+    "a foreign program",
+    "refused_foreign": "callers had a certificate of an organisation that is not admitted here; if it is to "
+    "be, see 'edgepool org admit', else look for a foreign peer",
+    "refused_expired": "members came with a certificate that has expired: run 'edgepool renew' there",
+    "refused_not_yet_valid": "members came with a certificate that is not valid yet: compare the clocks "
+    "there and here",
+    "refused_possession": "callers showed a certificate whose key they do not have: it was stolen or copied",
+    "refused_chain": "callers sent more certificates than their own and got nowhere; have those certificates "
+    "issued by the root directly",
+    "refused_oversize_certificate": "callers had a certificate longer than any of this network",
+    "refused_unreadable": "callers had a certificate that cannot be read",
+    "refused_wrong_key": "callers had a certificate for another kind of key than Ed25519",
+    "refused_nameless": "callers had a certificate that does not say who they are: see 'edgepool csr'",
+    "refused_wrong_network": "callers had a certificate for another network and got nowhere; look for a peer "
+    "with the wrong 'network' in its settings",
+    "refused_unknown_role": "callers had a certificate for a role that this version does not know",
+    "refused_revoked": "peers whose membership was revoked tried to come in again",
+    "refused_stranger": "a member spoke a protocol that is not spoken here: are its version and this one the "
+    "same?",
     "refused_wrong_peer": "at the address of a known peer somebody else answers: correct its address in "
     "known_peers",
     "refused_oversize": "a member announced a message over limits.frame_bytes, and its link was ended; the "

@@ -15,7 +15,7 @@ from edgepool.errors import RemoteError
 from edgepool.gateway.doctor import Finding
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.model.pool import Member
-from edgepool.transport.identity import Identity, identity_of
+from edgepool.transport.identity import Identity
 
 TIMEOUT_S = 3.0
 AT_ONCE = 16
@@ -97,7 +97,7 @@ async def _judge(
 ) -> tuple[str, str]:
     tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
     try:
-        there = identity_of(tls.getpeercert(binary_form=True) or b"", identity.network)
+        there = identity.trust.check(tls.getpeercert(binary_form=True) or b"")
     except RemoteError as error:
         return error.reason, "correct its address, or have it issued another certificate"
     if there.peer != peer:

@@ -7,18 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgepool.core.machine import BlockSource, Instant, Item
+from edgepool.model.identity import PeerIdentity as PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis, Member
-
-
-@dataclass(frozen=True, slots=True)
-class PeerIdentity:
-    """Who is at the other end, as its certificate proves: peer id, name, role, machine type."""
-
-    peer: PeerId
-    name: str
-    role: str
-    machine_type: str
 
 
 class LinkHandler(Protocol):

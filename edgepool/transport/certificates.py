@@ -20,15 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgepool.config import ROLES
 from edgepool.errors import LocalError
+from edgepool.model.credential import MAX_NAME_LENGTH, identity_of, identity_uri, name_attribute
 from edgepool.model.ids import PeerId, peer_id_from_public_key, public_key_of
-from edgepool.transport.identity import (
-    MAX_NAME_LENGTH,
-    Identity,
-    identity_of,
-    identity_uri,
-    load_identity,
-    name_attribute,
-)
+from edgepool.transport.identity import Identity, load_identity
 from edgepool.transport.keyfiles import (
     AUTHORITY_PASSPHRASE_VARIABLE,
     key_pem,

@@ -6,6 +6,7 @@ the very call in which TLS completes, before a first byte of data is handed on.
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
 import errno
 import socket
@@ -14,15 +15,25 @@ from collections.abc import Callable
 from typing import cast
 
 from edgepool.config import Limits
-from edgepool.errors import LocalError, RemoteError
+from edgepool.errors import LocalError
+from edgepool.model.credential import NotProven
 from edgepool.model.ids import format_address, parse_address
 from edgepool.runtime.ports import PeerIdentity
-from edgepool.transport.certificates import identity_of
 from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.greeting import TLS_HANDSHAKE, TakePlain, first_byte, read_greeting
 from edgepool.transport.identity import Identity
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
-from edgepool.transport.refusals import BUSY, HANDSHAKE, STRANGER, Counters, count
+from edgepool.transport.refusals import (
+    BUSY,
+    CHAIN,
+    HANDSHAKE,
+    NO_CERTIFICATE,
+    Counters,
+    count,
+    of_handshake,
+    refused,
+)
+from edgepool.transport.trust import TrustSet
 
 _BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.1
@@ -37,11 +48,13 @@ class Doorway(asyncio.BufferedProtocol):
     `admitted` is what took over, None if nothing did (yet). Once `abandoned`, nobody gets in.
     """
 
-    def __init__(self, network: str, counters: Counters, judge: Judge, joins: JoinDoor | None = None) -> None:
+    def __init__(
+        self, trust: TrustSet, counters: Counters, judge: Judge, joins: JoinDoor | None = None
+    ) -> None:
         self.admitted: asyncio.BufferedProtocol | None = None
         self.abandoned = False
         self.judged = False
-        self._network = network
+        self._trust = trust
         self._counters = counters
         self._judge = judge
         self._joins = joins
@@ -66,12 +79,16 @@ class Doorway(asyncio.BufferedProtocol):
             return self._joins.connection(str(host), self._counters)
         if not certificate:
             # Only a registrar's context lets TLS stand without one, and only for who comes to join.
-            count(self._counters, HANDSHAKE)
+            count(self._counters, NO_CERTIFICATE)
+            return None
+        behind = _certificates_behind(tls)
+        if len(behind) > 1 or any(not self._trust.is_root(der) for der in behind):
+            count(self._counters, CHAIN)
             return None
         try:
-            identity = identity_of(certificate, self._network)
-        except RemoteError:
-            count(self._counters, STRANGER)
+            identity = self._trust.check(certificate)
+        except NotProven as error:
+            count(self._counters, refused(error.word))
             return None
         return self._judge(identity, protocol)
 
@@ -210,7 +227,8 @@ class Listener:
         joins = self._identity.join_door
         if joins is not None and not joins.is_open:
             joins = None
-        doorway = Doorway(self._identity.network, self._counters, judge, joins)
+        doorway = Doorway(self._identity.trust, self._counters, judge, joins)
+        failure = HANDSHAKE
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: doorway,
@@ -218,12 +236,23 @@ class Listener:
                 ssl=self._identity.server_context if joins is None else joins.server_context,
                 ssl_handshake_timeout=self._limits.handshake_timeout_ms / 1000,
             )
-        except OSError:
-            pass
+        except OSError as error:
+            failure = of_handshake(error)
         finally:
             doorway.abandoned = True
         if not doorway.judged:
-            count(self._counters, HANDSHAKE)
+            count(self._counters, failure)
+
+
+def _certificates_behind(tls: ssl.SSLObject) -> list[bytes]:
+    """Return the certificates (DER) that the other side has sent behind its own.
+
+    A member sends its own and nothing else, but for OpenSSL, which adds the root of its issuer unasked.
+    """
+    if hasattr(tls, "get_unverified_chain"):  # from Python 3.13 on
+        return list(tls.get_unverified_chain())[1:]
+    chain = tls._sslobj.get_unverified_chain() or ()  # type: ignore[attr-defined]
+    return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain[1:]]
 
 
 def _reachable(host: str, family: int) -> str:

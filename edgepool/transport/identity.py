@@ -1,157 +1,195 @@
 """What a running peer proves itself with: its signer and its TLS contexts, loaded and checked.
 
-TLS 1.3 only, certificates on both sides, one trusted root. There is no host name check: what
-counts is the peer id that the certificate proves, wherever it was found.
+TLS 1.3 only, certificates on both sides, issued by a trusted root (trust.py). There is no host name check:
+what counts is the peer id that the certificate proves, wherever it was found.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgepool.config import ROLES, PeerSettings
-from edgepool.errors import ConfigError, RemoteError
+from edgepool.config import PeerSettings
+from edgepool.errors import ConfigError, DecodeError, RemoteError
+from edgepool.model.credential import Root, has_issued, identity_of, read_root
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import PeerId, peer_id_from_public_key
-from edgepool.runtime.ports import PeerIdentity
+from edgepool.model.identity import PeerIdentity
+from edgepool.model.ids import PeerId
+from edgepool.storage.files import write_all
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
 from edgepool.transport.keyfiles import (
     PASSPHRASE_VARIABLE,
     is_encrypted,
+    key_pem,
     own_passphrase,
     read_key_bytes,
     read_private_key,
 )
+from edgepool.transport.trust import TrustSet
 
 LINK_PROTOCOL = "edgepool-link/1"
 TRANSFER_PROTOCOL = "edgepool-transfer/1"
 CONDUIT_PROTOCOL = "edgepool-conduit/1"
 PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL)
 """What is spoken on a peer's port by those that have a certificate."""
-MAX_NAME_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """A peer's own identity. `certificate` is what others see; `valid_until_ms` is wall time.
+class _Contexts:
+    server: ssl.SSLContext
+    link: ssl.SSLContext
+    transfer: ssl.SSLContext
+    conduit: ssl.SSLContext
 
-    The server context takes all of PROTOCOLS (ALPN tells which); each client context is for one.
+
+class Identity:
+    """A peer's own identity, and whom it trusts. `certificate` is what others see of it.
+
+    The server context takes all of PROTOCOLS (ALPN tells which); each client context is for one. They are
+    made anew when the certificate or the trusted roots change: ask for them at each connection.
     A registrar has a door for those that have no certificate yet; it takes its contexts' place if open.
     """
 
-    network: str
-    certificate: PeerIdentity
-    valid_until_ms: int
-    signer: Signer = field(repr=False)
-    server_context: ssl.SSLContext = field(repr=False)
-    link_context: ssl.SSLContext = field(repr=False)
-    transfer_context: ssl.SSLContext = field(repr=False)
-    conduit_context: ssl.SSLContext = field(repr=False)
-    join_door: JoinDoor | None = field(default=None, repr=False)
+    def __init__(self, settings: PeerSettings, key: Ed25519PrivateKey, *, is_registrar: bool) -> None:
+        self.network = settings.network
+        self.signer = Signer(key.private_bytes_raw())
+        self._settings = settings
+        self._key = key
+        self._own, installed = _checked_files(settings, key)
+        self.trust = TrustSet(self.network, installed)
+        self.certificate: PeerIdentity = self.trust.check(self.certificate_der)
+        self._contexts = self._made()
+        self.join_door: JoinDoor | None = None
+        if is_registrar:
+            self.join_door = JoinDoor(*self._door_contexts())
+        self.trust.watch_roots(self._renew_contexts)
 
     @property
     def peer(self) -> PeerId:
         """This peer's id."""
         return self.signer.peer
 
+    @property
+    def valid_until_ms(self) -> int:
+        """When the certificate lapses, in ms of wall time."""
+        return self.certificate.valid_until_ms
+
+    @property
+    def certificate_der(self) -> bytes:
+        """This peer's own certificate in DER."""
+        return self._own.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def server_context(self) -> ssl.SSLContext:
+        """The context in which links and transfers are accepted."""
+        return self._contexts.server
+
+    @property
+    def link_context(self) -> ssl.SSLContext:
+        """The context in which links are dialled."""
+        return self._contexts.link
+
+    @property
+    def transfer_context(self) -> ssl.SSLContext:
+        """The context in which transfers are dialled."""
+        return self._contexts.transfer
+
+    @property
+    def conduit_context(self) -> ssl.SSLContext:
+        """The context in which a conduit is dialled."""
+        return self._contexts.conduit
+
+    def reload(self) -> None:
+        """Take a newer certificate of the same key, and its roots, from the files; new connections use them.
+
+        ConfigError, and nothing is changed, if they do not fit.
+        """
+        own, installed = _checked_files(self._settings, self._key)
+        self._own = own
+        self.trust.install(installed)
+        self.certificate = self.trust.check(self.certificate_der)
+        self._renew_contexts()
+
+    def _renew_contexts(self) -> None:
+        self._contexts = self._made()
+        if self.join_door is not None:
+            self.join_door.renew(*self._door_contexts())
+
+    def _made(self) -> _Contexts:
+        clients = ssl.PROTOCOL_TLS_CLIENT
+        return _Contexts(
+            self._context(ssl.PROTOCOL_TLS_SERVER, *PROTOCOLS),
+            self._context(clients, LINK_PROTOCOL),
+            self._context(clients, TRANSFER_PROTOCOL),
+            self._context(clients, CONDUIT_PROTOCOL),
+        )
+
+    def _door_contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        servers = ssl.PROTOCOL_TLS_SERVER
+        return self._context(servers, *PROTOCOLS), self._context(servers, JOIN_PROTOCOL)
+
+    def _context(self, side: int, *protocols: str) -> ssl.SSLContext:
+        return _context(side, self._own, self._key, self.trust.roots, protocols)
+
 
 def load_identity(settings: PeerSettings) -> Identity:
-    """Load and check the key, certificate and root that `settings.identity` names.
+    """Load and check the key, certificate and roots that `settings.identity` names.
 
     ConfigError, in one sentence, for anything that would only fail later on the wire.
     """
-    paths = settings.identity
-    key_path = settings.path(paths.key)
-    certificate_path = settings.path(paths.certificate)
-    authority_path = settings.path(paths.authority)
-    key, passphrase = read_own_key(settings)
+    key, _ = read_own_key(settings)
+    return Identity(settings, key, is_registrar=bool(settings.authority.folder))
+
+
+def installed_roots(settings: PeerSettings) -> tuple[Root, ...]:
+    """Return the roots in this peer's own files, that of its organisation first; ConfigError if one is unfit.
+
+    `identity.authority` has its organisation's (while it rotates, the new one and the old), and
+    `identity.trusted`, if there is such a file, those of others that its owner trusts.
+    """
+    path = settings.path(settings.identity.authority)
+    found = [(path, certificate) for certificate in read_certificates(path)]
+    more = settings.path(settings.identity.trusted)
+    if more.exists():
+        found += [(more, certificate) for certificate in read_certificates(more)]
+    roots: dict[bytes, Root] = {}
+    for where, certificate in found:
+        try:
+            root = read_root(certificate.public_bytes(serialization.Encoding.DER))
+        except DecodeError as error:
+            raise ConfigError(f"{where} is not the certificate of an authority: {error}") from None
+        roots.setdefault(root.fingerprint, root)
+    return tuple(roots.values())
+
+
+def _checked_files(
+    settings: PeerSettings, key: Ed25519PrivateKey
+) -> tuple[x509.Certificate, tuple[Root, ...]]:
+    """Return this peer's certificate and its installed roots; ConfigError if something does not fit."""
+    certificate_path = settings.path(settings.identity.certificate)
+    authority_path = settings.path(settings.identity.authority)
     certificate = read_certificate(certificate_path)
-    authority = read_certificate(authority_path)
+    installed = installed_roots(settings)
     if certificate.public_key() != key.public_key():
         raise ConfigError(
-            f"{certificate_path} is not the certificate of {key_path}: have one issued for this key"
+            f"{certificate_path} is not the certificate of {settings.path(settings.identity.key)}: "
+            "have one issued for this key"
         )
     _check_validity(certificate_path, certificate)
-    _check_validity(authority_path, authority)
-    check_issuer(certificate_path, certificate, authority_path, authority)
-    named = check_names(certificate_path, certificate, settings)
-
-    def context(side: int, *protocols: str) -> ssl.SSLContext:
-        return _context(side, certificate_path, key_path, passphrase, authority, protocols)
-
-    servers = ssl.PROTOCOL_TLS_SERVER
-    joins = None
-    if settings.authority.folder:
-        joins = JoinDoor(context(servers, *PROTOCOLS), context(servers, JOIN_PROTOCOL))
-    return Identity(
-        network=settings.network,
-        certificate=named,
-        valid_until_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
-        signer=Signer(key.private_bytes_raw()),
-        server_context=context(servers, *PROTOCOLS),
-        link_context=context(ssl.PROTOCOL_TLS_CLIENT, LINK_PROTOCOL),
-        transfer_context=context(ssl.PROTOCOL_TLS_CLIENT, TRANSFER_PROTOCOL),
-        conduit_context=context(ssl.PROTOCOL_TLS_CLIENT, CONDUIT_PROTOCOL),
-        join_door=joins,
-    )
-
-
-def identity_of(der: bytes, network: str) -> PeerIdentity:
-    """Return whom a peer's certificate (DER, its chain already verified by TLS) names.
-
-    RemoteError if its key is not Ed25519, or it is for another network or an unknown role.
-    """
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        public = certificate.public_key()
-    except Exception:
-        # A certificate that OpenSSL accepts and this parser does not can fail in many ways.
-        raise RemoteError("unknown", "its certificate cannot be read") from None
-    if not isinstance(public, Ed25519PublicKey):
-        raise RemoteError("unknown", "the key of its certificate is not an Ed25519 key")
-    peer = peer_id_from_public_key(public.public_bytes_raw())
-    named = _named_in(certificate)
-    if named is None:
-        raise RemoteError(peer, "its certificate has no URI spiffe://NETWORK/ROLE/NAME")
-    its_network, role, name = named
-    if its_network != network:
-        raise RemoteError(peer, f"its certificate is for network '{its_network[:64]}', not '{network}'")
-    if role not in ROLES:
-        raise RemoteError(peer, f"its certificate names the unknown role '{role[:64]}'")
-    machine_type = name_attribute(certificate.subject, NameOID.ORGANIZATIONAL_UNIT_NAME)
-    if len(machine_type) > MAX_NAME_LENGTH:
-        raise RemoteError(peer, "the machine type in its certificate is too long")
-    return PeerIdentity(peer, name, role, machine_type)
-
-
-def network_of(der: bytes) -> str:
-    """Return the network that a peer's certificate (DER) is for; '' if it names none."""
-    try:
-        named = _named_in(x509.load_der_x509_certificate(der))
-    except Exception:
-        return ""
-    return named[0] if named is not None else ""
-
-
-def identity_uri(network: str, role: str, name: str) -> str:
-    """Return the URI by which a certificate names a peer."""
-    return f"spiffe://{quote(network, safe='')}/{quote(role, safe='')}/{quote(name, safe='')}"
-
-
-def name_attribute(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
-    """Return the first attribute `oid` of an X.509 name as text, '' if there is none."""
-    for attribute in name.get_attributes_for_oid(oid):
-        return str(attribute.value)
-    return ""
+    issuer = next((root for root in installed if has_issued(root, certificate)), None)
+    if issuer is None:
+        raise ConfigError(f"{certificate_path} was not signed by the authority in {authority_path}")
+    _check_validity(authority_path, issuer.certificate)
+    check_names(certificate_path, certificate, settings)
+    return certificate, installed
 
 
 def read_own_key(settings: PeerSettings) -> tuple[Ed25519PrivateKey, bytes | None]:
@@ -172,23 +210,6 @@ def read_own_key(settings: PeerSettings) -> tuple[Ed25519PrivateKey, bytes | Non
     return key, passphrase
 
 
-def _named_in(certificate: x509.Certificate) -> tuple[str, str, str] | None:
-    """Return (network, role, name) of the certificate's one identity URI, or None."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return None
-    if len(uris) != 1 or not uris[0].startswith("spiffe://") or len(uris[0]) > 2048:
-        return None
-    parts = [unquote(part) for part in uris[0].removeprefix("spiffe://").split("/")]
-    if len(parts) != 3 or identity_uri(*parts) != uris[0]:
-        return None
-    if not all(part and len(part) <= MAX_NAME_LENGTH and part.isprintable() for part in parts):
-        return None
-    return parts[0], parts[1], parts[2]
-
-
 def read_certificate(path: Path) -> x509.Certificate:
     """Return the certificate in a PEM file; ConfigError if there is none."""
     raw = read_key_bytes(path, ConfigError)
@@ -198,6 +219,18 @@ def read_certificate(path: Path) -> x509.Certificate:
     except Exception:
         raise ConfigError(f"{path} is not a certificate in PEM") from None
     return certificate
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Return the certificates in a PEM file, at least one; ConfigError if there is none."""
+    raw = read_key_bytes(path, ConfigError)
+    try:
+        found = x509.load_pem_x509_certificates(raw)
+        for certificate in found:
+            certificate.public_key()
+    except Exception:
+        raise ConfigError(f"{path} is not a certificate in PEM") from None
+    return found
 
 
 def _check_validity(path: Path, certificate: x509.Certificate) -> None:
@@ -214,14 +247,11 @@ def check_issuer(
 ) -> None:
     """Raise ConfigError unless `authority` is an authority and has signed `certificate`."""
     try:
-        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
-        if not constraints.ca:
-            raise ConfigError(f"{authority_path} is not the certificate of an authority")
-        certificate.verify_directly_issued_by(authority)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension):
-        raise ConfigError(f"{authority_path} is not the certificate of an authority") from None
-    except (InvalidSignature, ValueError, TypeError):
-        raise ConfigError(f"{path} was not signed by the authority in {authority_path}") from None
+        root = read_root(authority.public_bytes(serialization.Encoding.DER))
+    except DecodeError as error:
+        raise ConfigError(f"{authority_path} is not the certificate of an authority: {error}") from None
+    if not has_issued(root, certificate):
+        raise ConfigError(f"{path} was not signed by the authority in {authority_path}")
 
 
 def check_names(path: Path, certificate: x509.Certificate, settings: PeerSettings) -> PeerIdentity:
@@ -247,21 +277,31 @@ def check_names(path: Path, certificate: x509.Certificate, settings: PeerSetting
 
 def _context(
     side: int,
-    certificate: Path,
-    key: Path,
-    passphrase: bytes | None,
-    authority: x509.Certificate,
+    certificate: x509.Certificate,
+    key: Ed25519PrivateKey,
+    roots: Iterable[Root],
     protocols: tuple[str, ...],
 ) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.DER))
-    # Without any password OpenSSL would ask for one on the terminal, had the key been encrypted just now.
-    context.load_cert_chain(certificate, key, password=passphrase or b"")
+    for root in roots:
+        context.load_verify_locations(cadata=root.der)
+    _load_own(context, certificate, key)
     context.set_alpn_protocols(list(protocols))
     if side == ssl.PROTOCOL_TLS_SERVER:
         # No resumption: every connection proves both keys anew.
         context.num_tickets = 0
     return context
+
+
+def _load_own(context: ssl.SSLContext, certificate: x509.Certificate, key: Ed25519PrivateKey) -> None:
+    """Give a context the certificate and its key; the library only takes a file, so it is one in memory."""
+    pem = certificate.public_bytes(serialization.Encoding.PEM) + key_pem(key, None)
+    descriptor = os.memfd_create("edgepool identity", os.MFD_CLOEXEC)
+    try:
+        write_all(descriptor, pem, 0)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -90,16 +90,20 @@ class JoinDoor:
     """
 
     def __init__(self, server_context: ssl.SSLContext, join_context: ssl.SSLContext) -> None:
-        self.server_context = server_context
-        self._join_context = join_context
+        self.renew(server_context, join_context)
         self._root = b""
         self._leaf_hash = b""
         self._answer: Answer | None = None
         self._guests: dict[_Guest, None] = {}
         self._attempts: dict[str, deque[float]] = {}
+
+    def renew(self, server_context: ssl.SSLContext, join_context: ssl.SSLContext) -> None:
+        """Use these contexts for new connections: the certificate or the trusted roots have changed."""
         # As a client's hello cannot switch the demand for a certificate off, it is not made here.
         server_context.verify_mode = ssl.CERT_OPTIONAL
         server_context.sni_callback = self._greeted
+        self.server_context = server_context
+        self._join_context = join_context
 
     @property
     def is_open(self) -> bool:

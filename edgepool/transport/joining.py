@@ -22,11 +22,11 @@ from msgspec.structs import replace
 
 from edgepool.errors import DecodeError, LocalError, Refused, RemoteError, Unavailable
 from edgepool.model.codec import Wire, decode, encode
+from edgepool.model.credential import identity_of, network_of
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.framing import HEADER_BYTES, header
-from edgepool.transport.identity import identity_of, network_of
 from edgepool.transport.joincode import JoinCode, fingerprint_of
 from edgepool.transport.joindoor import (
     EXPIRED,

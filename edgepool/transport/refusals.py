@@ -5,10 +5,37 @@ Nothing that a stranger does is an event or a log line of its own; it is only a 
 
 from __future__ import annotations
 
+import ssl
+
+from edgepool.model import credential
+
+
+def refused(word: str) -> str:
+    """Return the counter of a condition by which a certificate proves nobody, see model/credential.py."""
+    return f"refused_{word}"
+
+
 HANDSHAKE = "refused_handshake"
-"""TLS did not come about: no or a foreign certificate, garbage, silence."""
+"""TLS did not come about: garbage, silence, or the caller did not want to go on."""
+NO_CERTIFICATE = "refused_no_certificate"
+"""A caller showed no certificate."""
+POSSESSION = refused(credential.POSSESSION)
+"""A caller showed a certificate and could not prove that it has its key."""
+CHAIN = "refused_chain"
+"""A caller sent more certificates than its own."""
+FOREIGN = refused(credential.FOREIGN)
+EXPIRED = refused(credential.EXPIRED)
+NOT_YET_VALID = refused(credential.NOT_YET_VALID)
+WRONG_NETWORK = refused(credential.WRONG_NETWORK)
+UNKNOWN_ROLE = refused(credential.UNKNOWN_ROLE)
+WRONG_KEY = refused(credential.WRONG_KEY)
+NAMELESS = refused(credential.NAMELESS)
+UNREADABLE = refused(credential.UNREADABLE)
+OVERSIZE_CERTIFICATE = refused(credential.OVERSIZE)
+REVOKED = refused(credential.REVOKED)
+"""A caller's certificate does not make it a member, for the reason in the name."""
 STRANGER = "refused_stranger"
-"""A proven certificate, but of another network, of no known role, or for no protocol of ours."""
+"""A member came for no protocol of ours, or is this peer itself."""
 WRONG_PEER = "refused_wrong_peer"
 """At an address of a peer that was wanted, somebody else answered."""
 OVERSIZE = "refused_oversize"
@@ -33,6 +60,22 @@ HANDLER = "failed_handler"
 """The handler raised; the link on which it happened was ended."""
 
 Counters = dict[str, int]
+
+
+_VERDICTS = {9: NOT_YET_VALID, 10: EXPIRED, 22: CHAIN, 25: CHAIN, 79: CHAIN}
+"""Counters by OpenSSL's X509_V_ERR numbers; any other verdict on a certificate is that it is foreign."""
+_REASONS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": NO_CERTIFICATE,
+    "BAD_SIGNATURE": POSSESSION,
+    "EXCESSIVE_MESSAGE_SIZE": CHAIN,
+}
+
+
+def of_handshake(error: Exception) -> str:
+    """Return the counter of what made TLS fail on the accepting side."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERDICTS.get(error.verify_code, FOREIGN)
+    return _REASONS.get(getattr(error, "reason", None) or "", HANDSHAKE)
 
 
 def count(counters: Counters, reason: str) -> None:

@@ -201,7 +201,7 @@ class TlsTransport:
                 return None
             return Link(identity, True, self, self._limits, self._counters)
 
-        doorway = Doorway(self._identity.network, self._counters, judge)
+        doorway = Doorway(self._identity.trust, self._counters, judge)
         timeout_ms = self._limits.handshake_timeout_ms
         welcomed = False
         try:

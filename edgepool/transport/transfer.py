@@ -100,7 +100,7 @@ async def _connect(
     def judge(found: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
         return receiver if found.peer == holder and protocol == TRANSFER_PROTOCOL else None
 
-    doorway = Doorway(identity.network, {}, judge)
+    doorway = Doorway(identity.trust, {}, judge)
     try:
         if parse_address(address)[2] not in (None, holder):
             return "it is another peer's"

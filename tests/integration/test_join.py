@@ -316,13 +316,13 @@ async def test_a_stranger_who_does_not_come_to_join_gets_nothing(tmp_path: Path)
             (JOIN_PROTOCOL, "other.edgepool"),
             ("edgepool-link/1", JOIN_SERVER_NAME),
         ):
-            before = refused(cloud, "refused_handshake")
+            before = refused(cloud, "refused_no_certificate")
             reader, writer = await knock(cloud, protocol, name)
             writer.write(header(5) + b"hello")
             assert await ended(reader)
             writer.close()
-            await until(lambda before=before: refused(cloud, "refused_handshake") == before + 1)  # type: ignore[misc]
-        assert set(cloud.status().totals.refused) == {"refused_handshake"}
+            await until(lambda before=before: refused(cloud, "refused_no_certificate") == before + 1)  # type: ignore[misc]
+        assert set(cloud.status().totals.refused) == {"refused_no_certificate"}
 
 
 async def test_an_ordinary_peer_has_no_such_door(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ async def test_an_ordinary_peer_has_no_such_door(tmp_path: Path) -> None:
         code = JoinCode(a.transport.addresses, bytes(16), bytes(6), bytes(16))
         with pytest.raises(RemoteError, match="it admits nobody"):
             await join_network(code, tmp_path / "new")
-        await until(lambda: a.counters == {"refused_handshake": 1})
+        await until(lambda: a.counters == {"refused_no_certificate": 1})
 
 
 @pytest.mark.parametrize(

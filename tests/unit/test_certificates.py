@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, LocalError, RemoteError
-from edgepool.model.crypto import verify
+from edgepool.model.crypto import sha256, verify
 from edgepool.model.ids import PeerId
 from edgepool.transport.certificates import (
     create_authority,
@@ -65,6 +65,9 @@ def test_one_key_is_peer_id_signer_and_certificate_key(folder: Path) -> None:
     assert identity.peer == identity.signer.peer == identity.certificate.peer
     assert identity.certificate.name == "mill-1"
     assert identity.certificate.machine_type == "milling"
+    assert identity.certificate.organisation == "Test works"
+    root = (folder / "authority/authority.pem").read_bytes()
+    assert identity.certificate.root == sha256(to_der(root))
     assert verify(identity.peer, "test", [1], identity.signer.sign("test", [1]))
     days = (identity.valid_until_ms / 1000 - datetime.datetime.now().timestamp()) / 86400
     assert 364 < days < 366

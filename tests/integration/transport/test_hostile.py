@@ -24,7 +24,7 @@ async def test_a_stranger_is_refused_and_only_counted(wire: Road) -> None:
         mole.transport.close_link(a.peer, "")
         a.transport.want(mole.member)
         await until(lambda: refusals(a) and refusals(mole), PATIENCE_S)
-        assert set(a.counters) <= {"refused_handshake", "refused_stranger"}
+        assert set(a.counters) <= {"refused_handshake", "refused_foreign"}
         assert a.seen.events == []
         assert mole.seen.events == []
 
@@ -35,7 +35,7 @@ async def test_a_member_of_another_network_is_a_stranger(wire: Road) -> None:
         async with asyncio.timeout(PATIENCE_S):
             assert await link.ended()
         await until(lambda: a.counters, PATIENCE_S)
-        assert a.counters == {"refused_stranger": 1}
+        assert a.counters == {"refused_wrong_network": 1}
         assert a.seen.events == []
 
 
