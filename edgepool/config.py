@@ -119,6 +119,20 @@ class ConsensusSettings(Settings, frozen=True):
     approve: Approve = "coordinator"
 
 
+class StorageSettings(Settings, frozen=True):
+    """How twin data is kept; `limits.data_bytes` says how much of it.
+
+    `keep_free_bytes` of the disk are left to chains and to other programs. `evict` says what happens when
+    there is no room: what was used least recently goes ("lru"), or new data is refused ("never").
+    The scrub reads all data again each `scrub_every_h`, at `scrub_bytes_s` (0: never).
+    """
+
+    keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024**2
+    evict: Literal["lru", "never"] = "lru"
+    scrub_bytes_s: Annotated[int, Meta(ge=0)] = 4 * 1024**2
+    scrub_every_h: Annotated[int, Meta(ge=1, le=24 * 365)] = 7 * 24
+
+
 class PeerSettings(Settings, frozen=True):
     """Everything about one peer. `folder` is where it keeps keys, chains and data.
 
@@ -138,6 +152,7 @@ class PeerSettings(Settings, frozen=True):
     authority: AuthoritySettings = AuthoritySettings()
     api: ApiSettings = ApiSettings()
     limits: Limits = Limits()
+    storage: StorageSettings = StorageSettings()
     consensus: ConsensusSettings = ConsensusSettings()
 
     def path(self, relative: str) -> Path:

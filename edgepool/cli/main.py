@@ -32,6 +32,7 @@ from edgepool.cli import (
     run,
     sim,
     status,
+    stored,
     topology,
     verify,
 )
@@ -95,6 +96,7 @@ chain.app.command("genesis")(proof.export_genesis)
 app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")
+app.add_typer(stored.app, name="data")
 app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")

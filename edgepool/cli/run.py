@@ -164,6 +164,9 @@ def _describe(event: PeerEvent, here: Peer, blocks: bool) -> tuple[str, str, dic
     """Return an event's name, sentence and facts, or None if it is not told."""
     from edgepool.peer.values import (
         BlockAdded,
+        DataDamaged,
+        DataEvicted,
+        DataRestored,
         EventsMissed,
         LinkChanged,
         PeerMisbehaved,
@@ -213,6 +216,16 @@ def _describe(event: PeerEvent, here: Peer, blocks: bool) -> tuple[str, str, dic
             sentence = f"block {header.height} on chain {chain[:8]} with {header.records_count} records"
             facts = {"chain": chain, "height": header.height, "records": header.records_count}
             return "block", sentence, facts
+        case DataDamaged(root, key, reason):
+            name = str(key or root.hex()[:16])
+            return "damaged", f"data {name} is damaged: {reason}", {"root": root.hex(), "reason": reason}
+        case DataRestored(root, key, holder):
+            facts = {"root": root.hex(), "key": str(key), "holder": holder}
+            return "restored", f"damaged data {key} was got again", facts
+        case DataEvicted(root, key, size_bytes):
+            name = str(key or root.hex()[:16])
+            facts = {"root": root.hex(), "size_bytes": size_bytes}
+            return "evicted", f"{name} ({size(size_bytes)}) was dropped to make room", facts
         case EventsMissed(count):
             return "missed", f"{count} events were not told: this screen is too slow", {"count": count}
     return None

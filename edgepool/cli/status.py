@@ -256,6 +256,12 @@ class StatusScreen:
             "demands", Text.assemble(f"{totals.demands} made, {totals.answered} answered, ", failed)
         )
         table.add_row("data", f"{size(totals.bytes_received)} received, {size(totals.bytes_sent)} sent")
+        stored = self._status.storage
+        table.add_row(
+            "stored",
+            f"{size(stored.used_bytes)} of {size(stored.quota_bytes)}, {size(stored.kept_bytes)} must stay, "
+            f"{size(stored.quarantined_bytes)} damaged",
+        )
         if totals.first_data_ms:
             table.add_row("first data", moment(totals.first_data_ms))
         for reason, count in sorted(totals.refused.items()):

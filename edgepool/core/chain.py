@@ -57,7 +57,7 @@ from edgepool.model.message import (
     Votes,
 )
 from edgepool.model.pool import Genesis, Member
-from edgepool.model.record import MembershipChange, SignedRecord
+from edgepool.model.record import Body, MembershipChange, SignedRecord
 
 ChainMessage = (
     Records
@@ -132,6 +132,11 @@ class Chain:
     def waiting_records(self) -> int:
         """How many records wait to be packed."""
         return len(self._intake)
+
+    @property
+    def own_waiting(self) -> tuple[Body, ...]:
+        """What this peer itself is about to have on the chain."""
+        return self._intake.own
 
     def start(self, now: Instant) -> list[Effect]:
         """Begin, or go on after a restart."""

@@ -209,6 +209,11 @@ class Intake:
                 effects += self._give_up(record_id, reason)
         return effects
 
+    @property
+    def own(self) -> tuple[Body, ...]:
+        """The bodies of this peer's records that are under way."""
+        return tuple(signed.record.body for signed in self._underway)
+
     def mine(self, body: Body) -> bool:
         """Say whether a record of this peer with this body is under way."""
         return any(signed.record.body == body for signed in self._underway)

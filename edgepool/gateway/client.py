@@ -23,7 +23,7 @@ from edgepool.config import CONFIG_FILE
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.registrar import InvitationView, NewInvitation
-from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
+from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
@@ -146,6 +146,24 @@ class ApiClient:
         body = {"key": key, "version": version, "timeout_ms": timeout_ms}
         answer = await self._post("/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
         return _as(list[dict[str, Any]], answer)
+
+    async def stored(self) -> list[StoredData]:
+        """Return the data that the peer keeps, what was used last first."""
+        return _as(list[StoredData], await self._get("/v1/data"))
+
+    async def pin(self, what: str, pinned: bool) -> list[StoredData]:
+        """Have the peer pin data (a key or the beginning of a root), or unpin it; return it."""
+        body = {"what": what, "pinned": pinned}
+        return _as(list[StoredData], await self._post("/v1/data/pin", body, timeout_s=ANSWER_TIMEOUT_S))
+
+    async def evict(self, what: str = "", free_bytes: int = 0) -> list[StoredData]:
+        """Have the peer drop data, or free so many bytes; return what went."""
+        body = {"what": what, "free_bytes": free_bytes}
+        return _as(list[StoredData], await self._post("/v1/data/evict", body, timeout_s=ANSWER_TIMEOUT_S))
+
+    async def scrub(self, what: str = "") -> ScrubReport:
+        """Have the peer read its data again, all of it or some, and return what it found."""
+        return _as(ScrubReport, await self._post("/v1/data/scrub", {"what": what}, timeout_s=24 * 3600))
 
     async def fetch(
         self,

@@ -21,6 +21,7 @@ from edgepool.peer.accounting import Accounting, TransferProgress
 from edgepool.peer.values import Fetched, Published, TransferEnded
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore, BlobWriter
+from edgepool.storage.space import size_of
 from edgepool.transport.certificates import Identity
 from edgepool.transport.transfer import TransferSource
 from edgepool.transport.transfer import fetch as transfer_fetch
@@ -64,11 +65,14 @@ class DataPlane:
         if (data is None) == (path is None):
             raise LocalError("publish takes either data or a path, one of the two")
         if path is not None:
+            await self._peer.storage.make_room(await asyncio.to_thread(size_of, path))
             manifest = await asyncio.to_thread(self._blobs.import_file, path)
         else:
             assert data is not None
+            await self._peer.storage.make_room(len(data))
             manifest = await asyncio.to_thread(self._blobs.import_bytes, data)
-        return await self._offer(key, manifest, version, chain)
+        with self._peer.storage.publishing(manifest.root, key, version):
+            return await self._offer(key, manifest, version, chain)
 
     async def _offer(self, key: DataKey, manifest: Manifest, version: int, chain: ChainId) -> Published:
         root = manifest.root
@@ -176,6 +180,22 @@ class DataPlane:
             raise Unavailable(f"no holder of {key} could hand it over ({'; '.join(failures)[:600]})")
         raise Unavailable(f"nobody within reach offers {key}: has it been published in a pool?")
 
+    async def refetch(self, key: DataKey, version: int, root: bytes) -> PeerId:
+        """Get the data with this root again; return who had it. Unavailable if nobody hands it over."""
+        failures: list[str] = []
+        for offer in await self.find(key, version, FIND_TIMEOUT_MS):
+            body = offer.proof.record.record.body
+            assert isinstance(body, DataOffer)
+            if body.root != root or offer.holder.peer == self._peer.id:
+                continue
+            try:
+                await self._from(offer, key, None)
+            except EdgepoolError as error:
+                failures.append(f"{offer.holder.name}: {error}")
+            else:
+                return PeerId(offer.holder.peer)
+        raise Unavailable("; ".join(failures)[:600] or "no other holder can be reached")
+
     async def find(self, key: DataKey, version: int, timeout_ms: int) -> tuple[RankedOffer, ...]:
         """Find holders; look again shortly if there are none.
 
@@ -199,6 +219,7 @@ class DataPlane:
         body = offer.proof.record.record.body
         assert isinstance(body, DataOffer)
         if self._blobs.has(body.root):
+            self._peer.storage.used(body.root)
             return self._blobs.path(body.root)
         if not offer.reachable:
             raise Unavailable("does not answer")
@@ -206,6 +227,7 @@ class DataPlane:
         command = ConfirmTransfer(offer.holder, key, body.root, until_ms)
         confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
         assert isinstance(confirmation, SignedRecord)
+        await self._peer.storage.make_room(body.size_bytes)
         transfer = self._begin(key, offer.holder.peer, False, body.size_bytes)
         failure = "stopped"
         try:
@@ -216,6 +238,7 @@ class DataPlane:
             raise
         finally:
             self._end(transfer, failure)
+        self._peer.storage.used(body.root, key, body.version)
         self._peer.holding(body.root, body.size_bytes)
         return path
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from edgepool.config import PeerSettings, check_settings, load_peer_settings
-from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import (
     BlockCommitted,
     Command,
+    Confirmed,
     Done,
     Failed,
     Holding,
@@ -29,27 +29,25 @@ from edgepool.core.machine import (
 )
 from edgepool.core.node import Node
 from edgepool.errors import EdgepoolError, LocalError
-from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member, PoolKind
 from edgepool.model.record import Body, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
+from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
-from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.values import (
     Fetched,
     LinkChanged,
     PeerEvent,
     PeerMisbehaved,
-    PeerStatus,
     PoolEntered,
-    PoolMembers,
     Published,
 )
+from edgepool.peer.view import PeerView
 from edgepool.peer.watchers import Watchers
 from edgepool.runtime.clock import SystemClock
 from edgepool.runtime.loop import FreshBlocks, NodeLoop
@@ -67,7 +65,7 @@ RECORD_TIMEOUT_MS = 30_000
 _LOAD_EVERY_S = 1.0
 
 
-class Peer:
+class Peer(PeerView):
     """One machine with its gateway, or another role, in a network of peers.
 
     Use `async with Peer.open("folder") as peer:`. All methods raise LocalError once closed.
@@ -91,7 +89,8 @@ class Peer:
         segment_bytes = segment_bytes_for(settings.limits.chain_bytes)
         self._store: Store = store if store is not None else FolderStore(settings.folder, segment_bytes)
         self._accounting = Accounting(settings.limits.link_mbit_s)
-        self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes)
+        keep_free_bytes = settings.storage.keep_free_bytes
+        self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes, keep_free_bytes)
         self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock)
         server = TransferServer(self.data.serve, settings.limits, self._accounting.refused)
         self._transport: Transport = transport or TlsTransport(
@@ -100,6 +99,7 @@ class Peer:
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
         self._node = Node(settings, self._identity.signer, fresh)
+        self.storage = DataKeeper(self, self._blobs, fresh, self._clock)
         self._loop = NodeLoop(
             self._node,
             store=self._store,
@@ -149,6 +149,7 @@ class Peer:
         for member in known_members(self.settings):
             self._transport.want(member)
         self._load_task = asyncio.create_task(self._measure_load(), name=f"load of {self.name}")
+        self.storage.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -159,6 +160,7 @@ class Peer:
         if self._load_task is not None:
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
+        await self.storage.close()
         await self._transport.close()
         await self._loop.close()
         self._store.close()
@@ -276,72 +278,7 @@ class Peer:
         self._check_open()
         return await self._membership.approve(chain, proposer, COMMAND_TIMEOUT_MS)
 
-    # --- what is ----------------------------------------------------------------------------
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs at which this peer listens, without /p2p."""
-        return self._transport.addresses
-
-    @property
-    def pools(self) -> tuple[Genesis, ...]:
-        """The pools that this peer is in, as a member or an observer, oldest first."""
-        return tuple(chain.genesis for chain in self._node.chains.values())
-
-    @property
-    def chains(self) -> tuple[ChainId, ...]:
-        """The chains that this peer keeps."""
-        return tuple(self._node.chains)
-
-    def chain_state(self, chain: ChainId) -> ChainState:
-        """Return what the records of a chain add up to; read it, do not change it."""
-        known = self._node.chains.get(chain)
-        if known is None:
-            raise LocalError(f"peer {self.name} is not on chain {chain}")
-        return known.state
-
-    def block(self, chain: ChainId, height: int) -> CertifiedBlock | None:
-        """Return a stored block, or None."""
-        return self._source.block(chain, height)
-
-    def connected(self) -> tuple[PeerIdentity, ...]:
-        """Return who is at the other end of each link."""
-        return tuple(self._identities.values())
-
-    def member(self, peer: PeerId) -> Member | None:
-        """Return this or a connected peer as a pool member, or None if it is not known (yet)."""
-        return self._membership.member(peer)
-
-    def members(self, chain: ChainId) -> PoolMembers:
-        """Return who is in the pool of a chain, which changes are open, and who has left."""
-        return self._membership.view(chain)
-
-    def handovers(self, chain: ChainId) -> tuple[Handover, ...]:
-        """Return what leads from the genesis of a chain to its present roster, the oldest first."""
-        return self._membership.handovers(chain)
-
-    @property
-    def failure(self) -> str:
-        """Why this peer has stopped by itself (its disk failed), or ''."""
-        return str(self._failure or "")
-
-    def status(self) -> PeerStatus:
-        """Return everything that a screen shows of this peer."""
-        return status_of(
-            self.settings,
-            self._node,
-            self.addresses,
-            self._identities,
-            self._up_since_ms,
-            self._accounting,
-            self._clock.now(),
-            self._started_ms,
-            self.failure,
-        )
-
-    def metrics(self) -> dict[str, float]:
-        """Return counters and gauges by their Prometheus names."""
-        return metrics_of(self.status())
+    # --- what happens ---------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[PeerEvent]:
         """Return an async iterator over what happens from now on.
@@ -364,9 +301,9 @@ class Peer:
         self._check_open()
         return await self._tickets.command(command, timeout_ms)
 
-    def holding(self, root: bytes, size_bytes: int) -> None:
-        """Tell the node that data is held from now on."""
-        self._loop.post(Holding(root, size_bytes, True))
+    def holding(self, root: bytes, size_bytes: int, held: bool = True) -> None:
+        """Tell the node that data is held from now on, or is no longer."""
+        self._loop.post(Holding(root, size_bytes, held))
 
     def tell(self, event: PeerEvent) -> None:
         """Give an event to all watchers."""
@@ -385,6 +322,8 @@ class Peer:
                     self.tell(event)
             case PoolJoined(genesis):
                 self.tell(PoolEntered(genesis))
+            case Confirmed(confirmation):
+                self.storage.confirmed(confirmation)
             case Misbehaved(peer, reason):
                 self.tell(PeerMisbehaved(peer, reason))
             case _:

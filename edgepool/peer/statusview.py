@@ -12,6 +12,7 @@ from edgepool.core.rosters import RosterHistory
 from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
+from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity
 
@@ -26,6 +27,7 @@ def status_of(
     now: Instant,
     started_ms: int,
     failure: str,
+    keeper: DataKeeper,
 ) -> PeerStatus:
     """Return the status of one peer; `problems` are sentences about what needs a person."""
     chains = [_chain_status(chain, node) for chain in node.chains.values()]
@@ -54,7 +56,8 @@ def status_of(
         chains=chains,
         transfers=_transfers(node, identities, accounting, now),
         totals=accounting.totals(),
-        problems=_problems(chains, failure),
+        problems=[*_problems(chains, failure), *keeper.problems()],
+        storage=keeper.status(),
     )
 
 
@@ -73,6 +76,11 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
         "edgepool_data_sent_bytes_total": totals.bytes_sent,
         "edgepool_data_received_bytes_total": totals.bytes_received,
     }
+    stored = status.storage
+    for name in ("quota", "used", "kept", "evictable", "incomplete", "quarantined"):
+        metrics[f"edgepool_storage_{name}_bytes"] = getattr(stored, f"{name}_bytes")
+    for name in ("evicted", "damaged", "restored", "scrubbed_bytes"):
+        metrics[f"edgepool_storage_{name}_total"] = getattr(stored, name)
     for chain in status.chains:
         label = f'{{chain="{chain.id}",pool="{_escape(chain.name)}"}}'
         metrics[f"edgepool_chain_height{label}"] = chain.height

@@ -116,6 +116,33 @@ class PeerMisbehaved:
 
 
 @dataclass(frozen=True, slots=True)
+class DataDamaged:
+    """Data on this peer's disk is no longer what it was; it is in quarantine and not served."""
+
+    root: bytes
+    key: DataKey | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataRestored:
+    """Damaged data was got again, whole, from `holder`, and is offered as before."""
+
+    root: bytes
+    key: DataKey
+    holder: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class DataEvicted:
+    """Data was dropped to make room: it was neither pinned nor promised."""
+
+    root: bytes
+    key: DataKey | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EventsMissed:
     """The reader of watch() was too slow: this many events are not in its sequence."""
 
@@ -130,6 +157,9 @@ PeerEvent = (
     | LinkChanged
     | TransferEnded
     | PeerMisbehaved
+    | DataDamaged
+    | DataRestored
+    | DataEvicted
     | EventsMissed
 )
 
@@ -205,6 +235,51 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     first_data_ms: int
 
 
+class StorageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How much twin data a peer holds, in bytes; `quota_bytes` is what it may hold.
+
+    `used_bytes` is whole data: of it `kept_bytes` are pinned or promised and `evictable_bytes` may go now.
+    `evicted`, `damaged` and `restored` count data since the start, `scrubbed_bytes` what the scrub has read
+    again; its last whole round ended at `scrubbed_ms`.
+    """
+
+    quota_bytes: int = 0
+    used_bytes: int = 0
+    kept_bytes: int = 0
+    evictable_bytes: int = 0
+    incomplete_bytes: int = 0
+    quarantined_bytes: int = 0
+    blobs: int = 0
+    evicted: int = 0
+    damaged: int = 0
+    restored: int = 0
+    scrubbed_bytes: int = 0
+    scrubbed_ms: int = 0
+
+
+class StoredData(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of twin data on a peer's disk: its root (hex), its keys with versions, its last use.
+
+    `state` is whole, incomplete or damaged; `kept` says why it may not go, '' if it may.
+    """
+
+    root: str
+    keys: list[str]
+    size_bytes: int
+    used_ms: int
+    state: str
+    pinned: bool
+    kept: str
+
+
+class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scrub has read again, and the roots (hex) of what was damaged."""
+
+    checked: int
+    checked_bytes: int
+    damaged: list[str]
+
+
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One peer on one screen."""
 
@@ -223,6 +298,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     transfers: list[TransferStatus]
     totals: Totals
     problems: list[str]
+    storage: StorageStatus = StorageStatus()
 
 
 # --- members ------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
     <root>.data       the bytes; it exists only whole, checked and synced
     <root>.manifest   its encoded manifest, durable before the data appears
     <root>.part       what has come of a transfer; kept after `abort`, so that it can be resumed
+    <root>.damaged    data that is no longer what it was: in quarantine, never served
     <name>.aside      being written; of no use after a restart
 
 No name that a peer or a user chose ever becomes part of a path. One process at a time may write in
 the folder (the lock of the peer's store sees to it); its threads may. Data that is incomplete and
-that nobody is writing gives way, oldest first, when space is needed.
+that nobody is writing, or that is damaged, gives way, oldest first, when space is needed. Which whole
+data may go too is for the owner to decide (core/transfer/retention.py).
 """
 
 from __future__ import annotations
@@ -33,24 +35,28 @@ from edgepool.storage.files import (
     write_all,
     write_durably,
 )
+from edgepool.storage.space import Space, size_of
 
 
 class BlobStore:
     """Content-addressed data in `folder`, at most `limit_bytes` of it.
 
-    `limit_bytes` counts whole, arriving and incomplete data. All methods block on the disk, may be
-    called from several threads, and raise StorageError if the disk is full or refuses.
+    `limit_bytes` counts whole, arriving, incomplete and damaged data; whatever it is, `keep_free_bytes` of
+    the disk stay free. All methods block on the disk, may be called from several threads, and raise
+    StorageError if the disk is full or refuses.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, keep_free_bytes: int = 0) -> None:
         self._folder = folder
-        self._limit_bytes = limit_bytes
+        self._space = Space(folder, limit_bytes, keep_free_bytes)
         self._lock = threading.RLock()
         self._sizes: dict[bytes, int] = {}
-        self._reserved: dict[Path, int] = {}  # the files being written, and how large they will be
         self._numbers = itertools.count(1)
         self._ready = False
         with guarded(folder, "read"):
+            for path in folder.glob("*.damaged"):
+                if _root_of(path) is not None:
+                    self._space.damaged[path] = size_of(path)
             for path in folder.glob("*.data"):
                 root = _root_of(path)
                 if root is not None and path.with_suffix(".manifest").exists():
@@ -61,6 +67,26 @@ class BlobStore:
         """How many bytes of whole data are held."""
         with self._lock:
             return sum(self._sizes.values())
+
+    def sizes(self) -> dict[bytes, int]:
+        """Return the size in bytes of all whole data, by root."""
+        with self._lock:
+            return dict(self._sizes)
+
+    def damaged(self) -> dict[bytes, int]:
+        """Return the size in bytes of all data in quarantine, by root."""
+        with self._lock:
+            return {bytes.fromhex(path.stem): size for path, size in self._space.damaged.items()}
+
+    def incomplete(self) -> dict[bytes, int]:
+        """Return how many bytes have come of incomplete data, by root."""
+        with guarded(self._folder, "read"):
+            found = {_root_of(path): size_of(path) for path in self._folder.glob("*.part")}
+        return {root: size_bytes for root, size_bytes in found.items() if root is not None}
+
+    def disk_free_bytes(self) -> int:
+        """Return how many bytes the disk has free."""
+        return self._space.disk_free_bytes()
 
     def has(self, root: bytes) -> bool:
         """Say whether the data with this manifest root is held, whole."""
@@ -124,7 +150,7 @@ class BlobStore:
         root = manifest.root
         with self._lock:
             path = self._file(root, "part")
-            if path in self._reserved:  # somebody else is at it: write a copy of one's own
+            if path in self._space.reserved:  # somebody else is at it: write a copy of one's own
                 path = self._aside(root.hex())
             self._reserve(path, 0 if root in self._sizes else manifest.size_bytes)
         try:
@@ -142,6 +168,32 @@ class BlobStore:
                 self._file(root, "data").unlink(missing_ok=True)
                 self._file(root, "manifest").unlink(missing_ok=True)
                 sync_folder(self._folder)
+
+    def quarantine(self, root: bytes) -> None:
+        """Move damaged data aside, durably: it is held no more; it stays until space is needed."""
+        with self._lock:
+            size_bytes = self._sizes.pop(root, None)
+            if size_bytes is None:
+                return
+            data, aside = self._file(root, "data"), self._file(root, "damaged")
+            with guarded(data, "moved aside"):
+                data.rename(aside)
+                self._space.damaged[aside] = size_bytes
+                sync_folder(self._folder)
+                self._file(root, "manifest").unlink(missing_ok=True)
+
+    def clear(self, root: bytes) -> None:
+        """Remove what stands in quarantine under `root`."""
+        path = self._file(root, "damaged")
+        with self._lock:
+            if self._space.damaged.pop(path, None) is not None:
+                with guarded(path, "removed"):
+                    path.unlink(missing_ok=True)
+
+    def lacking_bytes(self, size_bytes: int) -> int:
+        """Return how many bytes of whole data must go before `size_bytes` more fit; 0 if they fit."""
+        with self._lock:
+            return self._space.lacking_bytes(sum(self._sizes.values()), size_bytes)
 
     def _import(self, stream: BinaryIO, size_bytes: int, source: str) -> Manifest:
         chunk_bytes = chunk_bytes_for(size_bytes)
@@ -194,36 +246,19 @@ class BlobStore:
                 with suppress(OSError):  # it is of no use after a restart
                     aside.unlink(missing_ok=True)
             self._sizes[root] = manifest.size_bytes
+            self.clear(root)
             return data
 
     def _reserve(self, path: Path, size_bytes: int) -> None:
-        """Set space apart for the file `path`; what is incomplete and idle gives way."""
+        """Set space apart for the file `path`; what gives way goes as far as is needed."""
         if not self._ready:
             self._tidy()
-        with guarded(self._folder, "read"):
-            parts = list(self._folder.glob("*.part"))
-            idle = [part for part in parts if part not in self._reserved and part != path]
-            sizes = {part: part.stat() for part in idle}
-        used = sum(self._sizes.values()) + sum(self._reserved.values())
-        free = self._limit_bytes - used - size_bytes
-        if free < 0:
-            raise StorageError(
-                f"{self._folder} may hold {self._limit_bytes} bytes and {used} are in use: {size_bytes} more "
-                f"do not fit; delete data that is not needed or raise limits.data_bytes"
-            )
-        free -= sum(status.st_size for status in sizes.values())
-        for part in sorted(sizes, key=lambda one: sizes[one].st_mtime_ns):
-            if free >= 0:
-                break
-            with guarded(part, "removed"):
-                part.unlink(missing_ok=True)
-            free += sizes[part].st_size
-        self._reserved[path] = size_bytes
+        self._space.reserve(sum(self._sizes.values()), path, size_bytes)
 
     def _release(self, path: Path, keep: bool) -> None:
         """Give back the space that was set apart for `path`, and remove the file unless `keep`."""
         with self._lock:
-            self._reserved.pop(path, None)
+            self._space.reserved.pop(path, None)
             if not keep:
                 with guarded(path, "removed"):
                     path.unlink(missing_ok=True)
@@ -236,6 +271,9 @@ class BlobStore:
                 path.unlink()
             for path in self._folder.glob("*.manifest"):
                 if not path.with_suffix(".data").exists():
+                    path.unlink()
+            for path in self._folder.glob("*.data"):  # being deleted when the power failed
+                if _root_of(path) is not None and not path.with_suffix(".manifest").exists():
                     path.unlink()
             sync_folder(self._folder)  # whoever made data visible may have been killed before it could
         self._ready = True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from edgepool import Peer
-from edgepool.config import Approve, FixedPool, KnownPeer, Role, load_peer_settings
+from edgepool.config import Approve, FixedPool, KnownPeer, PeerSettings, Role, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import ChainId
@@ -67,12 +67,17 @@ class Cell:
 
 
 @asynccontextmanager
-async def open_cell(folder: Path, machines: int, approve: Approve = "coordinator") -> AsyncIterator[Cell]:
-    """Open a cell of new peers and form its pool; `approve` is their setting."""
+async def open_cell(
+    folder: Path,
+    machines: int,
+    approve: Approve = "coordinator",
+    change: Callable[[PeerSettings], PeerSettings] = lambda settings: settings,
+) -> AsyncIterator[Cell]:
+    """Open a cell of new peers and form its pool; `approve` is their setting, `change` makes others."""
 
     def opened(place: Path) -> Peer:
         settings = load_peer_settings(place)
-        return Peer(replace(settings, consensus=replace(settings.consensus, approve=approve)))
+        return Peer(change(replace(settings, consensus=replace(settings.consensus, approve=approve))))
 
     async with AsyncExitStack() as stack:
         cloud = await stack.enter_async_context(opened(make_coordinator(folder)))

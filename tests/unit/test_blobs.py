@@ -9,6 +9,7 @@ import pytest
 from edgepool.errors import DecodeError, LocalError, StorageError
 from edgepool.model.crypto import data_hash
 from edgepool.model.twin import Manifest
+from edgepool.storage import space
 from edgepool.storage.blobs import BlobStore
 
 CHUNK = 1024
@@ -250,3 +251,35 @@ def test_leftovers_of_a_killed_process_go_when_the_next_one_writes(tmp_path: Pat
     assert len(names(folder)) == 3  # another process may be at work until something is written
     store.import_bytes(b"data")
     assert names(folder) == [".data", ".data", ".manifest"]
+
+
+def test_a_disk_that_must_keep_room_refuses_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10_000
+    monkeypatch.setattr(space.Space, "disk_free_bytes", lambda _: free)
+    store = BlobStore(tmp_path / "blobs", 1 << 20, keep_free_bytes=8_000)
+    root = store.import_bytes(bytes(1_500)).root
+    assert store.lacking_bytes(2_000) == 0
+    assert store.lacking_bytes(2_100) == 100
+    with pytest.raises(
+        StorageError, match="is too full: with 2001 bytes more it would not have the 8000 free"
+    ):
+        store.import_bytes(bytes(2_001))
+    writer = store.writer(MANIFEST) if store.lacking_bytes(MANIFEST.size_bytes) == 0 else None
+    assert writer is None
+    free = 12_000
+    first = store.writer(MANIFEST)
+    assert store.lacking_bytes(1_000) == 584, "what is coming has not taken its room yet, but will"
+    first.abort()
+    assert store.roots() == (root,)
+
+
+def test_data_whose_deletion_was_cut_short_goes_with_the_next_write(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs", 1 << 20)
+    path = store.path(store.import_bytes(b"half deleted").root)
+    path.with_suffix(".manifest").unlink()
+    again = BlobStore(tmp_path / "blobs", 1 << 20)
+    assert again.roots() == ()
+    again.import_bytes(b"other")
+    assert not path.exists()

@@ -33,6 +33,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import BEACON_LENGTH, Genesis, Member
 from edgepool.model.record import (
     RECORD_KINDS,
+    DataOffer,
     MachiningProcedure,
     MachiningRequirement,
     MembershipChange,
@@ -185,6 +186,10 @@ class ChainState:
     def offers_of(self, key: DataKey) -> tuple[OfferEntry, ...]:
         """Return the offers of all versions of `key`, the oldest version first."""
         return self._facts.offers_of(key)
+
+    def standing_offers(self) -> tuple[tuple[DataOffer, PeerId], ...]:
+        """Return the offers that stand, each with its holder, by their place."""
+        return tuple((offer, holder) for _, _, offer, holder in self._facts.offered())
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return (height, index) of the offers that stand at or below `height`, rising."""
