@@ -2,6 +2,7 @@
 # make test    the tests (installs what they need first)
 # make check   format, lint, types, layers
 # make bench   what a peer costs: codec, signatures, chain, links
+# make bench-transfer  transfers beside bare copies and beside what others do (installs those first)
 # make fmt     format the code
 # make model   check the TLA+ model of the consensus protocol (skipped where Java is missing)
 # make fuzz    10 million mutated frames and messages against decoders and whole nodes
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench fmt docs model fuzz rehearse soak install clean
+.PHONY: demo test check bench bench-transfer fmt docs model fuzz rehearse soak install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgepool demo $(ARGS)
@@ -31,6 +32,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m edgepool bench $(ARGS)
+
+bench-transfer: $(VENV)/.installed-bench
+	$(BIN)/python -m edgepool bench transfer $(ARGS)
 
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff format edgepool tests examples
@@ -64,6 +68,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[workshop,dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[workshop,bench]'
 	@touch $@ $(VENV)/.installed
 
 clean:

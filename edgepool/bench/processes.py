@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -22,22 +22,28 @@ from edgepool.errors import EdgepoolError, Unavailable
 
 _LINE_BYTES = 4 * 1024 * 1024
 _END_S = 4.0
+_LEAVE_S = 3.0
 
 Answer = Callable[..., Awaitable[object]]
 
 
 class Helper:
-    """A helper process, started on entering and surely ended on leaving."""
+    """A helper process, started on entering and surely ended on leaving.
 
-    def __init__(self, module: str, folder: Path) -> None:
+    `within` are words before the command, such as 'ip netns exec NAME'.
+    """
+
+    def __init__(self, module: str, folder: Path, within: Sequence[str] = ()) -> None:
         self._module = module
         self._folder = folder
+        self._within = within
         self._errors = folder / f"{module}-{id(self):x}.err"
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Helper:
         with self._errors.open("wb") as errors:
             self._process = await asyncio.create_subprocess_exec(
+                *self._within,
                 sys.executable,
                 "-m",
                 f"edgepool.bench.{self._module}",
@@ -60,11 +66,22 @@ class Helper:
             with suppress(OSError, TimeoutError, Unavailable):
                 async with asyncio.timeout(_END_S):
                     await self.ask("end")
-        if process.returncode is None:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(_LEAVE_S):  # it cleans up what only it knows of
+                await process.wait()
+        except TimeoutError:
+            pass
+        finally:
             with suppress(ProcessLookupError):
                 process.kill()
-        process.stdin.close()
-        await process.wait()
+            await process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
 
     async def ask(self, question: str, **arguments: object) -> Any:
         """Have the helper answer; Unavailable says why it did not."""

@@ -79,7 +79,7 @@ async def run(
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise LocalError(f"there is no part '{unknown[0]}': use one of {', '.join(PARTS)}")
-    machine = _machine()
+    machine = this_machine()
     start_s = monotonic()
     limit_s = QUICK_LIMIT_S if quick else LIMIT_S
     figures: dict[str, list[Figure]] = {}
@@ -130,7 +130,8 @@ PARTS: dict[str, Part] = {
 """All parts by name, in the order in which they run."""
 
 
-def _machine() -> Machine:
+def this_machine() -> Machine:
+    """Return what this run is made on."""
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),

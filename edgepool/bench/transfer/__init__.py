@@ -1,0 +1,1 @@
+"""What transfers cost and reach here, beside bare copies and what others do (`edgepool bench transfer`)."""
