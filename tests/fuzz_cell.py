@@ -54,6 +54,7 @@ from edgepool.core.machine import (
     Woke,
 )
 from edgepool.core.node import Node
+from edgepool.core.rights import Subject
 from edgepool.model.block import Block
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer
@@ -83,6 +84,11 @@ FIRST_LIFE_TICKET = 2**40
 
 
 @dataclass(frozen=True)
+def who(peer: PeerId) -> Subject:
+    """Return what the certificate of somebody in the cell says."""
+    return Subject(peer, "coordinator" if peer == COORDINATOR.peer else "machine")
+
+
 class Manner:
     """How a cell lives.
 
@@ -199,14 +205,14 @@ class Cell:
         for other in HONEST:
             if other != signer.peer:
                 self.step(other, PeerDown(signer.peer))
-                self.step(other, PeerUp(signer.peer))
+                self.step(other, PeerUp(Subject(signer.peer)))
         self._raise_links(signer.peer)
         self.settle()
 
     def flap(self, sender: PeerId, receiver: PeerId) -> None:
         """Take a hostile link down and up."""
         self.step(receiver, PeerDown(sender))
-        self.step(receiver, PeerUp(sender))
+        self.step(receiver, PeerUp(who(sender)))
         self.settle()
 
     def prove_alive(self) -> None:
@@ -267,7 +273,7 @@ class Cell:
     def _raise_links(self, peer: PeerId) -> None:
         for other in (*HONEST, *HOSTILE):
             if other != peer:
-                self.step(peer, PeerUp(other))
+                self.step(peer, PeerUp(who(other)))
         self.step(peer, Holding(ROOT, 1000, True))
         self.step(peer, Load(5, 7))
 

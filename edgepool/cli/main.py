@@ -29,6 +29,7 @@ from edgepool.cli import (
     org,
     proof,
     query,
+    rights,
     run,
     sim,
     status,
@@ -93,6 +94,7 @@ chain.app.command("members")(members.members)
 chain.app.command("query")(query.query)
 chain.app.command("lottery")(lottery.lottery)
 chain.app.command("genesis")(proof.export_genesis)
+app.command("rights")(rights.rights)
 app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")

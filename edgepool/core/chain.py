@@ -7,6 +7,7 @@ snapshots.py and adoption.py; what this member has to say of the pool itself in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 from edgepool.config import ConsensusSettings, Limits
@@ -27,11 +28,12 @@ from edgepool.core.machine import (
     SaveSnapshot,
 )
 from edgepool.core.membership import Governance
-from edgepool.core.people import People, listeners
+from edgepool.core.people import ALL_HEIGHTS, People, listeners
 from edgepool.core.pools.joining import OwnBeacon
 from edgepool.core.pruning import Pruner
 from edgepool.core.recalling import WindowFetcher
 from edgepool.core.replay import handover_of, load_state, missed_turns, next_leaders
+from edgepool.core.rights import Subject
 from edgepool.core.snapshots import SnapshotServer
 from edgepool.model.block import (
     MAX_BLOCK_BYTES,
@@ -77,7 +79,8 @@ ChainMessage = (
 class Chain:
     """One chain: engine, state and waiting records.
 
-    `handovers` lead from the genesis to the roster that votes on the next height.
+    `handovers` lead from the genesis to the roster that votes on the next height. `who` says what the
+    certificate of a linked peer says of it.
     """
 
     def __init__(
@@ -90,15 +93,17 @@ class Chain:
         source: BlockSource,
         height: int,
         vote_state: bytes,
+        who: Callable[[PeerId], Subject | None] = lambda _: None,
     ) -> None:
         self.genesis = genesis
         self.id = genesis.chain
         self.state, self.handovers = load_state(genesis, source, height)
         self._people = People(signer.peer, self.state, self.handovers)
         self._me = signer.peer
+        self._watchers: dict[PeerId, None] = {}
         self._beacon = OwnBeacon(signer, genesis)
         self._intake = Intake(self.state, self._me, limits)
-        self._governance = Governance(signer, genesis, settings.approve, self._intake)
+        self._governance = Governance(signer, genesis, settings.approve, self._intake, who)
         self._server = SnapshotServer(source, self.id)
         self._fetcher = SnapshotFetcher(genesis)
         self._window = WindowFetcher(self._me, source, self.id)
@@ -187,6 +192,11 @@ class Chain:
             case _:
                 assert_never(message)
 
+    def watch(self, peer: PeerId) -> None:
+        """Tell a linked peer that may follow this chain of its blocks, if it is none of its people."""
+        if peer not in self.people:
+            self._watchers[peer] = None
+
     def peer_up(self, peer: PeerId, now: Instant) -> list[Effect]:
         """A link to one of this chain's people stands: tell it where we are and what waits."""
         self._server.forget(peer)
@@ -194,6 +204,7 @@ class Chain:
 
     def peer_down(self, peer: PeerId, now: Instant) -> list[Effect]:
         """The link to `peer` is gone."""
+        self._watchers.pop(peer, None)
         return self._take(self._fetcher.peer_down(peer, now.monotonic_ms), now)
 
     def wake(self, now: Instant) -> list[Effect]:
@@ -231,8 +242,11 @@ class Chain:
         return tuple(member.peer for member in self.state.next_roster)
 
     def listeners(self) -> dict[PeerId, int]:
-        """Return observers, who is to come, and who has left, each with the last height to be told of."""
-        return listeners(self.state)
+        """Return observers, who is to come, and who has left, each with the last height to be told of.
+
+        Also those who may follow every chain, for as long as they are linked.
+        """
+        return dict.fromkeys(self._watchers, ALL_HEIGHTS) | listeners(self.state)
 
     def judges(self, block: Block) -> bool:
         """Say whether this peer would notice if a record of `block` stood on the chain already.

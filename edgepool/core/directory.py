@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove, prove_kept
 from edgepool.core.machine import BlockSource
+from edgepool.core.rights import Subject, refusal
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import OfferProof
 from edgepool.model.pool import Member
@@ -18,7 +19,7 @@ class ChainDirectory:
 
     def __init__(self, me: PeerId, source: BlockSource) -> None:
         self.chains: dict[ChainId, Chain] = {}
-        self.connected_peers: dict[PeerId, None] = {}
+        self.connected_peers: dict[PeerId, Subject] = {}
         self.addresses: dict[PeerId, tuple[str, ...]] = {}
         self.held: dict[bytes, int] = {}
         self.load_percent = (0, 0)
@@ -83,12 +84,16 @@ class ChainDirectory:
         """Return network and processing load in percent."""
         return self.load_percent
 
-    def shared_chain(self, requester: PeerId, key: DataKey, root: bytes) -> ChainId | None:
-        """Return the chain on which this holder records a transfer to `requester`, if it may be.
+    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
+        """Return the chain on which this holder records a transfer to `requester`, or why there is none.
 
         Best is a chain that both are on and that has the offer; else one that has the offer (a
-        requester from another pool); None if no chain of this peer has it: it is not for sharing.
+        requester from another pool). What no chain of this peer has is not for sharing.
         """
+        subject = self.connected_peers.get(requester) or Subject(requester)
+        refused = refusal("read data", subject, ("default",))
+        if refused:
+            return None, refused
         fallback: ChainId | None = None
         for chain_id, chain in self.chains.items():
             if not chain.member:
@@ -96,9 +101,9 @@ class ChainDirectory:
             if not any(entry.offer.root == root for entry in chain.state.offers_of(key)):
                 continue
             if requester in chain.people:
-                return chain_id
+                return chain_id, ""
             fallback = fallback or chain_id
-        return fallback
+        return fallback, "" if fallback else "it is offered in no pool of this holder"
 
     def _of_kind(self, kind: str) -> tuple[ChainId, ...]:
         return tuple(

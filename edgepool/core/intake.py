@@ -33,7 +33,6 @@ from edgepool.model.message import Records, RecordsRefused
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
     Body,
-    MachiningRequirement,
     MembershipChange,
     SignedRecord,
 )
@@ -136,11 +135,9 @@ class Intake:
         record, state = signed.record, self.state
         if record.network != state.network or record.chain != state.chain:
             return "the record is for another chain"
-        if not state.may_write(record.author) and not (
-            record.author == state.genesis.invitation.coordinator
-            and isinstance(record.body, MachiningRequirement | MembershipChange)
-        ):
-            return "the author may not write on this chain"
+        problem = state.author_problem(record)
+        if problem:
+            return problem
         if record.since < state.horizon:
             return f"the record was signed at height {record.since}, which is forgotten: sign it anew"
         if len(encode(signed)) > MAX_RECORD_BYTES:

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta
 
+from edgepool.core.rights import Subject
 from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, Header
 from edgepool.model.codec import Wire
 from edgepool.model.fields import Height, MaybeHash
@@ -49,9 +50,9 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A link to `peer` stands."""
+    """A link stands; the certificate at its other end says who that is."""
 
-    peer: PeerId
+    subject: Subject
 
 
 @dataclass(frozen=True, slots=True)

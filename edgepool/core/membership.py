@@ -9,16 +9,17 @@ for all members, or they would not count together.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from edgepool.config import Approve
 from edgepool.core.intake import Intake
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import ChangeMembers, Effect, Instant
+from edgepool.core.rights import Subject
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
-from edgepool.model.pool import Genesis
+from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord, sign_record
 from edgepool.model.vote import Equivocation
 
@@ -42,10 +43,17 @@ def exclusion(number: int, outgoing: str, reason: str) -> MembershipChange:
 
 
 class MembershipPolicy:
-    """What one peer, `me`, says of the members of one pool."""
+    """What one peer, `me`, says of the members of one pool; `who` tells what certificates say."""
 
-    def __init__(self, me: PeerId, coordinator: PeerId, approve: Approve) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        coordinator: PeerId,
+        approve: Approve,
+        who: Callable[[PeerId], Subject | None] = lambda _: None,
+    ) -> None:
         self._me = me
+        self._who = who
         self._coordinator = coordinator
         self._approve = approve
         self._asked: dict[str, str] = {}
@@ -79,22 +87,36 @@ class MembershipPolicy:
     ) -> bool:
         if change.outgoing == self._me:
             return False  # what it asked for itself is said already
+        if change.incoming is not None and not self._is_as_named(change.incoming):
+            return False
         trusted = self._coordinator in authors and self._coordinator not in guilty
         if trusted and self._approve == "coordinator":
             return True
         # Who is convicted does not choose who takes its place.
         return change.outgoing in authors and change.outgoing not in guilty
 
+    def _is_as_named(self, member: Member) -> bool:
+        """Say whether a newcomer's certificate, if it has been seen, has the role that the change names."""
+        subject = self._who(member.peer)
+        return subject is None or subject.role == member.role
+
 
 class Governance:
     """Writes down what one peer has to say of one pool, through the `intake` of its chain."""
 
-    def __init__(self, signer: Signer, genesis: Genesis, approve: Approve, intake: Intake) -> None:
+    def __init__(
+        self,
+        signer: Signer,
+        genesis: Genesis,
+        approve: Approve,
+        intake: Intake,
+        who: Callable[[PeerId], Subject | None] = lambda _: None,
+    ) -> None:
         self.deadline: int | None = None
         """The monotonic time in ms at which to call `say`, if any."""
         self._signer = signer
         self._coordinator = genesis.invitation.coordinator
-        self._policy = MembershipPolicy(signer.peer, self._coordinator, approve)
+        self._policy = MembershipPolicy(signer.peer, self._coordinator, approve, who)
         self._intake = intake
         self._caught: dict[PeerId, Equivocation] = {}
         self._wanted: dict[bytes, MembershipChange] = {}

@@ -45,6 +45,7 @@ from edgepool.core.membership import exclusion
 from edgepool.core.pools.joining import Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.resolution.resolver import Countersigned, Resolver
+from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer, sha256
@@ -92,6 +93,7 @@ class Node:
         self._settings = settings
         self._signer = signer
         self._source = source
+        self._self = Subject(signer.peer, settings.role)
         self.addresses: tuple[str, ...] = ()
         """Where this peer listens; set before `start`."""
         self.directory = ChainDirectory(signer.peer, source)
@@ -104,6 +106,7 @@ class Node:
             network=settings.network,
             coordinators=self._trusted,
             known=self._knows,
+            who=self._who,
             chains_limit=settings.limits.chains,
         )
         self._resolver = Resolver(
@@ -138,8 +141,8 @@ class Node:
         match event:
             case Received(peer, message):
                 return self._receive(peer, message, now)
-            case PeerUp(peer):
-                return self._peer_up(peer, now)
+            case PeerUp(subject):
+                return self._peer_up(subject, now)
             case PeerDown(peer):
                 self.directory.connected_peers.pop(peer, None)
                 self.directory.addresses.pop(peer, None)
@@ -190,13 +193,15 @@ class Node:
                 chain = self.chains.get(message.chain)
                 if chain is None:
                     return []  # not formed here yet, or not ours: what matters comes again
-                if peer not in chain.people and not isinstance(message, SELF_PROVING):
+                if not isinstance(message, SELF_PROVING) and not self._follows(peer, chain):
                     return []  # perhaps it is on the chain by now: this peer may be behind
                 return self._merge(chain.receive(peer, message, now), now)
             case Join() | JoinAnswer():
                 return self._merge(self._joining.receive(peer, message, now), now)
             case PoolInvite() | PoolAccept() | PoolDecline() | PoolFormed():
                 return self._merge(self._pools.receive(peer, message, now), now)
+            case Query() if refused := refusal("search", self._linked(peer)):
+                return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
                 return self._merge(self._resolver.receive(peer, message, now), now)
             case Hello(addresses):
@@ -207,12 +212,14 @@ class Node:
             case _:
                 raise AssertionError(f"no route for {type(message).__name__}")
 
-    def _peer_up(self, peer: PeerId, now: Instant) -> list[Effect]:
-        self.directory.connected_peers[peer] = None
+    def _peer_up(self, subject: Subject, now: Instant) -> list[Effect]:
+        peer = subject.peer
+        self.directory.connected_peers[peer] = subject
         effects: list[Effect] = [Send(peer, Hello(self.addresses))]
         for chain in self.chains.values():
-            if peer not in chain.people:
+            if not self._follows(peer, chain):
                 continue
+            chain.watch(peer)
             if chain.genesis.invitation.coordinator == self.peer:
                 # It may have been away when the pool was formed.
                 effects.append(Send(peer, PoolFormed(chain.genesis)))
@@ -226,6 +233,9 @@ class Node:
             case SubmitRecord(record):
                 return self._submit_record(ticket, record, now)
             case FindData():
+                refused = refusal("search", self._self)
+                if refused:
+                    return _failed(ticket, refused)
                 return self._merge(self._resolver.find(ticket, command, now), now)
             case ConfirmTransfer():
                 return self._merge(self._resolver.confirm(ticket, command, now), now)
@@ -308,6 +318,9 @@ class Node:
             coordinator = genesis.invitation.coordinator
             return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
         chain = self._add_chain(genesis, 0, b"")
+        for peer in self.directory.connected_peers:
+            if self._follows(peer, chain):
+                chain.watch(peer)
         effects: list[Effect] = [Persist(NewChain(genesis)), Notify(PoolJoined(genesis))]
         return effects + self._merge(chain.start(now), now)
 
@@ -374,13 +387,27 @@ class Node:
             source=self._source,
             height=height,
             vote_state=vote_state,
+            who=self._who,
         )
         self.chains[chain.id] = chain
         return chain
 
     def _as_member(self) -> Member:
         settings = self._settings
-        return Member(self.peer, settings.name, settings.machine_type, self.addresses)
+        return Member(self.peer, settings.name, settings.machine_type, self.addresses, settings.role)
+
+    def _who(self, peer: PeerId) -> Subject | None:
+        """Return who `peer` is by its certificate: this peer itself, or one that is linked."""
+        return self._self if peer == self.peer else self.directory.connected_peers.get(peer)
+
+    def _linked(self, peer: PeerId) -> Subject:
+        """Return who a linked peer is; of one whose link has just gone no more is known than its id."""
+        return self.directory.connected_peers.get(peer) or Subject(peer)
+
+    def _follows(self, peer: PeerId, chain: Chain) -> bool:
+        """Say whether a linked peer may follow a chain: one of its people, or who may follow all."""
+        standing: tuple[Standing, ...] = ("people",) if peer in chain.people else ()
+        return not refusal("follow chain", self._linked(peer), standing)
 
     def _knows(self, chain: ChainId) -> bool:
         return chain in self.chains

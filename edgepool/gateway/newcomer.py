@@ -10,14 +10,12 @@ import ipaddress
 import os
 import shutil
 from pathlib import Path
-from typing import cast
 
 from edgepool.config import (
     CONFIG_FILE,
     IdentitySettings,
     KnownPeer,
     PeerSettings,
-    Role,
     load_peer_settings,
 )
 from edgepool.errors import DecodeError, EdgepoolError, LocalError, Refused
@@ -90,7 +88,7 @@ def _finish(aside: Path, folder: Path, joined: Joined, listen: str) -> PeerSetti
     plan = PeerPlan(
         name=joined.identity.name,
         network=joined.network,
-        role=cast("Role", joined.identity.role),
+        role=joined.identity.role,
         machine_type=joined.identity.machine_type,
         listen=listen,
         coordinators=joined.coordinators,

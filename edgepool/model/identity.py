@@ -22,7 +22,7 @@ class PeerIdentity:
 
     peer: PeerId
     name: str
-    role: str
+    role: Role
     machine_type: str
     organisation: str = ""
     root: bytes = b""

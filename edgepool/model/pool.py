@@ -15,6 +15,7 @@ from msgspec import Meta
 from edgepool.model.codec import Wire, encode
 from edgepool.model.crypto import Signer, sha256, verify
 from edgepool.model.fields import Hash, Name, PeerText, Signature, TimeMs
+from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 
 MAX_MEMBERS = 30
@@ -24,12 +25,16 @@ PoolKind = Literal["fixed", "manufacturing"]
 
 
 class Member(Wire, frozen=True):
-    """A peer in a pool: who, what it can do, and where it listens (multiaddrs)."""
+    """A peer in a pool: who, what it can do, where it listens (multiaddrs), and its role.
+
+    The role is that of its certificate, which its partners have seen when they accept the pool.
+    """
 
     peer: PeerText
     name: Name
     machine_type: Annotated[str, Meta(max_length=64)]
     addresses: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=8)]
+    role: Role = "machine"
 
 
 class Invitation(Wire, frozen=True):

@@ -159,12 +159,12 @@ class Membership:
         """See Peer.member."""
         own = self._peer
         if peer == own.id:
-            return Member(peer, own.name, own.settings.machine_type, own.addresses)
+            return Member(peer, own.name, own.settings.machine_type, own.addresses, own.settings.role)
         identity = next((one for one in own.connected() if one.peer == peer), None)
         addresses = own.node.directory.addresses.get(peer)
         if identity is None or addresses is None:
             return own.node.directory.member(peer)
-        return Member(peer, identity.name, identity.machine_type, addresses)
+        return Member(peer, identity.name, identity.machine_type, addresses, identity.role)
 
     def pick(self, chain: ChainId | None) -> ChainId:
         """Return `chain`, or the first fixed pool's, or the only one's; LocalError if there is none."""

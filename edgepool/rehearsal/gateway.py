@@ -96,7 +96,7 @@ class Gateway:
     @property
     def member(self) -> Member:
         """This gateway as a pool member."""
-        return Member(self.id, self.name, self.settings.machine_type, ())
+        return Member(self.id, self.name, self.settings.machine_type, (), self.settings.role)
 
     @property
     def folder(self) -> Path:

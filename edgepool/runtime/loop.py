@@ -35,6 +35,7 @@ from edgepool.core.machine import (
     Woke,
 )
 from edgepool.core.node import Node
+from edgepool.core.rights import Subject
 from edgepool.errors import DecodeError, EdgepoolError, LocalError, StorageError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
@@ -159,7 +160,7 @@ class NodeLoop:
     def link_up(self, identity: PeerIdentity) -> None:
         """Tell node and owner that a link stands."""
         self._on_link(identity, "")
-        self.post(PeerUp(identity.peer))
+        self.post(PeerUp(Subject(identity.peer, identity.role, identity.organisation)))
 
     def link_down(self, peer: PeerId, reason: str) -> None:
         """Tell node and owner that a link is gone."""

@@ -40,6 +40,7 @@ from edgepool.core.machine import (
     Woke,
 )
 from edgepool.core.node import Node
+from edgepool.core.rights import Subject
 from edgepool.errors import EdgepoolError, Refused, Unavailable
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
@@ -81,7 +82,12 @@ class SimPeer:
     @property
     def member(self) -> Member:
         """This peer as a pool member."""
-        return Member(self.id, self.name, self.settings.machine_type, ())
+        return Member(self.id, self.name, self.settings.machine_type, (), self.settings.role)
+
+    @property
+    def subject(self) -> Subject:
+        """This peer as its certificate would name it."""
+        return Subject(self.id, self.settings.role)
 
 
 class World:
@@ -320,8 +326,8 @@ class World:
             return
         self._links[(first, second)] = self._links[(second, first)] = True
         self._note("link", a.name, b.name)
-        self.step(a, PeerUp(second))
-        self.step(b, PeerUp(first))
+        self.step(a, PeerUp(b.subject))
+        self.step(b, PeerUp(a.subject))
 
     def _shares_pool(self, first: SimPeer, second: SimPeer) -> bool:
         return any(first.id in chain.people for chain in second.node.chains.values())

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
+from edgepool.core.rights import Subject, refusal
 from edgepool.errors import DecodeError, LocalError, Refused, RemoteError, Unavailable
 from edgepool.model.codec import Wire, decode, encode
 from edgepool.model.credential import identity_of, network_of
@@ -187,8 +188,9 @@ def check_registrar(
             )
     network = network_of(leaf_der)
     registrar = identity_of(leaf_der, network)
-    if registrar.role != "coordinator":
-        raise RemoteError(address, f"it is a {registrar.role}, and only a coordinator admits gateways")
+    refused = refusal("invite", Subject(registrar.peer, registrar.role))
+    if refused:
+        raise RemoteError(address, refused)
     return registrar, network, root
 
 

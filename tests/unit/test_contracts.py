@@ -46,7 +46,7 @@ def test_record_of_another_network_or_chain_is_refused(world: World) -> None:
 def test_only_members_write_and_the_coordinator_only_requirements_and_changes(world: World) -> None:
     body = world.demand(0).record.body
     assert "no member" in verdict(world, world.record(world.outsider, body))
-    assert "no member" in verdict(world, world.record(world.coordinator, body))
+    assert "only as a member" in verdict(world, world.record(world.coordinator, body))
     assert verdict(world, world.requirement(0, 1)) == ""
     assert verdict(world, world.record(world.coordinator, world.change(outgoing=world.signers[0]))) == ""
     assert "no member" in verdict(world, world.record(world.outsider, world.change(world.signers[0])))
@@ -79,7 +79,7 @@ def test_oversized_record_is_refused(world: World) -> None:
 
 def test_only_the_coordinator_states_requirements(world: World) -> None:
     stolen = world.record(world.signers[0], world.requirement(0, 0).record.body)
-    assert "only the pool's coordinator" in verdict(world, stolen)
+    assert "a machine may not state requirements: only a coordinator may" in verdict(world, stolen)
 
 
 def test_station_of_a_requirement_is_a_member(world: World) -> None:

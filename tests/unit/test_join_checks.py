@@ -50,7 +50,7 @@ def test_nobody_else_is(tmp_path: Path) -> None:
         (other, foreign, "not of the authority that this code is for"),
         (root, foreign, "was not issued by the authority"),
         (root, root, "names no peer|has no URI|is a "),
-        (root, der(leaf(tmp_path / "own", "machine")), "it is a machine"),
+        (root, der(leaf(tmp_path / "own", "machine")), "a machine may not invite gateways"),
         (root, b"", "was not issued by the authority"),
         (b"", coordinator, "not of the authority that this code is for"),
     ):

@@ -117,7 +117,7 @@ class Bench:
                 await self.arrived.wait()
 
     async def form(self) -> PoolJoined:
-        me = Member(self.signer.peer, "alone", "", ())
+        me = Member(self.signer.peer, "alone", "", (), "coordinator")
         invitation = Invitation("n", "pool", "fixed", self.signer.peer, (me,), (), (), 0, 1)
         self.loop.post(Submitted(1, FormPool(invitation)))
         await self.until(lambda: any(isinstance(n, Done) for n in self.notices))

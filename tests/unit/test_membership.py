@@ -9,6 +9,7 @@ from edgepool.config import Limits
 from edgepool.core.intake import Intake
 from edgepool.core.machine import Broadcast, ChangeMembers, Effect, Failed, Instant, Notify
 from edgepool.core.membership import CONVICTED, Governance, MembershipPolicy, exclusion
+from edgepool.core.rights import Subject
 from edgepool.model.message import Records
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.vote import Equivocation
@@ -59,6 +60,19 @@ def test_what_the_coordinator_proposes_is_approved_unless_people_are_to_be_asked
     assert policy(world, 1).changes(world.state) == [], "not its own exclusion"
     world.pack(world.record(world.signers[0], change))
     assert policy(world, 0).changes(world.state) == [], "it has said so"
+
+
+def test_a_newcomer_whose_certificate_says_another_role_is_left_to_people() -> None:
+    world = World(4)
+    newcomer = world.newcomer("n")
+    change = world.change(incoming=newcomer)
+    world.pack(world.record(world.coordinator, change))
+    for role, said in (("machine", [change]), ("witness", [])):
+        subject = Subject(newcomer.peer, role)  # type: ignore[arg-type]
+        policy = MembershipPolicy(
+            world.peers[0], world.coordinator.peer, "coordinator", {newcomer.peer: subject}.get
+        )
+        assert policy.changes(world.state) == said
 
 
 def test_what_another_member_proposes_waits_for_people() -> None:

@@ -7,16 +7,26 @@ import pytest
 
 from edgepool.core.machine import Broadcast, Done, Failed, Instant, Misbehaved, Notify, Send, WantLink
 from edgepool.core.pools.lifecycle import Formed, Output, PoolLifecycle, beacon_secret
+from edgepool.core.rights import Subject
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
+from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import PoolAccept, PoolDecline, PoolFormed, PoolInvite, decode_message
 from edgepool.model.pool import Genesis, Invitation, Member, accept, sign_invitation
 
 NETWORK = "works"
-SIGNERS = {name: Signer(sha256(name.encode())) for name in ("cloud", "a", "b", "c", "eye", "stranger")}
+NAMES = ("cloud", "a", "b", "c", "eye", "stranger", "rogue", "wit")
+SIGNERS = {name: Signer(sha256(name.encode())) for name in NAMES}
 PEER = {name: signer.peer for name, signer in SIGNERS.items()}
+ROLE: dict[str, Role] = dict.fromkeys(NAMES, "machine") | {
+    "cloud": "coordinator",
+    "rogue": "coordinator",
+    "eye": "regulator",
+    "wit": "witness",
+}
+ROLES = {PEER[name]: role for name, role in ROLE.items()}
 
 
 def at(ms: int) -> Instant:
@@ -24,16 +34,18 @@ def at(ms: int) -> Instant:
 
 
 def person(name: str) -> Member:
-    return Member(PEER[name], name, "Milling", (f"/dns4/{name}/tcp/4001",))
+    return Member(PEER[name], name, "Milling", (f"/dns4/{name}/tcp/4001",), ROLE[name])
 
 
-def plan(*members: str, observers: tuple[str, ...] = ("cloud",), **changes: object) -> Invitation:
+def plan(
+    *members: str, observers: tuple[str, ...] = ("cloud",), role: Role | None = None, **changes: object
+) -> Invitation:
     invitation = Invitation(
         network=NETWORK,
         name="PTVA10212",
         kind="manufacturing",
         coordinator=PEER["cloud"],
-        members=tuple(person(name) for name in members),
+        members=tuple(msgspec.structs.replace(person(name), role=role or ROLE[name]) for name in members),
         observers=tuple(person(name) for name in observers),
         combination=("Milling", "Wire cutting"),
         created_ms=0,
@@ -48,6 +60,7 @@ def lifecycle(name: str, limit: int = 4, known: dict[ChainId, None] | None = Non
         network=NETWORK,
         coordinators=[PEER["cloud"]],
         known=lambda chain: chain in (known or {}),
+        who=lambda peer: Subject(peer, ROLES[peer]),
         chains_limit=limit,
     )
 
@@ -207,10 +220,17 @@ def test_an_observer_dials_the_members_and_says_nothing() -> None:
     ("sender", "message", "reason", "forged"),
     [
         ("b", invite(plan("a", "b")), "does not come from its coordinator", True),
-        ("b", invite(plan("a", "b", coordinator=PEER["b"]), by="b"), "that this peer trusts", False),
+        ("b", invite(plan("a", "b", coordinator=PEER["b"]), by="b"), "a machine may not form pools", False),
+        (
+            "rogue",
+            invite(plan("a", coordinator=PEER["rogue"]), by="rogue"),
+            "the settings of those",
+            False,
+        ),
         ("cloud", invite(plan("a", "b"), by="b"), "signature does not hold", True),
         ("cloud", invite(plan("a", "b", network="other")), "for network 'other', not 'works'", False),
         ("cloud", invite(plan("b", "c")), "neither a member nor an observer", False),
+        ("cloud", invite(plan("a", "b", role="client")), "a: a client may not be a member", False),
         ("cloud", invite(plan("a", "b", "b")), "stands in the invitation twice", False),
     ],
 )
@@ -224,6 +244,28 @@ def test_an_invitation_that_cannot_be_believed_is_declined_by_reason(
     assert isinstance(send.message, PoolDecline)
     assert reason in send.message.reason
     assert [type(notice) for notice in notices(outputs)] == ([Misbehaved] if forged else [])
+
+
+def test_whoever_is_invited_under_another_role_than_its_certificate_has_is_found_out() -> None:
+    room, invitation = lifecycle("a"), plan("a", "wit", role="machine")
+    room.receive(PEER["cloud"], invite(invitation), at(0))
+    (send,) = room.peer_up(PEER["wit"], at(1))
+    reason = "wit is invited as a machine, and is a witness"
+    assert send == Send(PEER["cloud"], PoolDecline(invitation.hash, reason))
+
+
+def test_a_regulator_is_told_of_pools_that_it_is_not_in_and_nobody_else_is() -> None:
+    room, invitation = lifecycle("cloud"), plan("a")
+    for name in ("a", "eye", "b"):
+        room.peer_up(PEER[name], at(0))
+    room.form(1, invitation, at(0))
+    outputs = room.receive(PEER["a"], acceptance("a", invitation), at(1))
+    told = next(output for output in outputs if isinstance(output, Broadcast))
+    assert told.peers == (PEER["a"], PEER["eye"])
+    assert isinstance(told.message, PoolFormed)
+    formed = Formed(told.message.genesis)
+    assert lifecycle("eye").receive(PEER["cloud"], told.message, at(2)) == [formed]
+    assert lifecycle("b").receive(PEER["cloud"], told.message, at(2)) == []
 
 
 def test_no_more_invitations_wait_than_are_allowed() -> None:
@@ -278,7 +320,7 @@ def test_a_genesis_of_an_untrusted_coordinator_starts_nothing() -> None:
     ("former", "invitation", "reason"),
     [
         ("a", plan("a"), "names another coordinator"),
-        ("a", plan("a", coordinator=PEER["a"]), "not among its network's coordinators"),
+        ("a", plan("a", coordinator=PEER["a"]), "a machine may not form pools"),
         ("cloud", plan("a", network="other"), "for network 'other', not 'works'"),
         ("cloud", plan("a", "a"), "twice"),
         ("cloud", plan("a", name=""), "not well formed"),

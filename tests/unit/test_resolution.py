@@ -140,8 +140,8 @@ class FakeDirectory:
     def load(self) -> tuple[int, int]:
         return self.busy
 
-    def shared_chain(self, requester: PeerId, key: DataKey, root: bytes) -> ChainId | None:
-        return chain_id(self.shared) if self.shared else None
+    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
+        return (chain_id(self.shared), "") if self.shared else (None, "it is not for c")
 
 
 def resolver(name: str, directory: FakeDirectory, limit: int = 16) -> Resolver:
@@ -544,7 +544,7 @@ def test_asking_twice_for_the_same_terms_makes_one_record() -> None:
     ("change", "valid_ms", "reason"),
     [
         ("not held", 60_000, "does not hold this data"),
-        ("not shared", 60_000, "not a member of a pool that may read this data"),
+        ("not shared", 60_000, "it is not for c"),
         ("", 0, "expired by the holder's clock"),
         ("", 601_000, "valid for more than 10 minutes by the holder's clock"),
     ],

@@ -80,7 +80,8 @@ def test_statement_is_judged_by_the_contract_that_it_names(world: World) -> None
 
 def test_only_members_write_statements(world: World) -> None:
     body = Statement("board", 1, b"a=1")
-    assert "no member" in world.state.draft().add(world.record(world.coordinator, body))
+    assert "only as a member" in world.state.draft().add(world.record(world.coordinator, body))
+    assert "no member" in world.state.draft().add(world.record(world.outsider, body))
 
 
 def test_contract_that_fails_refuses(world: World) -> None:

@@ -49,13 +49,17 @@ class Company:
         known = {**dict.fromkeys(self.peers), **self.listeners}
         self.members_before, self.members = self.members, self._app.members()
         self.peers = tuple(peer for peer in self.members if peer != self._me)
+        self.listen()
+        self._ahead = {peer: height for peer, height in self._ahead.items() if self.knows(peer)}
+        return [peer for peer in (*self.peers, *self.listeners) if peer not in known]
+
+    def listen(self) -> None:
+        """Learn who is told of blocks without a vote."""
         self.listeners = {
             peer: last
             for peer, last in self._app.listeners().items()
             if peer != self._me and peer not in self.members
         }
-        self._ahead = {peer: height for peer, height in self._ahead.items() if self.knows(peer)}
-        return [peer for peer in (*self.peers, *self.listeners) if peer not in known]
 
     def knows(self, peer: PeerId) -> bool:
         """Say whether `peer` votes or listens."""

@@ -173,6 +173,7 @@ class Engine:
 
     def peer_up(self, peer: PeerId, now: Instant) -> list[Output]:
         """Tell a peer whose link has come up where this member stands; what was sent is forgotten."""
+        self._company.listen()
         if self._decided is not None or not self._company.knows(peer):
             return []
         for memory in (self._teller, self._repaired, self._server):

@@ -14,6 +14,7 @@ from edgepool.core.ledger.facts import StepState
 from edgepool.core.ledger.governance import ChainAnchorContract, EvidenceContract, MembershipContract
 from edgepool.core.ledger.statements import StatementContract
 from edgepool.core.ledger.view import VERDICTS_KEPT, Contract, View
+from edgepool.core.rights import WRITING, refusal
 from edgepool.model.codec import encode
 from edgepool.model.crypto import verify
 from edgepool.model.record import (
@@ -23,8 +24,8 @@ from edgepool.model.record import (
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
-    MembershipChange,
     QualityInspection,
+    Record,
     SignedRecord,
     TransmissionConfirmation,
     confirmation_terms,
@@ -52,10 +53,9 @@ def record_problem(view: View, signed: SignedRecord) -> str:
     size_bytes = len(encode(signed))
     if size_bytes > MAX_RECORD_BYTES:
         return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
-    if not view.may_write(record.author) and not (
-        isinstance(record.body, MachiningRequirement | MembershipChange) and record.author == view.coordinator
-    ):
-        return "the author is no member of this pool"
+    problem = author_problem(view, record)
+    if problem:
+        return problem
     if record.since < view.horizon:
         return (
             f"it was written at height {record.since}, this chain takes records from height "
@@ -68,6 +68,14 @@ def record_problem(view: View, signed: SignedRecord) -> str:
     return contract.problem(view, signed)
 
 
+def author_problem(view: View, record: Record) -> str:
+    """Say why the author of `record` may not write records of its kind here, or return ''."""
+    subject, standing = view.author(record.author)
+    if not standing:
+        return "the author is no member of this pool"
+    return refusal(WRITING[kind_of(record.body)], subject, standing)
+
+
 class RequirementContract:
     """The coordinator gives each step of a task to a member, once, and steps agree about the task."""
 
@@ -78,10 +86,11 @@ class RequirementContract:
         """Say why this requirement may not stand, or return ''."""
         body = signed.record.body
         assert isinstance(body, MachiningRequirement)
-        if signed.record.author != view.coordinator:
-            return "only the pool's coordinator states requirements"
         if not view.is_member(body.station):
             return "the station is no member of this pool"
+        idle = refusal("take work", *view.author(body.station))
+        if idle:
+            return f"the station cannot do it: {idle}"
         if body.step >= body.steps:
             return f"step {body.step} of a task with {body.steps} steps, which count from 0"
         task = view.task(body.task)

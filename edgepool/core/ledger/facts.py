@@ -15,6 +15,8 @@ from typing import assert_never
 from edgepool.core.ledger.root import Entry, Key
 from edgepool.core.ledger.roster import Roster, first_roster
 from edgepool.core.machine import RecordRef
+from edgepool.core.rights import Standing, Subject
+from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, PoolKind
 from edgepool.model.record import (
@@ -137,6 +139,11 @@ class Facts:
         self.tasks: dict[str, TaskState] = {}
         self._below = below
         self._genesis = genesis
+        self._observers: dict[PeerId, Role] = (
+            {one.peer: one.role for one in genesis.invitation.observers}
+            if below is None
+            else below._observers
+        )
         self._records: set[bytes] = set()
         self._newest: dict[DataKey, int] = {}
         self._offers: dict[DataKey, dict[int, list[Offered]]] = {}
@@ -154,6 +161,20 @@ class Facts:
     def may_write(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height, or on the one after it."""
         return self.roster.may_write(peer)
+
+    def author(self, peer: PeerId) -> tuple[Subject, tuple[Standing, ...]]:
+        """Return who `peer` is by this chain, and on what footings it may write here; () if on none.
+
+        Whoever forms a pool is its coordinator, whatever else it is in it.
+        """
+        own: tuple[Standing, ...] = ("coordinator",) if peer == self.coordinator else ()
+        role = self.roster.roles.get(peer)
+        if role is not None:
+            return Subject(peer, "coordinator" if own else role), ("member", *own)
+        if own:
+            return Subject(peer, "coordinator"), own
+        role = self._observers.get(peer)
+        return Subject(peer, role or "machine"), () if role is None else ("observer",)
 
     def has_record(self, record_id: bytes) -> bool:
         """Say whether the record with this id has been entered, above the horizon."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from edgepool.core.ledger.roster import MAX_OPENED
 from edgepool.core.ledger.view import VERDICTS_KEPT, View
+from edgepool.core.rights import Subject, refusal
 from edgepool.model.ids import ChainId
 from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
 from edgepool.model.vote import Equivocation
@@ -31,7 +32,7 @@ class MembershipContract:
             return f"{decided} changes are decided here: the next is {roster.number}, not {body.number}"
         if roster.decided is not None:
             return "this block has decided a change already: the next one can stand in the next block"
-        misfit = roster.misfit(body)
+        misfit = roster.misfit(body) or _voter_problem(body)
         if misfit:
             return misfit
         authors = roster.supporters(body)
@@ -85,6 +86,12 @@ class ChainAnchorContract:
         if body.certificate.height <= last:
             return f"the author has anchored that chain up to height {last} already"
         return ""
+
+
+def _voter_problem(body: MembershipChange) -> str:
+    """Say why who is to come may not be a member by its role, or return ''."""
+    incoming = body.incoming
+    return "" if incoming is None else refusal("vote", Subject(incoming.peer, incoming.role))
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from edgepool.model.block import changed_roster
 from edgepool.model.codec import Wire
 from edgepool.model.fields import KnownHeight, PeerText
+from edgepool.model.identity import Role
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import MAX_MEMBERS, Genesis, Member, members_hash
 from edgepool.model.record import MembershipChange
@@ -77,6 +78,11 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def next_members_hash(self) -> bytes:
         """The hash of the roster that votes on the height after the next."""
         return members_hash(self.following)
+
+    @cached_property
+    def roles(self) -> dict[PeerId, Role]:
+        """The roles of who votes on the next height or the one after it."""
+        return {member.peer: member.role for member in (*self.present, *self.following)}
 
     @cached_property
     def _voters(self) -> dict[PeerId, None]:

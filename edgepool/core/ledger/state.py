@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgepool.core.ledger.chainfacts import ChainFacts
-from edgepool.core.ledger.contracts import record_problem
+from edgepool.core.ledger.contracts import author_problem, record_problem
 from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount
 from edgepool.core.ledger.facts import Facts, OfferEntry, StepState, TaskState
 from edgepool.core.ledger.snapshot import (
@@ -38,6 +38,7 @@ from edgepool.model.record import (
     MachiningRequirement,
     MembershipChange,
     QualityInspection,
+    Record,
     SignedRecord,
     kind_of,
 )
@@ -96,6 +97,10 @@ class ChainState:
     def may_write(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height, or on the one after it."""
         return self._facts.may_write(peer)
+
+    def author_problem(self, record: Record) -> str:
+        """Say why the author of `record` may not write records of its kind here, or return ''."""
+        return author_problem(self._facts, record)
 
     @property
     def members_hash(self) -> bytes:

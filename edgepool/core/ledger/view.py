@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from edgepool.core.ledger.roster import Roster
+from edgepool.core.rights import Standing, Subject
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import PoolKind
 from edgepool.model.record import SignedRecord
@@ -39,6 +40,10 @@ class View(Protocol):
 
     def may_write(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height, or on the one after it."""
+        ...
+
+    def author(self, peer: PeerId) -> tuple[Subject, tuple[Standing, ...]]:
+        """Return who `peer` is by this chain, and on what footings it may write here; () if on none."""
         ...
 
     def has_record(self, record_id: bytes) -> bool:

@@ -175,8 +175,9 @@ class Joining:
             reason = answer.refusal or "without saying why"
             return _failed(asking.ticket, f"{newcomer.name} declined: {reason}", refused=True)
         said, meant = answer.member, newcomer
-        if (said.peer, said.name, said.machine_type) != (meant.peer, meant.name, meant.machine_type):
-            reason = f"{newcomer.name} answered as '{said.name}' ({said.machine_type}): name it as it is"
+        if _as_named(said) != _as_named(meant):
+            what = said.machine_type if said.role == "machine" else said.role
+            reason = f"{newcomer.name} answered as '{said.name}' ({what}): name it as it is"
             return _failed(asking.ticket, reason, refused=True)
         change = MembershipChange(
             answer.number,
@@ -266,6 +267,10 @@ class Joining:
 
 def _failed(ticket: int, reason: str, *, refused: bool) -> list[Output]:
     return [Notify(Failed(ticket, reason, refused))] if ticket else []
+
+
+def _as_named(member: Member) -> tuple[str, ...]:
+    return (member.peer, member.name, member.machine_type, member.role)
 
 
 def _unreadable(change: MembershipChange) -> str:

@@ -22,6 +22,7 @@ from edgepool.core.machine import (
     Send,
     WantLink,
 )
+from edgepool.core.rights import Subject, named, refusal
 from edgepool.errors import DecodeError
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.codec import decode, encode
@@ -98,6 +99,7 @@ class PoolLifecycle:
         network: str,
         coordinators: Collection[PeerId],
         known: Callable[[ChainId], bool],
+        who: Callable[[PeerId], Subject | None],
         chains_limit: int,
     ) -> None:
         self._signer = signer
@@ -105,6 +107,7 @@ class PoolLifecycle:
         self._network = network
         self._coordinators = frozenset(coordinators)
         self._known = known
+        self._who = who
         self._limit = chains_limit
         self._links: dict[PeerId, None] = {}
         self._forming: dict[bytes, _Forming] = {}
@@ -182,8 +185,9 @@ class PoolLifecycle:
     def _form_problem(self, invitation: Invitation) -> str:
         if invitation.coordinator != self._own:
             return "the invitation names another coordinator than this peer"
-        if self._own not in self._coordinators:
-            return "this peer is not among its network's coordinators"
+        problem = self._former_problem(self._own)
+        if problem:
+            return problem
         if invitation.hash in self._forming:
             return "this pool is being formed already"
         if len(self._forming) >= self._limit:
@@ -219,11 +223,17 @@ class PoolLifecycle:
         people = [member.peer for member in invitation.people()]
         # Formed comes first: the node stores the chain before anybody hears of it.
         effects: list[Output] = [Formed(genesis)] if self._own in people else []
-        others = tuple(peer for peer in people if peer != self._own)
+        watching = [peer for peer in self._links if self._follows_all(peer)]
+        others = tuple(dict.fromkeys(peer for peer in (*people, *watching) if peer != self._own))
         if others:
             effects.append(Broadcast(others, PoolFormed(genesis)))
         effects.append(Notify(Done(forming.ticket, genesis)))
         return effects
+
+    def _follows_all(self, peer: PeerId) -> bool:
+        """Say whether `peer` may follow the chains of pools that it is not in."""
+        subject = self._who(peer)
+        return subject is not None and not refusal("follow chain", subject)
 
     def _receive_decline(self, peer: PeerId, message: PoolDecline) -> list[Output]:
         forming = self._forming.get(message.invitation_hash)
@@ -261,8 +271,9 @@ class PoolLifecycle:
         invitation = message.invitation
         if peer != invitation.coordinator:
             return "the invitation does not come from its coordinator", True
-        if peer not in self._coordinators:
-            return "the sender is not among the coordinators that this peer trusts", False
+        problem = self._former_problem(peer)
+        if problem:
+            return problem, False
         if not verify(peer, "invite", [invitation.hash], message.coordinator_signature):
             return "the coordinator's signature does not hold", True
         if all(member.peer != self._own for member in invitation.people()):
@@ -277,6 +288,25 @@ class PoolLifecycle:
         people = [member.peer for member in invitation.people()]
         if len(dict.fromkeys(people)) != len(people):
             return "a peer stands in the invitation twice"
+        for member in invitation.members:
+            problem = refusal("vote", Subject(member.peer, member.role))
+            if problem:
+                return f"{member.name}: {problem}"
+        return ""
+
+    def _former_problem(self, peer: PeerId) -> str:
+        """Say why `peer` may not form pools in the eyes of this one, or return ''."""
+        subject = self._who(peer)
+        if subject is None:
+            return "its certificate has not been seen"
+        return refusal("form pool", subject, ("trusted",) if peer in self._coordinators else ())
+
+    def _misnamed(self, invitation: Invitation) -> str:
+        """Say whose certificate has another role than the invitation says, or return ''."""
+        for member in invitation.members:
+            subject = self._who(member.peer)
+            if subject is not None and subject.role != member.role:
+                return f"{member.name} is invited as {named(member.role)}, and is {named(subject.role)}"
         return ""
 
     def _consider(self, invitation: Invitation, now: Instant) -> list[Output]:
@@ -296,6 +326,9 @@ class PoolLifecycle:
             return []
         invitation = invited.invitation
         del self._invited[invitation.hash]
+        misnamed = self._misnamed(invitation)
+        if misnamed:
+            return self._decline(invitation, misnamed)
         tip = beacon_chain(beacon_secret(self._signer, invitation)).tip
         acceptance = accept(self._signer, invitation, tip)
         if invitation.coordinator != self._own:
@@ -316,7 +349,9 @@ class PoolLifecycle:
         # Not ours to judge, or no longer trusted: whoever passes it on does no wrong.
         if invitation.coordinator not in self._coordinators or self._known(genesis.chain):
             return []
-        if all(member.peer != self._own for member in invitation.people()):
+        if all(member.peer != self._own for member in invitation.people()) and not self._follows_all(
+            self._own
+        ):
             return []
         problem = genesis.problem(self._network)
         if problem:

@@ -211,5 +211,4 @@ class Confirmations:
             return None, "expired by the holder's clock"
         if message.valid_until_ms > now.wall_ms + MAX_VALIDITY_MS:
             return None, f"valid for more than {MAX_VALIDITY_MS // 60_000} minutes by the holder's clock"
-        chain = self._directory.shared_chain(peer, message.key, message.root)
-        return chain, "" if chain else "not a member of a pool that may read this data"
+        return self._directory.admit(peer, message.key, message.root)

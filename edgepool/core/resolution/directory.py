@@ -53,9 +53,9 @@ class Directory(Protocol):
         """Return how busy this peer's uplink and processors are, both in percent."""
         ...
 
-    def shared_chain(self, requester: PeerId, key: DataKey, root: bytes) -> ChainId | None:
-        """Return where this holder records a confirmation for `requester`.
+    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
+        """Return the chain on which this holder records a transfer to `requester`.
 
-        None if `requester` may not have the data.
+        None, and the condition that failed, if `requester` may not have the data.
         """
         ...

@@ -1,0 +1,141 @@
+"""Who may do what in a network [S1.2, S3.6]: one table of roles and acts, one function that reads it.
+
+The table is data, so that it can be shown ('edgepool rights') and tested whole. What a chain judges by it
+depends on the chain alone: the roles that stand in its roster, its genesis and its records. What a peer
+judges for itself (whose invitation it believes, whom it lets follow its chains) depends on the roles that
+certificates prove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from edgepool.model.identity import ROLES, Role
+from edgepool.model.ids import PeerId
+
+Standing = Literal["anybody", "member", "observer", "people", "coordinator", "trusted", "default", "named"]
+"""On what footing a role may act; see STANDINGS."""
+
+STANDINGS: dict[Standing, str] = {
+    "anybody": "as any peer of the network",
+    "member": "as a member of the pool",
+    "observer": "as an observer of the pool",
+    "people": "as one of the pool's people: who is in it, comes into it, or has left it",
+    "coordinator": "as the pool's own coordinator",
+    "trusted": "if the settings of those who join name it among the coordinators",
+    "default": "where the policy of the data's owner, or else the holder's default, lets it",
+    "named": "where a policy of the data's owner names its role",
+}
+
+Act = Literal[
+    "write requirement",
+    "write procedure",
+    "write completion",
+    "write inspection",
+    "write demand",
+    "write offer",
+    "write confirmation",
+    "write membership",
+    "write evidence",
+    "write anchor",
+    "write statement",
+    "form pool",
+    "vote",
+    "take work",
+    "follow chain",
+    "search",
+    "read data",
+    "invite",
+]
+"""Everything that a peer can do to others; 'write KIND' stands for a record of that kind."""
+
+_Grant = tuple[Standing, ...]
+_NO: _Grant = ()
+_ANYBODY: _Grant = ("anybody",)
+_MEMBER: _Grant = ("member",)
+_OBSERVER: _Grant = ("observer",)
+_OWN: _Grant = ("coordinator",)
+_MEMBER_OR_OWN: _Grant = ("member", "coordinator")
+_PEOPLE: _Grant = ("people",)
+_TRUSTED: _Grant = ("trusted",)
+_DEFAULT: _Grant = ("default",)
+_NAMED: _Grant = ("named",)
+
+
+class Right(NamedTuple):
+    """One row of the table: what the act is, in words that follow 'may', and a grant for each of ROLES."""
+
+    does: str
+    machine: _Grant
+    coordinator: _Grant
+    witness: _Grant
+    inspector: _Grant
+    regulator: _Grant
+    client: _Grant
+
+    def grant(self, role: Role) -> _Grant:
+        """Return on which footings `role` may do this; () for never."""
+        return self[1 + ROLES.index(role)]  # type: ignore[return-value]
+
+
+_WORKS = (_MEMBER, _MEMBER, _NO, _NO, _NO, _NO)
+_MEMBERS = (_MEMBER, _MEMBER, _MEMBER, _MEMBER, _NO, _NO)
+
+RIGHTS: Mapping[Act, Right] = {
+    "write requirement": Right("state requirements", _NO, _OWN, _NO, _NO, _NO, _NO),
+    "write procedure": Right("report that a step has started", *_WORKS),
+    "write completion": Right("report that a step is complete", *_WORKS),
+    "write inspection": Right("report inspections", _MEMBER, _MEMBER, _NO, _MEMBER, _NO, _NO),
+    "write demand": Right("demand data", _MEMBER, _MEMBER, _MEMBER, _MEMBER, _NO, _OBSERVER),
+    "write offer": Right("offer data", *_MEMBERS),
+    "write confirmation": Right("confirm transfers", *_MEMBERS),
+    "write membership": Right("say who is in a pool", _MEMBER, _MEMBER_OR_OWN, _MEMBER, _MEMBER, _NO, _NO),
+    "write evidence": Right("give evidence", *_MEMBERS),
+    "write anchor": Right("anchor chains", *_MEMBERS),
+    "write statement": Right("make statements", *_MEMBERS),
+    "form pool": Right("form pools", _NO, _TRUSTED, _NO, _NO, _NO, _NO),
+    "vote": Right("be a member of a pool", *(_ANYBODY,) * 4, _NO, _NO),
+    "take work": Right("be given work", *_WORKS),
+    "follow chain": Right("follow a pool's chain", *(_PEOPLE,) * 4, _ANYBODY, _PEOPLE),
+    "search": Right("ask who has data", *(_ANYBODY,) * 4, _NO, _ANYBODY),
+    "read data": Right("read data", *(_DEFAULT,) * 4, _NO, _NAMED),
+    "invite": Right("invite gateways", _NO, _ANYBODY, _NO, _NO, _NO, _NO),
+}
+"""The whole table."""
+
+assert tuple(RIGHTS) == get_args(Act)
+
+WRITING: Mapping[str, Act] = {act.removeprefix("write "): act for act in RIGHTS if act.startswith("write ")}
+"""The act of writing a record, by its kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who wants to do something: its role and its organisation are what its certificate, or a chain, says."""
+
+    peer: PeerId
+    role: Role = "machine"
+    organisation: str = ""
+
+
+def refusal(act: Act, subject: Subject, standing: tuple[Standing, ...] = ()) -> str:
+    """Say why `subject` may not do `act` on the footings of `standing`, or return ''.
+
+    The sentence names the condition that failed: the role, or the footing that is missing.
+    """
+    right = RIGHTS[act]
+    grant = right.grant(subject.role)
+    if not grant:
+        *most, last = [named(role) for role in ROLES if right.grant(role)]
+        those = f"{', '.join(most)} or {last}" if most else last
+        return f"{named(subject.role)} may not {right.does}: only {those} may"
+    if "anybody" in grant or any(one in grant for one in standing):
+        return ""
+    return f"{named(subject.role)} may {right.does} only {' or '.join(STANDINGS[one] for one in grant)}"
+
+
+def named(role: Role) -> str:
+    """Return a role with its article."""
+    return f"{'an' if role == 'inspector' else 'a'} {role}"
