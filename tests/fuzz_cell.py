@@ -83,12 +83,12 @@ FIRST_LIFE_TICKET = 2**40
 """From here on are tickets of records that only show that blocks still come."""
 
 
-@dataclass(frozen=True)
 def who(peer: PeerId) -> Subject:
     """Return what the certificate of somebody in the cell says."""
     return Subject(peer, "coordinator" if peer == COORDINATOR.peer else "machine")
 
 
+@dataclass(frozen=True)
 class Manner:
     """How a cell lives.
 

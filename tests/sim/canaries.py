@@ -393,7 +393,7 @@ CANARIES: dict[str, Canary] = {
     "biased lottery": Canary(biased_lottery, ("validity",), 1),
     "grindable beacon": Canary(grindable_beacon, ("validity",), 1),
     "weights of the present cycle": Canary(weights_of_the_present_cycle, ("validity",), 3, heights=100),
-    "self-countersigned work": Canary(self_countersigned_work, ("validity",), 3, heights=100),
+    "self-countersigned work": Canary(self_countersigned_work, ("validity",), 8, heights=100),
     "missed turns forgiven": Canary(missed_turns_forgiven, ("validity",), 20, STORMS, heights=100),
     "no repair": Canary(no_repair, ("liveness",), 20, STORMS),
     "no catch-up": Canary(no_catch_up, ("liveness",), 10, STORMS),
