@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from edgepool.errors import ConfigError, DecodeError
 from edgepool.model.identity import ROLES as ROLES
@@ -20,10 +21,14 @@ from edgepool.model.identity import Role as Role
 from edgepool.model.ids import parse_address
 
 CONFIG_FILE = "edgepool.toml"
+BUDGET_FILE = "budget.toml"
+"""What was set with 'edgepool budget set'; it goes before [budget] in the settings."""
 Approve = Literal["coordinator", "manual"]
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
+MbitS = Annotated[int, Meta(ge=1, le=1_000_000)]
+TimeOfDay = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -133,6 +138,31 @@ class StorageSettings(Settings, frozen=True):
     scrub_every_h: Annotated[int, Meta(ge=1, le=24 * 365)] = 7 * 24
 
 
+class BudgetHours(Settings, frozen=True, rename={"begin": "from", "end": "to"}):
+    """A rate for a part of each day by this machine's clock, such as production hours."""
+
+    begin: TimeOfDay
+    end: TimeOfDay
+    mbit_s: MbitS
+
+
+class BudgetSettings(Settings, frozen=True):
+    """How fast bulk data may move, in Mbit/s, each way; None is any rate.
+
+    `mbit_s` is for the whole machine, unless the first of `hours` that fits says otherwise, `per_peer_mbit_s`
+    for each peer. `priorities` are by kind of data, 1 to 9 (others have 5): kinds that wait share by them.
+    Control traffic is not counted.
+    """
+
+    mbit_s: MbitS | None = None
+    per_peer_mbit_s: MbitS | None = None
+    hours: Annotated[tuple[BudgetHours, ...], Meta(max_length=24)] = ()
+    priorities: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=32)], Annotated[int, Meta(ge=1, le=9)]],
+        Meta(max_length=64),
+    ] = {}
+
+
 class PeerSettings(Settings, frozen=True):
     """Everything about one peer. `folder` is where it keeps keys, chains and data.
 
@@ -153,6 +183,7 @@ class PeerSettings(Settings, frozen=True):
     api: ApiSettings = ApiSettings()
     limits: Limits = Limits()
     storage: StorageSettings = StorageSettings()
+    budget: BudgetSettings = BudgetSettings()
     consensus: ConsensusSettings = ConsensusSettings()
 
     def path(self, relative: str) -> Path:
@@ -202,6 +233,9 @@ def load_peer_settings(folder_or_file: Path) -> PeerSettings:
     if "folder" in tables:
         raise ConfigError(f"{path}: 'folder' is where this file stands and cannot be set in it")
     settings = convert(path, {**tables, "folder": path.parent}, PeerSettings)
+    budget = path.parent / BUDGET_FILE
+    if budget.exists():
+        settings = replace(settings, budget=convert(budget, read_toml(budget), BudgetSettings))
     check_settings(settings, str(path))
     return settings
 

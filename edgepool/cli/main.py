@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from edgepool.cli import (
     bench,
+    budget,
     chain,
     data,
     demo,
@@ -99,6 +100,7 @@ app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")
 app.add_typer(stored.app, name="data")
+app.add_typer(budget.app, name="budget")
 app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")

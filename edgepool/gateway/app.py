@@ -31,6 +31,7 @@ from edgepool.errors import (
     Unavailable,
 )
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, own_token, refusal, write_private
+from edgepool.gateway.budgetroutes import BudgetRoutes
 from edgepool.gateway.dataroutes import DataRoutes
 from edgepool.gateway.export import copy_out, in_path, out_path
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
@@ -181,6 +182,7 @@ class ApiServer:
             web.post("/v1/request", self._request),
             web.post("/v1/fetch", self._fetch),
             *DataRoutes(self._peer, _read, _json).routes(),
+            *BudgetRoutes(self._peer, _read, _json).routes(),
         ]
 
     # --- routes ---------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
-from edgepool.config import CONFIG_FILE
+from edgepool.config import CONFIG_FILE, BudgetSettings
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.registrar import InvitationView, NewInvitation
-from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
+from edgepool.peer.values import BudgetStatus, ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
@@ -160,6 +160,15 @@ class ApiClient:
         """Have the peer drop data, or free so many bytes; return what went."""
         body = {"what": what, "free_bytes": free_bytes}
         return _as(list[StoredData], await self._post("/v1/data/evict", body, timeout_s=ANSWER_TIMEOUT_S))
+
+    async def budget(self) -> BudgetStatus:
+        """Return the budget for bulk data that is in force."""
+        return _as(BudgetStatus, await self._get("/v1/budget"))
+
+    async def set_budget(self, budget: BudgetSettings | None) -> BudgetStatus:
+        """Have the peer take another budget, at once and durably; None is that of its settings file."""
+        body = {"budget": msgspec.to_builtins(budget)}
+        return _as(BudgetStatus, await self._post("/v1/budget", body, timeout_s=ANSWER_TIMEOUT_S))
 
     async def scrub(self, what: str = "") -> ScrubReport:
         """Have the peer read its data again, all of it or some, and return what it found."""

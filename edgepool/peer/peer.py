@@ -34,6 +34,7 @@ from edgepool.model.pool import Genesis, Member, PoolKind
 from edgepool.model.record import Body, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
+from edgepool.peer.budgets import Budgets
 from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
@@ -99,6 +100,7 @@ class Peer(PeerView):
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
         self._node = Node(settings, self._identity.signer, fresh)
+        self.budgets = Budgets(settings, self._clock)
         self.storage = DataKeeper(self, self._blobs, fresh, self._clock)
         self._loop = NodeLoop(
             self._node,
@@ -160,6 +162,7 @@ class Peer(PeerView):
         if self._load_task is not None:
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
+        self.budgets.close()
         await self.storage.close()
         await self._transport.close()
         await self._loop.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgepool.config import BudgetSettings
 from edgepool.core.machine import RecordRef
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
@@ -233,6 +234,19 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     received_by_holder: dict[str, int]
     refused: dict[str, int]
     first_data_ms: int
+
+
+class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The budget for bulk data that is in force, and the machine's rate at this hour (None: any).
+
+    `set_at_run_time` says that it is not the one in the settings file.
+    """
+
+    settings: BudgetSettings
+    set_at_run_time: bool
+    now_mbit_s: int | None
+    waiting_to_send: int
+    waiting_to_receive: int
 
 
 class StorageStatus(msgspec.Struct, frozen=True, kw_only=True):
