@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from edgepool.errors import ConfigError, DecodeError
 from edgepool.model.identity import ROLES as ROLES
 from edgepool.model.identity import Role as Role
-from edgepool.model.ids import parse_address
+from edgepool.model.ids import parse_address, split_address
 
 CONFIG_FILE = "edgepool.toml"
 BUDGET_FILE = "budget.toml"
@@ -75,6 +75,23 @@ class AuthoritySettings(Settings, frozen=True):
     """
 
     folder: Annotated[str, Meta(max_length=4096)] = ""
+
+
+class ConduitSettings(Settings, frozen=True):
+    """What a conduit does for peers that accept nothing from outside; `serve` switches it on.
+
+    `reservations` is how many may keep a link to it, `circuits` how many ways between two peers may stand at
+    once, and `circuits_per_peer` how many of them one peer may have asked for. The rates are for what passes
+    it, both ways together: of all, and of the circuits that one peer has asked for; 0 is no bound.
+    """
+
+    serve: bool = False
+    reservations: Annotated[int, Meta(ge=1, le=4096)] = 256
+    circuits: Annotated[int, Meta(ge=1, le=4096)] = 256
+    circuits_per_peer: Positive = 64
+    total_mbit_s: Annotated[int, Meta(ge=0)] = 0
+    peer_mbit_s: Annotated[int, Meta(ge=0)] = 0
+    idle_timeout_ms: Positive = 60_000
 
 
 class ApiSettings(Settings, frozen=True):
@@ -166,6 +183,8 @@ class BudgetSettings(Settings, frozen=True):
 class PeerSettings(Settings, frozen=True):
     """Everything about one peer. `folder` is where it keeps keys, chains and data.
 
+    With `listen` "" it accepts nothing from outside; others reach it by the conduits at the multiaddrs
+    `conduits` (with /p2p/CONDUIT at the end), if there are any.
     `coordinators` are the peer ids that may form pools; a coordinator counts itself in.
     """
 
@@ -174,12 +193,14 @@ class PeerSettings(Settings, frozen=True):
     role: Role = "machine"
     machine_type: Annotated[str, Meta(max_length=64)] = ""
     listen: str = "/ip4/127.0.0.1/tcp/0"
+    conduits: Annotated[tuple[str, ...], Meta(max_length=4)] = ()
     coordinators: tuple[str, ...] = ()
     folder: Path = Path(".")
     identity: IdentitySettings = IdentitySettings()
     known_peers: tuple[KnownPeer, ...] = ()
     fixed_pools: tuple[FixedPool, ...] = ()
     authority: AuthoritySettings = AuthoritySettings()
+    conduit: ConduitSettings = ConduitSettings()
     api: ApiSettings = ApiSettings()
     limits: Limits = Limits()
     storage: StorageSettings = StorageSettings()
@@ -243,16 +264,25 @@ def load_peer_settings(folder_or_file: Path) -> PeerSettings:
 def check_settings(settings: PeerSettings, where: str) -> None:
     """Raise ConfigError if the settings contradict each other or hold a bad address."""
     try:
-        parse_address(settings.listen)
+        if settings.listen:
+            parse_address(settings.listen)
         for known in settings.known_peers:
-            if parse_address(known.address)[2] is None:
+            if split_address(known.address).peer is None:
                 raise ConfigError(
                     f"{where}: known_peers.address '{known.address}' has no /p2p/PEER at its end"
                 )
+        for conduit in settings.conduits:
+            if parse_address(conduit)[2] is None:
+                raise ConfigError(f"{where}: conduits: '{conduit}' has no /p2p/CONDUIT at its end")
     except DecodeError as error:
         raise ConfigError(f"{where}: {error}") from None
     if settings.api.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{where}: api.host must be a loopback address, not '{settings.api.host}'")
+    if settings.conduit.serve and (settings.conduits or not settings.listen):
+        raise ConfigError(
+            f"{where}: a conduit must be reached directly: set 'listen' and leave 'conduits' empty, "
+            "or set serve = false under [conduit]"
+        )
     if settings.fixed_pools and settings.role != "coordinator":
         raise ConfigError(f'{where}: only a coordinator forms fixed pools; set role = "coordinator"')
     if settings.authority.folder and settings.role != "coordinator":

@@ -43,6 +43,7 @@ from edgepool.model.message import (
     Message,
     OfferProof,
     Ping,
+    Pong,
     PoolAccept,
     PoolDecline,
     PoolFormed,
@@ -260,7 +261,7 @@ class Liar(Governing):
         return Hello(self._one(((), ("/" * 256,) * 8, ("/ip4/10.0.0.1/tcp/99999",), ("\0",))))
 
     def _ping(self) -> Message:
-        return Ping(self._one((0, 2**53)))
+        return self._one((Ping, Pong))(self._one((0, 2**53)))
 
     # --- newcomers ----------------------------------------------------------------------------
 

@@ -105,6 +105,7 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     from edgepool.gateway.pools import form_fixed_pools
     from edgepool.gateway.registrar import open_registrar
     from edgepool.gateway.witnesses import keep_witnesses
+    from edgepool.model.ids import with_peer
     from edgepool.peer.peer import Peer
 
     peer = await stack.enter_async_context(Peer.open(settings))
@@ -116,10 +117,10 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     server = ApiServer(peer, settings.folder, settings.api.host, settings.api.port, registrar)
     await server.start()
     stack.push_async_callback(server.close)
-    addresses = [f"{address}/p2p/{peer.id}" for address in peer.addresses]
+    addresses = [with_peer(address, peer.id) for address in peer.addresses]
     tell(
         "listening",
-        f"{peer.name} ({settings.role} of '{settings.network}') listens on {', '.join(addresses)}\n"
+        f"{peer.name} ({settings.role} of '{settings.network}') {_where(addresses, settings)}\n"
         f"its API is {server.url}; see it with: edgepool status {settings.folder}\n"
         "Ctrl-C ends it",
         name=peer.name,
@@ -256,3 +257,10 @@ def _proposal(ref: RecordRef, record: SignedRecord, here: Peer) -> tuple[str, st
         facts = {"chain": ref.chain, "pool": pool.name, "proposer": author, "says": says}
         return "proposal", sentence, facts
     return None
+
+
+def _where(addresses: list[str], settings: PeerSettings) -> str:
+    """Say where a peer can be reached."""
+    if settings.listen:
+        return f"listens on {', '.join(addresses)}"
+    return f"accepts nothing from outside; its conduits are {', '.join(settings.conduits) or 'not set'}"

@@ -10,6 +10,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from edgepool.cli.conduits import PATH_COLUMNS, conduit_table, path_cells, places_table
 from edgepool.cli.console import PlainTable, columns, duration, moment, out, print_json, run_async, size
 
 if TYPE_CHECKING:
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 BUSY_PERCENT = 90
 STANDSTILL_MS = 30_000
 
-ORDINARY = ("dropped_no_link", "dropped_duplicate", "dropped_outbox", "lost_silent", "refused_paused")
+ORDINARY = (
+    "dropped_no_link",
+    "dropped_duplicate",
+    "dropped_outbox",
+    "lost_silent",
+    "lost_half_open",
+    "refused_paused",
+)
 """What links that come and go count by themselves: what mattered was said again, nobody did wrong."""
 
 MEANINGS = {
@@ -54,6 +62,12 @@ MEANINGS = {
     "software is broken or hostile",
     "refused_busy": "all places for handshakes, links or transfers were taken, and callers were put off; if "
     "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
+    "refused_token": "connections came to this conduit with a token that is not good, and got nowhere: late "
+    "ones, or somebody who guesses; if it goes on rising, look for a foreign program",
+    "refused_circuit": "members asked this conduit for somebody who keeps no place here, or for more than "
+    "their share; if it goes on rising, raise conduit.circuits or start whom they ask for",
+    "refused_nested": "a member came through a conduit to use this peer as one: a path has one conduit only; "
+    "its software is broken or hostile",
     "dropped_events": "messages came faster than this machine takes them and were dropped; others say them "
     "again, but blocks slow down",
     "dropped_frame_too_long": "this peer made messages over limits.frame_bytes: raise it on all peers",
@@ -99,6 +113,10 @@ class StatusScreen:
         """Return the whole screen."""
         parts: list[RenderableType] = [self._head(), Text()]
         parts += [self._links(), Text(), self._chains(), Text()]
+        if self._status.conduits:
+            parts += [places_table(self._status.conduits), Text()]
+        if self._status.conduit is not None:
+            parts += [conduit_table(self._status.conduit), Text()]
         if self._status.transfers:
             parts += [self._transfers(), Text()]
         parts += [self._totals()]
@@ -134,7 +152,7 @@ class StatusScreen:
         table = PlainTable.grid(padding=(0, 2))
         table.add_row("peer", Text.assemble((status.name, "bold"), f" ({what}) of '{status.network}'"))
         table.add_row("id", status.id)
-        table.add_row("listens on", ", ".join(status.addresses))
+        table.add_row("reached at", ", ".join(status.addresses) or "nowhere: it accepts nothing from outside")
         table.add_row("up for", duration(max(0, self._now_ms - status.started_ms)))
         table.add_row("load", self._load())
         return table
@@ -161,9 +179,9 @@ class StatusScreen:
 
     def _links(self) -> RenderableType:
         status = self._status
-        table = columns("peer", "role", "machine", "up for", title="Links")
+        table = columns("peer", "role", "machine", "up for", *PATH_COLUMNS, title="Links")
         for link in sorted(status.links, key=lambda link: link.name):
-            table.add_row(link.name, link.role, link.machine_type, duration(link.up_ms))
+            table.add_row(link.name, link.role, link.machine_type, duration(link.up_ms), *path_cells(link))
         linked = {link.name for link in status.links}
         for name in status.wanted:
             if name not in linked:

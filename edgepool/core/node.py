@@ -62,6 +62,7 @@ from edgepool.model.message import (
     OfferProof,
     Ping,
     Polka,
+    Pong,
     PoolAccept,
     PoolDecline,
     PoolFormed,
@@ -207,7 +208,7 @@ class Node:
             case Hello(addresses):
                 self.directory.addresses[peer] = addresses
                 return []
-            case Ping():
+            case Ping() | Pong():
                 return []
             case _:
                 raise AssertionError(f"no route for {type(message).__name__}")

@@ -91,11 +91,9 @@ def split_address(address: str) -> Address:
     return Address(host, port, peer, PeerId(last))
 
 
-def without_peer(address: str) -> str:
-    """Return a multiaddr without the /p2p/PEER of the peer that it leads to, if it names one."""
-    found = split_address(address)
-    place = format_address(found.host, found.port)
-    return place if found.conduit is None else f"{place}/p2p/{found.conduit}{_CIRCUIT}"
+def with_peer(address: str, peer: PeerId) -> str:
+    """Return a multiaddr with /p2p/PEER at its end, if that is not there yet."""
+    return address if split_address(address).peer == peer else f"{address}/p2p/{peer}"
 
 
 def parse_address(address: str) -> tuple[str, int, PeerId | None]:

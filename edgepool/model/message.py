@@ -292,7 +292,13 @@ class Hello(Wire, tag="hello", frozen=True):
 
 
 class Ping(Wire, tag="ping", frozen=True):
-    """Keeps an idle link known to be alive."""
+    """Keeps a link known to be alive, and measures it: the other side answers with a Pong."""
+
+    count: Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Pong(Wire, tag="pong", frozen=True):
+    """The answer to the Ping with the same count."""
 
     count: Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -322,6 +328,7 @@ Message = (
     | ConfirmAnswer
     | Hello
     | Ping
+    | Pong
 )
 """Everything that a link carries."""
 

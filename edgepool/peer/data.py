@@ -23,6 +23,7 @@ from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore, BlobWriter
 from edgepool.storage.space import size_of
 from edgepool.transport.certificates import Identity
+from edgepool.transport.dial import OpenStream
 from edgepool.transport.transfer import TransferSource
 from edgepool.transport.transfer import fetch as transfer_fetch
 
@@ -49,12 +50,14 @@ class DataPlane:
         blobs: BlobStore,
         accounting: Accounting,
         clock: Clock,
+        open_stream: OpenStream,
     ) -> None:
         self._peer = peer
         self._identity = identity
         self._blobs = blobs
         self._accounting = accounting
         self._clock = clock
+        self._open_stream = open_stream
 
     # --- publish ----------------------------------------------------------------------------
 
@@ -268,6 +271,7 @@ class DataPlane:
                 writer,
                 limits=self._peer.settings.limits,
                 progress=moved,
+                open_stream=self._open_stream,
             )
             return await asyncio.to_thread(writer.finish)
         except BaseException:

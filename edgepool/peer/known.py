@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepool.config import PeerSettings
-from edgepool.model.ids import format_address, parse_address
+from edgepool.model.ids import split_address
 from edgepool.model.pool import Member
 
 
@@ -11,7 +11,7 @@ def known_members(settings: PeerSettings) -> tuple[Member, ...]:
     """Return the known peers as members to dial; the settings were checked before."""
     members = []
     for known in settings.known_peers:
-        host, port, peer = parse_address(known.address)
+        peer = split_address(known.address).peer
         assert peer is not None
-        members.append(Member(peer, known.name, "", (format_address(host, port),)))
+        members.append(Member(peer, known.name, "", (known.address,)))
     return tuple(members)

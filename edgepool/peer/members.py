@@ -15,7 +15,7 @@ from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, Record
 from edgepool.core.rosters import RosterHistory
 from edgepool.errors import DecodeError, LocalError, Refused, Unavailable
 from edgepool.model.block import CertifiedBlock, Handover
-from edgepool.model.ids import ChainId, PeerId, format_address, parse_address, public_key_of, short
+from edgepool.model.ids import ChainId, PeerId, public_key_of, short, split_address, with_peer
 from edgepool.model.pool import Genesis, Invitation, Member, PoolKind
 from edgepool.model.record import MembershipChange
 from edgepool.model.vote import quorum
@@ -267,14 +267,14 @@ class Membership:
     async def _reach(self, who: str, address: str) -> Member:
         """Link to the peer with the id `who` at `address`, and return it; Unavailable after 10 s."""
         try:
-            host, port, named = parse_address(address)
+            named = split_address(address).peer
             peer = PeerId(who)
             public_key_of(peer)
         except DecodeError as error:
             raise LocalError(f"whom to admit: {error}") from None
         if named not in (None, peer):
             raise LocalError(f"the address is that of {named}, not of {peer}")
-        self._transport.want(Member(peer, short(peer), "", (format_address(host, port),)))
+        self._transport.want(Member(peer, short(peer), "", (with_peer(address, peer),)))
         return await self._introduced(peer, f" at {address}")
 
     async def _introduced(self, peer: PeerId, place: str = "") -> Member:

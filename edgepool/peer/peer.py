@@ -39,6 +39,7 @@ from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
+from edgepool.peer.paths import conduit_to
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.values import (
     Fetched,
@@ -57,6 +58,7 @@ from edgepool.storage.blobs import BlobStore
 from edgepool.storage.segments import segment_bytes_for
 from edgepool.storage.store import FolderStore
 from edgepool.transport.certificates import load_identity
+from edgepool.transport.conduits import Conduits
 from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer import TransferServer
 
@@ -92,10 +94,12 @@ class Peer(PeerView):
         self._accounting = Accounting(settings.limits.link_mbit_s)
         keep_free_bytes = settings.storage.keep_free_bytes
         self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes, keep_free_bytes)
-        self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock)
-        server = TransferServer(self.data.serve, settings.limits, self._accounting.refused)
+        counters = self._accounting.refused
+        conduits = Conduits(settings, self._identity, counters)
+        self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock, conduits.open)
+        server = TransferServer(self.data.serve, settings.limits, counters)
         self._transport: Transport = transport or TlsTransport(
-            settings, self._identity, self._accounting.refused, transfers=server
+            settings, self._identity, counters, server, conduits
         )
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
@@ -336,7 +340,7 @@ class Peer(PeerView):
         if isinstance(who, PeerIdentity):
             self._identities[who.peer] = who
             self._up_since_ms[who.peer] = self._clock.now().wall_ms
-            self.tell(LinkChanged(who.peer, who.name, True, ""))
+            self.tell(LinkChanged(who.peer, who.name, True, "", conduit_to(self._transport, who.peer)))
             return
         identity = self._identities.pop(who, None)
         self._up_since_ms.pop(who, None)

@@ -13,8 +13,10 @@ from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
-from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, TransferStatus
-from edgepool.runtime.ports import PeerIdentity
+from edgepool.peer.paths import conduit_of, paths_of, places_of
+from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, PlaceStatus, TransferStatus
+from edgepool.runtime.ports import PeerIdentity, Transport
+from edgepool.transport.paths import LinkPath
 
 
 def status_of(
@@ -28,10 +30,12 @@ def status_of(
     started_ms: int,
     failure: str,
     keeper: DataKeeper,
+    transport: Transport,
 ) -> PeerStatus:
     """Return the status of one peer; `problems` are sentences about what needs a person."""
     chains = [_chain_status(chain, node) for chain in node.chains.values()]
     network_load, processing_load = node.directory.load()
+    paths, places = paths_of(transport), places_of(transport)
     return PeerStatus(
         id=node.peer,
         name=settings.name,
@@ -44,20 +48,32 @@ def status_of(
         processing_load_percent=processing_load,
         wanted=_wanted(settings, node),
         links=[
-            LinkStatus(
-                peer=identity.peer,
-                name=identity.name,
-                role=identity.role,
-                machine_type=identity.machine_type,
-                up_ms=now.wall_ms - up_since_ms[identity.peer],
-            )
+            _link(identity, now.wall_ms - up_since_ms[identity.peer], paths.get(identity.peer))
             for identity in identities.values()
         ],
         chains=chains,
         transfers=_transfers(node, identities, accounting, now),
         totals=accounting.totals(),
-        problems=[*_problems(chains, failure), *keeper.problems()],
+        problems=[*_problems(chains, failure), *keeper.problems(), *_unreachable(settings, places)],
         storage=keeper.status(),
+        conduits=places,
+        conduit=conduit_of(transport),
+    )
+
+
+def _link(identity: PeerIdentity, up_ms: int, path: LinkPath | None) -> LinkStatus:
+    path = path or LinkPath("", None, None, 0, 0)
+    return LinkStatus(
+        peer=identity.peer,
+        name=identity.name,
+        role=identity.role,
+        machine_type=identity.machine_type,
+        up_ms=up_ms,
+        conduit=path.conduit,
+        direct_ms=path.direct_ms,
+        conduit_ms=path.conduit_ms,
+        bytes_sent=path.bytes_sent,
+        bytes_received=path.bytes_received,
     )
 
 
@@ -81,12 +97,33 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
         metrics[f"edgepool_storage_{name}_bytes"] = getattr(stored, f"{name}_bytes")
     for name in ("evicted", "damaged", "restored", "scrubbed_bytes"):
         metrics[f"edgepool_storage_{name}_total"] = getattr(stored, name)
+    metrics |= _path_metrics(status)
     for chain in status.chains:
         label = f'{{chain="{chain.id}",pool="{_escape(chain.name)}"}}'
         metrics[f"edgepool_chain_height{label}"] = chain.height
         metrics[f"edgepool_chain_waiting_records{label}"] = chain.waiting
     for reason, count in sorted(totals.refused.items()):
         metrics[f'edgepool_refused_total{{reason="{_escape(reason)}"}}'] = count
+    return metrics
+
+
+def _path_metrics(status: PeerStatus) -> dict[str, float]:
+    """Return what links and conduits cost: by peer and path, by place, and for a conduit in all."""
+    metrics: dict[str, float] = {}
+    for link in status.links:
+        label = f'{{peer="{_escape(link.name)}",conduit="{_escape(link.conduit)}"}}'
+        metrics[f"edgepool_link_sent_bytes{label}"] = link.bytes_sent
+        metrics[f"edgepool_link_received_bytes{label}"] = link.bytes_received
+        for path, ms in (("direct", link.direct_ms), ("conduit", link.conduit_ms)):
+            if ms is not None:
+                name = f'edgepool_link_round_trip_ms{{peer="{_escape(link.name)}",path="{path}"}}'
+                metrics[name] = ms
+    for place in status.conduits:
+        metrics[f'edgepool_conduit_place_kept{{conduit="{_escape(place.name or place.peer)}"}}'] = place.kept
+    if status.conduit is not None:
+        metrics["edgepool_conduit_places"] = len(status.conduit.places)
+        metrics["edgepool_conduit_circuits"] = status.conduit.circuits
+        metrics["edgepool_conduit_passed_bytes_total"] = status.conduit.bytes
     return metrics
 
 
@@ -170,6 +207,16 @@ def _problems(chains: list[ChainStatus], failure: str) -> list[str]:
         elif chain.missing:
             problems.append(f"pool {chain.name}: no link to {', '.join(chain.missing)}")
     return problems
+
+
+def _unreachable(settings: PeerSettings, places: list[PlaceStatus]) -> list[str]:
+    """Say so if nobody can reach this peer, as it keeps a place at none of its conduits."""
+    if settings.listen or not places or any(place.kept for place in places):
+        return []
+    reasons = ", ".join(f"{place.name or place.address}: {place.reason}" for place in places)
+    return [
+        f"this peer accepts nothing from outside and none of its conduits keeps a place for it ({reasons})"
+    ]
 
 
 def _escape(label: str) -> str:

@@ -38,7 +38,7 @@ class PeerView:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs at which this peer listens, without /p2p."""
+        """The multiaddrs at which this peer can be dialled, with /p2p at the end of those behind a conduit."""
         return self._transport.addresses
 
     @property
@@ -96,6 +96,7 @@ class PeerView:
             self._started_ms,
             self.failure,
             self.storage,
+            self._transport,
         )
 
     def metrics(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ class Transport(Protocol):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs (without /p2p) at which this peer can be dialled."""
+        """The multiaddrs at which this peer can be dialled; one behind a conduit ends with /p2p/PEER."""
         ...
 
     async def start(self, handler: LinkHandler) -> None:

@@ -1,8 +1,8 @@
 """One link: frames over one TLS connection, batched, bounded, and known to be alive.
 
 Whoever accepts a link speaks first, with a Ping: to the dialler it says that the link was taken
-(in TLS 1.3 a dialler cannot tell from the handshake). After that a Ping goes out whenever nothing
-else has for a keepalive period; Pings stay in here.
+(in TLS 1.3 a dialler cannot tell from the handshake). After that each side sends a Ping once in a keepalive
+period, which the other answers: so both know the round-trip time. Pings and Pongs stay in here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Protocol, cast
 from edgepool.config import Limits
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
-from edgepool.model.message import Ping
+from edgepool.model.message import Ping, Pong
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.framing import HEADER_BYTES, FrameBuffer, header
 from edgepool.transport.refusals import OVERSIZE, Counters, count
+from edgepool.transport.roundtrip import RoundTrip
 
 BATCH_BYTES = 256 * 1024
 """Queued frames go out in writes of about this size."""
@@ -25,8 +26,9 @@ SILENT_PERIODS = 3
 """After so many keepalive periods without a byte the other side is taken for dead."""
 
 _WRITE_AHEAD_BYTES = 128 * 1024
-_PING_START = encode(Ping(0))[:-1]
-_PING_MAX_BYTES = len(_PING_START) + 9
+_BEAT_STARTS = (encode(Ping(0))[:-1], encode(Pong(0))[:-1])
+_BEAT_MAX_BYTES = len(_BEAT_STARTS[0]) + 9
+_BEAT: type[Ping | Pong] = Ping | Pong  # type: ignore[assignment]
 
 
 class LinkOwner(Protocol):
@@ -50,15 +52,27 @@ class LinkOwner(Protocol):
 
 
 class Link(asyncio.BufferedProtocol):
-    """A connection to one proven peer. `up` is the owner's mark that its handler knows of it."""
+    """A connection to one proven peer. `up` is the owner's mark that its handler knows of it.
+
+    `conduit` is the name of the conduit that it goes through, '' for none.
+    """
 
     def __init__(
-        self, identity: PeerIdentity, dialled: bool, owner: LinkOwner, limits: Limits, counters: Counters
+        self,
+        identity: PeerIdentity,
+        dialled: bool,
+        owner: LinkOwner,
+        limits: Limits,
+        counters: Counters,
+        conduit: str = "",
     ) -> None:
         loop = asyncio.get_running_loop()
         self.identity = identity
         self.peer = identity.peer
         self.dialled = dialled
+        self.conduit = conduit
+        self.round_trip = RoundTrip()
+        self.bytes_sent = self.bytes_received = 0
         self.up = False
         self.up_at_s = 0.0
         self.welcome: asyncio.Future[bool] = loop.create_future()
@@ -75,8 +89,7 @@ class Link(asyncio.BufferedProtocol):
         self._paused = False
         self._open = True
         self._finishing = False
-        self._heard_at_s = self._spoke_at_s = loop.time()
-        self._pings = 0
+        self._heard_at_s = self._pinged_at_s = loop.time()
 
     # --- for the owner ------------------------------------------------------------------------
 
@@ -95,13 +108,13 @@ class Link(asyncio.BufferedProtocol):
 
     def ping(self) -> None:
         """Send a Ping, if there is room."""
-        self.send(encode(Ping(self._pings)))
-        self._pings += 1
+        self._pinged_at_s = self._loop.time()
+        self.send(encode(Ping(self.round_trip.asked(self._pinged_at_s))))
 
     def check_alive(self, now_s: float) -> bool:
-        """Ping if this side has been idle; say whether the other side has been heard of lately."""
+        """Ping if it is time to; say whether the other side has been heard of lately."""
         keepalive_s = self._limits.keepalive_ms / 1000
-        if now_s - self._spoke_at_s >= keepalive_s:
+        if now_s - self._pinged_at_s >= keepalive_s:
             self.ping()
         return now_s - self._heard_at_s < SILENT_PERIODS * keepalive_s
 
@@ -137,6 +150,7 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on the frames that are whole."""
         self._frames.received(nbytes)
+        self.bytes_received += nbytes
         self._heard_at_s = self._loop.time()
         while self._open:
             try:
@@ -150,7 +164,7 @@ class Link(asyncio.BufferedProtocol):
             if self.dialled and not self.welcome.done():
                 self.welcome.set_result(True)
                 self._owner.link_welcomed(self)
-            if not _is_ping(frame):
+            if not self._is_beat(frame):
                 self._owner.link_frame(self, frame)
 
     def eof_received(self) -> None:
@@ -193,17 +207,21 @@ class Link(asyncio.BufferedProtocol):
                 size_bytes += len(piece)
                 batch.append(piece)
             self._outbox_bytes -= size_bytes
-            self._spoke_at_s = self._loop.time()
+            self.bytes_sent += size_bytes
             self._transport.write(b"".join(batch))
         if self._finishing and not self._outbox and self._transport is not None:
             self._transport.close()
 
-
-def _is_ping(frame: bytes) -> bool:
-    if len(frame) > _PING_MAX_BYTES or not frame.startswith(_PING_START):
-        return False
-    try:
-        decode(Ping, frame)
-    except DecodeError:
-        return False
-    return True
+    def _is_beat(self, frame: bytes) -> bool:
+        """Say whether a frame is a Ping or a Pong, which is dealt with then."""
+        if len(frame) > _BEAT_MAX_BYTES or not frame.startswith(_BEAT_STARTS):
+            return False
+        try:
+            beat: Ping | Pong = decode(_BEAT, frame)
+        except DecodeError:
+            return False
+        if isinstance(beat, Ping):
+            self.send(encode(Pong(beat.count)))
+        else:
+            self.round_trip.answered(beat.count, self._heard_at_s)
+        return True

@@ -1,27 +1,33 @@
 """Links over mutual TLS 1.3: the default transport.
 
-One listening port takes links and transfers; ALPN tells them apart. There is at most one link for
-each pair of peers. When both dial at once, the smaller peer id's connection is kept: it refuses
-the other's while its own is through TLS or just up, and gives its own up otherwise. Outside of
-that moment a peer that dials has lost its link, so a new connection replaces an old one.
+One listening port takes links, transfers and those who want a conduit; ALPN tells them apart. There
+is at most one link for each pair of peers. When both dial at once, the smaller peer id's connection
+is kept: it refuses the other's while its own is through TLS or just up, and gives its own up
+otherwise. Outside of that moment a peer that dials has lost its link, or has found a way without a
+conduit, so a new connection replaces an old one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 
 from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError
-from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.ids import PeerId, split_address
 from edgepool.model.pool import Member
 from edgepool.runtime.ports import LinkHandler, PeerIdentity
 from edgepool.transport import refusals
-from edgepool.transport.dialler import Dialler
+from edgepool.transport.conduit import Conduit
+from edgepool.transport.conduits import Conduits
+from edgepool.transport.conduitwire import CIRCUIT_NAME
+from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
-from edgepool.transport.identity import LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
+from edgepool.transport.identity import CONDUIT_PROTOCOL, LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
 from edgepool.transport.link import Link
+from edgepool.transport.paths import LinkPath, Paths
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.transfer_server import TransferServer
 
@@ -37,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class TlsTransport:
-    """The Transport port over mutual TLS 1.3. `counters` is counted in place (see refusals.py)."""
+    """The Transport port over mutual TLS 1.3. `counters` is counted in place (see refusals.py).
+
+    `conduits` opens streams for links; `conduit` is what this peer is to others, None if it does not serve.
+    """
 
     def __init__(
         self,
@@ -45,12 +54,16 @@ class TlsTransport:
         identity: Identity,
         counters: Counters,
         transfers: TransferServer | None = None,
+        conduits: Conduits | None = None,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
         self._identity = identity
         self._counters = counters
         self._transfers = transfers
+        self.conduits = conduits or Conduits(settings, identity, counters)
+        self.conduit = Conduit(settings, counters) if settings.conduit.serve else None
+        self._paths = Paths()
         self._listener = Listener(identity, settings.limits, counters, self._judge_inbound)
         self._handler: LinkHandler | None = None
         self._closing = False
@@ -67,14 +80,27 @@ class TlsTransport:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs (without /p2p) at which this peer can be dialled; () before `start`."""
-        return self._listener.addresses
+        """The multiaddrs at which this peer can be dialled, those through conduits last.
+
+        The former are without /p2p, those behind a conduit end with it; the listener's only after `start`.
+        """
+        return (*self._listener.addresses, *self.conduits.addresses)
+
+    def paths(self) -> dict[PeerId, LinkPath]:
+        """Return by which path each link goes, and what that costs."""
+        return {peer: self._paths.of(link) for peer, link in self._up.items()}
 
     async def start(self, handler: LinkHandler) -> None:
         """Listen and begin to dial. LocalError if the port is in use."""
         assert self._handler is None, "a transport is started once"
         self._handler = handler
-        await self._listener.start(self._settings.listen)
+        if self._settings.listen:
+            await self._listener.start(self._settings.listen)
+        if self.conduit is not None:
+            self._listener.plain[CIRCUIT_NAME] = self.conduit.take
+            self.conduit.start()
+            self.conduits.local = self.conduit.grant
+        self.conduits.start(self._arrived)
         self._tick()
         for member in self._wanted.values():
             self._dial_from_now_on(member)
@@ -88,7 +114,7 @@ class TlsTransport:
             return
         self._wanted[member.peer] = member
         if member.peer in self._diallers:
-            self._diallers[member.peer].member = member
+            self._diallers[member.peer].meet(member)
         elif self._keepalive is not None:
             self._dial_from_now_on(member)
 
@@ -128,6 +154,7 @@ class TlsTransport:
         for task in tasks:
             task.cancel()
         await self._listener.close()
+        await self.conduits.close()
         for link in list(self._open):
             link.finish("this peer is closing")
         if self._transfers is not None:
@@ -136,6 +163,8 @@ class TlsTransport:
         for link in list(self._open):
             link.end("this peer is closing")
         await self._wait_until_closed(CLOSE_S / 10)
+        if self.conduit is not None:
+            self.conduit.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_until_closed(self, timeout_s: float) -> None:
@@ -149,15 +178,30 @@ class TlsTransport:
 
     # --- who may come in ----------------------------------------------------------------------
 
-    def _judge_inbound(self, identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+    def _arrived(self, connection: socket.socket, conduit: str) -> None:
+        """Somebody has come through the conduit with this name: it is let in as at the port."""
+
+        def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            return self._judge_inbound(identity, protocol, conduit)
+
+        self._listener.take(connection, judge)
+
+    def _judge_inbound(
+        self, identity: PeerIdentity, protocol: str, conduit: str = ""
+    ) -> asyncio.BufferedProtocol | None:
         if self._closing:
             return None
         if protocol == LINK_PROTOCOL:
             refusal = self._link_refusal(identity.peer)
             if not refusal:
-                return Link(identity, False, self, self._limits, self._counters)
+                return Link(identity, False, self, self._limits, self._counters, conduit)
             count(self._counters, refusal)
             return None
+        if protocol == CONDUIT_PROTOCOL and conduit:
+            count(self._counters, refusals.NESTED)
+            return None
+        if protocol == CONDUIT_PROTOCOL and self.conduit is not None:
+            return self.conduit.connection(identity)
         if protocol == TRANSFER_PROTOCOL and self._transfers is not None:
             return self._transfers.connection(identity)
         count(self._counters, refusals.STRANGER)
@@ -171,9 +215,9 @@ class TlsTransport:
             return refusals.PAUSED
         link = self._up.get(peer)
         mine_comes_first = self._identity.peer < peer
+        if peer in self._awaiting_welcome and mine_comes_first:
+            return refusals.DUPLICATE
         if link is None:
-            if peer in self._awaiting_welcome and mine_comes_first:
-                return refusals.DUPLICATE
             return refusals.BUSY if len(self._up) >= self._limits.links else ""
         age_s = asyncio.get_running_loop().time() - link.up_at_s
         crossing = mine_comes_first and link.dialled and age_s < _CROSSING_S
@@ -186,29 +230,41 @@ class TlsTransport:
 
     def _dial_from_now_on(self, member: Member) -> None:
         yields = self._identity.peer > member.peer
-        self._diallers[member.peer] = Dialler(member, self._dial, yields, member.peer in self._up)
+        link = self._up.get(member.peer)
+        state: State = "down" if link is None else "conduit" if link.conduit else "direct"
+        grace_s = GRACE_S if self._settings.listen else 0.0
+        self._diallers[member.peer] = Dialler(member, self._dial, yields, state, grace_s)
 
     async def _dial(self, member: Member, address: str) -> bool:
         """Try one address of `member`; True once the other side has taken the link."""
-        if self._is_paused(member.peer) or len(self._up) >= self._limits.links:
+        if self._is_paused(member.peer) or len(self._up) >= self._limits.links + (member.peer in self._up):
             return False
+        try:
+            found = split_address(address)
+        except DecodeError:
+            return False
+        if found.peer not in (None, member.peer):
+            return False
+        through_conduit = found.conduit is not None
 
         def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
             if identity.peer != member.peer or protocol != LINK_PROTOCOL:
                 count(self._counters, refusals.WRONG_PEER)
                 return None
-            if self._closing or identity.peer in self._up or identity.peer in self._awaiting_welcome:
+            link = self._up.get(member.peer)
+            good_enough = link is not None and (through_conduit or not link.conduit)
+            if self._closing or good_enough or identity.peer in self._awaiting_welcome:
                 return None
-            return Link(identity, True, self, self._limits, self._counters)
+            conduit = self.conduits.name_of(address)
+            return Link(identity, True, self, self._limits, self._counters, conduit)
 
         doorway = Doorway(self._identity.trust, self._counters, judge)
         timeout_ms = self._limits.handshake_timeout_ms
         welcomed = False
         try:
-            if parse_address(address)[2] not in (None, member.peer):
-                return False
             async with asyncio.timeout(timeout_ms / 1000):
-                await connect(doorway, address, self._identity.link_context, timeout_ms)
+                context = self._identity.link_context
+                await connect(doorway, address, context, timeout_ms, self.conduits.open)
                 if isinstance(doorway.admitted, Link):
                     welcomed = await asyncio.shield(doorway.admitted.welcome)
         except (OSError, ValueError, DecodeError):  # TimeoutError and ssl.SSLError are OSErrors
@@ -241,6 +297,7 @@ class TlsTransport:
         if self._awaiting_welcome.get(link.peer) is link:
             del self._awaiting_welcome[link.peer]
         if not self._closing:
+            link.ping()
             self._set_up(link)
 
     def link_frame(self, link: Link, frame: bytes) -> None:
@@ -268,7 +325,7 @@ class TlsTransport:
         link.up_at_s = asyncio.get_running_loop().time()
         self._up[link.peer] = link
         if link.peer in self._diallers:
-            self._diallers[link.peer].link_up()
+            self._diallers[link.peer].link_up(bool(link.conduit))
         if self._handler is not None:
             handler = self._handler
             self._guard(link, lambda: handler.link_up(link.identity))
@@ -278,6 +335,7 @@ class TlsTransport:
             return
         del self._up[link.peer]
         link.up = False
+        self._paths.remember(link)
         if link.peer in self._diallers:
             self._diallers[link.peer].link_down()
         if self._handler is not None and not self._closing:

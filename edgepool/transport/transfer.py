@@ -17,10 +17,11 @@ from edgepool.config import Limits
 from edgepool.errors import DecodeError, LocalError, Refused, RemoteError, Unavailable
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import data_hash
-from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.ids import PeerId, split_address
 from edgepool.model.message import TransferAccept, TransferRefusal, TransferRequest, confirmation_of
 from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.identity import TRANSFER_PROTOCOL, Identity
@@ -63,6 +64,7 @@ async def fetch(
     *,
     limits: Limits,
     progress: Progress | None = None,
+    open_stream: OpenStream = open_direct,
 ) -> None:
     """Fetch the data that `request` confirms from `holder`, every chunk checked, into `writer`.
 
@@ -80,7 +82,7 @@ async def fetch(
     for address in addresses:
         receiver = _Receiver(holder, request, writer, limits, progress)
         try:
-            reason = await _connect(identity, address, holder, receiver, limits)
+            reason = await _connect(identity, address, holder, receiver, limits, open_stream)
             if not reason:
                 await receiver.outcome
                 return
@@ -93,7 +95,12 @@ async def fetch(
 
 
 async def _connect(
-    identity: Identity, address: str, holder: PeerId, receiver: _Receiver, limits: Limits
+    identity: Identity,
+    address: str,
+    holder: PeerId,
+    receiver: _Receiver,
+    limits: Limits,
+    open_stream: OpenStream,
 ) -> str:
     """Dial one address; return why that did not lead to `holder`, or ''."""
 
@@ -102,9 +109,10 @@ async def _connect(
 
     doorway = Doorway(identity.trust, {}, judge)
     try:
-        if parse_address(address)[2] not in (None, holder):
+        if split_address(address).peer not in (None, holder):
             return "it is another peer's"
-        await connect(doorway, address, identity.transfer_context, limits.handshake_timeout_ms)
+        timeout_ms = limits.handshake_timeout_ms
+        await connect(doorway, address, identity.transfer_context, timeout_ms, open_stream)
     except TimeoutError:
         return "no answer in time"
     except (OSError, ValueError, DecodeError) as error:

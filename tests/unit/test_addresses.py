@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgepool.errors import DecodeError
-from edgepool.model.ids import parse_address, peer_id_from_public_key, split_address, without_peer
+from edgepool.model.ids import parse_address, peer_id_from_public_key, split_address, with_peer
 
 CONDUIT = peer_id_from_public_key(bytes(31) + b"c")
 MILL = peer_id_from_public_key(bytes(31) + b"m")
@@ -46,6 +46,6 @@ def test_where_a_direct_address_is_wanted_one_behind_a_conduit_is_refused() -> N
 
 
 @pytest.mark.parametrize("address", ["/ip4/10.0.0.7/tcp/4001", "/ip6/::1/tcp/1", BEHIND])
-def test_an_address_is_kept_without_the_peer_at_its_end(address: str) -> None:
-    assert without_peer(f"{address}/p2p/{MILL}") == address
-    assert without_peer(address) == address
+def test_the_peer_is_written_at_the_end_of_an_address_once(address: str) -> None:
+    assert with_peer(address, MILL) == f"{address}/p2p/{MILL}"
+    assert with_peer(f"{address}/p2p/{MILL}", MILL) == f"{address}/p2p/{MILL}"

@@ -1,0 +1,73 @@
+"""What a peer's transport says of the paths of its links, its conduits, and what it is as one."""
+
+from __future__ import annotations
+
+from edgepool.core.circuits import Pair
+from edgepool.model.ids import PeerId, short
+from edgepool.peer.values import ConduitStatus, PairStatus, PlaceStatus
+from edgepool.runtime.ports import Transport
+from edgepool.transport.conduit import Conduit
+from edgepool.transport.paths import LinkPath
+from edgepool.transport.tls import TlsTransport
+
+_MAX_PAIRS = 256
+
+
+def paths_of(transport: Transport) -> dict[PeerId, LinkPath]:
+    """Return by which path each link goes; other transports than TLS know of no conduits."""
+    return transport.paths() if isinstance(transport, TlsTransport) else {}
+
+
+def conduit_to(transport: Transport, peer: PeerId) -> str:
+    """Return the name of the conduit that the link to a peer goes through, '' for none."""
+    path = paths_of(transport).get(peer)
+    return path.conduit if path is not None else ""
+
+
+def places_of(transport: Transport) -> list[PlaceStatus]:
+    """Return how it stands with the places at this peer's conduits."""
+    if not isinstance(transport, TlsTransport):
+        return []
+    return [
+        PlaceStatus(
+            peer=place.peer,
+            name=place.name,
+            address=place.address,
+            kept=place.kept,
+            reason=place.reason,
+            round_trip_ms=place.round_trip_ms,
+        )
+        for place in transport.conduits.places()
+    ]
+
+
+def conduit_of(transport: Transport) -> ConduitStatus | None:
+    """Return what this peer does as a conduit; None if it is none. The pairs that passed last come first."""
+    conduit = transport.conduit if isinstance(transport, TlsTransport) else None
+    if conduit is None:
+        return None
+    table = conduit.table
+    open_now: dict[Pair, int] = {}
+    for circuit in table.circuits:
+        if circuit.open:
+            open_now[circuit.pair] = open_now.get(circuit.pair, 0) + 1
+    pairs = [
+        PairStatus(
+            peers=list(pair),
+            names=[_name(conduit, peer) for peer in pair],
+            open=open_now.get(pair, 0),
+            circuits=passed.circuits,
+            bytes=passed.bytes,
+        )
+        for pair, passed in reversed(table.passed.items())
+    ]
+    return ConduitStatus(
+        places=sorted(_name(conduit, peer) for peer in table.reserved),
+        circuits=sum(open_now.values()),
+        bytes=table.bytes_passed,
+        pairs=pairs[:_MAX_PAIRS],
+    )
+
+
+def _name(conduit: Conduit, peer: PeerId) -> str:
+    return conduit.names.get(peer) or short(peer)
