@@ -136,7 +136,7 @@ class Conduits:
                 identity, self._settings.limits, keeps, lambda offered: self._told(place, offered)
             )
 
-        doorway = Doorway(self._identity.network, self._counters, judge)
+        doorway = Doorway(self._identity.trust, self._counters, judge)
         timeout_ms = self._settings.limits.handshake_timeout_ms
         address = format_address(place.host, place.port)
         try:
