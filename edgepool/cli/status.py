@@ -62,8 +62,8 @@ MEANINGS = {
     "software is broken or hostile",
     "refused_busy": "all places for handshakes, links or transfers were taken, and callers were put off; if "
     "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
-    "refused_token": "connections came to this conduit with a token that is not good, and got nowhere: late "
-    "ones, or somebody who guesses; if it goes on rising, look for a foreign program",
+    "refused_token": "connections began with a token that is not good here, and got nowhere: late ones, or "
+    "somebody who guesses; if it goes on rising, look for a foreign program",
     "refused_circuit": "members asked this conduit for somebody who keeps no place here, or for more than "
     "their share; if it goes on rising, raise conduit.circuits or start whom they ask for",
     "refused_nested": "a member came through a conduit to use this peer as one: a path has one conduit only; "

@@ -113,7 +113,6 @@ class Conduit:
         """Take one end of a circuit; False if its token is not good."""
         found = self.table.redeem(token, self._now_ms())
         if found is None:
-            count(self.counters, refusals.TOKEN)
             return False
         circuit, peer = found
         ends = self._ends[circuit]

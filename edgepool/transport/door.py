@@ -28,6 +28,7 @@ from edgepool.transport.refusals import (
     CHAIN,
     HANDSHAKE,
     NO_CERTIFICATE,
+    TOKEN,
     Counters,
     count,
     of_handshake,
@@ -202,7 +203,7 @@ class Listener:
 
     async def _greet(self, connection: socket.socket, judge: Judge) -> None:
         """Find out how a connection begins, and hand it to who knows what follows."""
-        taken = False
+        taken, reason = False, HANDSHAKE
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -211,7 +212,7 @@ class Listener:
                 greeting = None if tls else await read_greeting(connection, self.plain)
             if greeting is not None:
                 take, token = greeting
-                taken = take(connection, token)
+                taken, reason = take(connection, token), TOKEN
         except OSError:  # TimeoutError is one
             tls = False
         except BaseException:
@@ -221,7 +222,7 @@ class Listener:
             await self._shake_hands(connection, judge)
         elif not taken:
             connection.close()
-            count(self._counters, HANDSHAKE)
+            count(self._counters, reason)
 
     async def _shake_hands(self, connection: socket.socket, judge: Judge) -> None:
         joins = self._identity.join_door
