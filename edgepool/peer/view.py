@@ -38,7 +38,7 @@ class PeerView:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The multiaddrs at which this peer can be dialled, with /p2p at the end of those behind a conduit."""
+        """The multiaddrs at which this peer can be dialled; one behind a conduit ends with /p2p/PEER."""
         return self._transport.addresses
 
     @property
