@@ -11,7 +11,7 @@ from rich.text import Text
 from edgepool.cli.console import columns, size
 
 if TYPE_CHECKING:
-    from edgepool.peer.values import ConduitStatus, LinkStatus, PlaceStatus
+    from edgepool.peer.pathvalues import ConduitStatus, LinkStatus, PlaceStatus
 
 PATH_COLUMNS = ("path", "round trip", "sent", "received")
 

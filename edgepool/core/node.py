@@ -170,8 +170,7 @@ class Node:
 
     def wakeup_at(self) -> int | None:
         """Return the monotonic time in ms at which something is due, if anything is."""
-        rooms = (self._pools, self._resolver, self._joining, self._anchoring)
-        deadlines = [room.deadline for room in rooms]
+        deadlines = [room.deadline for room in (self._pools, self._resolver, self._joining, self._anchoring)]
         deadlines += [chain.wakeup_at() for chain in self.chains.values()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgepool.core.circuits import Pair
 from edgepool.model.ids import PeerId, short
-from edgepool.peer.values import ConduitStatus, PairStatus, PlaceStatus
+from edgepool.peer.pathvalues import ConduitStatus, PairStatus, PlaceStatus
 from edgepool.runtime.ports import Transport
 from edgepool.transport.conduit import Conduit
 from edgepool.transport.paths import LinkPath

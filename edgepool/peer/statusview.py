@@ -14,7 +14,8 @@ from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.paths import conduit_of, paths_of, places_of
-from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, PlaceStatus, TransferStatus
+from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
+from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity, Transport
 from edgepool.transport.paths import LinkPath
 

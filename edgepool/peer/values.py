@@ -17,6 +17,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
+from edgepool.peer.pathvalues import ConduitStatus, LinkStatus, PlaceStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,58 +168,6 @@ PeerEvent = (
 
 
 # --- status -------------------------------------------------------------------------------------
-
-
-class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A link that stands. `conduit` is the name of the one that it goes through, '' if it is direct.
-
-    `direct_ms` and `conduit_ms` are the round-trip times last measured on either path, None if never; the
-    bytes are those of this link without transfers, which have connections of their own.
-    """
-
-    peer: str
-    name: str
-    role: str
-    machine_type: str
-    up_ms: int
-    conduit: str = ""
-    direct_ms: float | None = None
-    conduit_ms: float | None = None
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-class PlaceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A place at a conduit, by which others reach this peer: whether it is `kept`, and if not why.
-
-    `round_trip_ms` is that to the conduit and back, a part of what every link through it takes.
-    """
-
-    peer: str
-    name: str
-    address: str
-    kept: bool
-    reason: str
-    round_trip_ms: float | None
-
-
-class PairStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conduit has passed between two peers: `open` circuits of all so far, and bytes both ways."""
-
-    peers: list[str]
-    names: list[str]
-    open: int
-    circuits: int
-    bytes: int
-
-
-class ConduitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer does as a conduit: the names of those that keep a place, and what has passed."""
-
-    places: list[str]
-    circuits: int
-    bytes: int
-    pairs: list[PairStatus]
 
 
 class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,8 +22,9 @@ from edgepool.cli.status import MEANINGS, ORDINARY, StatusScreen
 from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
+from edgepool.peer.pathvalues import LinkStatus
 from edgepool.peer.peer import Peer
-from edgepool.peer.values import ChainStatus, LinkStatus, PeerStatus, Totals
+from edgepool.peer.values import ChainStatus, PeerStatus, Totals
 from edgepool.transport import refusals
 from edgepool.workshop.demo import DemoOptions
 

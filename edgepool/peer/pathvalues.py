@@ -1,0 +1,57 @@
+"""The part of a peer's status that is about paths: links, places at conduits, and what a conduit passes."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that stands. `conduit` is the name of the one that it goes through, '' if it is direct.
+
+    `direct_ms` and `conduit_ms` are the round-trip times last measured on either path, None if never; the
+    bytes are those of this link without transfers, which have connections of their own.
+    """
+
+    peer: str
+    name: str
+    role: str
+    machine_type: str
+    up_ms: int
+    conduit: str = ""
+    direct_ms: float | None = None
+    conduit_ms: float | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class PlaceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A place at a conduit, by which others reach this peer: whether it is `kept`, and if not why.
+
+    `round_trip_ms` is that to the conduit and back, a part of what every link through it takes.
+    """
+
+    peer: str
+    name: str
+    address: str
+    kept: bool
+    reason: str
+    round_trip_ms: float | None
+
+
+class PairStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conduit has passed between two peers: `open` circuits of all so far, and bytes both ways."""
+
+    peers: list[str]
+    names: list[str]
+    open: int
+    circuits: int
+    bytes: int
+
+
+class ConduitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer does as a conduit: the names of those that keep a place, and what has passed."""
+
+    places: list[str]
+    circuits: int
+    bytes: int
+    pairs: list[PairStatus]
