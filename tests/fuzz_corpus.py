@@ -29,17 +29,26 @@ from edgepool.model.codec import encode
 from edgepool.model.message import (
     Blocks,
     Message,
-    TransferAccept,
-    TransferRefusal,
-    TransferRequest,
     decode_message,
 )
 from edgepool.model.pool import Genesis
 from edgepool.model.record import Body, DataDemand, DataOffer, SignedRecord, Statement, sign_record
+from edgepool.model.transfer import (
+    AES_128_GCM,
+    PLAIN,
+    ChunkRequest,
+    ToHolder,
+    ToRequester,
+    TransferAccept,
+    TransferEnd,
+    TransferRefusal,
+    TransferRequest,
+)
 from edgepool.model.twin import Manifest
 from edgepool.storage.snapshots import StoredSnapshot
 
-ANSWER: Any = TransferAccept | TransferRefusal
+TO_HOLDER: Any = ToHolder
+TO_REQUESTER: Any = ToRequester
 MANNER = Manner("corpus", forgiving=True, manual=True, writes=True)
 DEEDS = ("offer", "demand", "find", "confirm", "state", "change", "approve")
 """What honest members' owners do; the last two only where members may change."""
@@ -140,10 +149,32 @@ def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list
         (Genesis, list(GENESES)),
         (SignedRecord, some),
         (SavedBallot, [*ballots, world.ballot()]),
-        (TransferRequest, [TransferRequest(some[0], first) for first in (0, 1, 65536)]),
-        (ANSWER, [TransferAccept(manifest), TransferRefusal(""), TransferRefusal("does not hold this")]),
+        (TO_HOLDER, _transfer_requests(some[0])),
+        (TO_REQUESTER, _transfer_answers(manifest)),
         (KeptRecord, kept_records()),
         (StoredSnapshot, [StoredSnapshot(height, False, tuple(world.handovers), state)]),
         (Snapshot, [read_snapshot(data) for _, data in world.saved]),
     ]
     return [(kind, [Seed(encode(value)) for value in values]) for kind, values in others]
+
+
+def _transfer_requests(confirmation: SignedRecord) -> list[Any]:
+    share, both = bytes(range(32)), (AES_128_GCM, "chacha20-poly1305")
+    return [
+        TransferRequest(0, confirmation, share, both, (PLAIN,), True),
+        TransferRequest(2**31, confirmation, share, (), (), False),
+        ChunkRequest(0, 0, 1),
+        ChunkRequest(7, 65535, 65536),
+        TransferEnd(0, True),
+        TransferEnd(7, False),
+    ]
+
+
+def _transfer_answers(manifest: Manifest) -> list[Any]:
+    return [
+        TransferAccept(0, manifest, bytes(range(32)), AES_128_GCM, PLAIN, b"", b""),
+        TransferAccept(7, None, bytes(32), AES_128_GCM, PLAIN, b"\5", b""),
+        TransferAccept(8, manifest, b"", "", PLAIN, b"", b"some small data"),
+        TransferRefusal(0, ""),
+        TransferRefusal(9, "does not hold this"),
+    ]

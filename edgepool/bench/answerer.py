@@ -15,12 +15,13 @@ from edgepool.bench.processes import Answer, serve
 from edgepool.config import load_peer_settings
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId
-from edgepool.model.message import TransferRequest
+from edgepool.model.transfer import TransferRequest
 from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.identity import load_identity
+from edgepool.transport.serving import TransferSource
 from edgepool.transport.tls import TlsTransport
-from edgepool.transport.transfer_server import TransferServer, TransferSource
+from edgepool.transport.transfer_server import TransferServer
 
 
 class Answerer:

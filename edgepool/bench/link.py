@@ -18,14 +18,14 @@ from edgepool.errors import Unavailable
 from edgepool.gateway.setup import PeerPlan, make_peer_folder, read_peer_id
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import TransferRequest
 from edgepool.model.pool import Member
 from edgepool.model.record import TransmissionConfirmation, sign_record
 from edgepool.model.twin import DataKey, Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.fetching import fetch
 from edgepool.transport.identity import Identity, load_identity
 from edgepool.transport.tls import TlsTransport
-from edgepool.transport.transfer import fetch
+from edgepool.transport.transfer import TransferClient
 
 QUICK_BYTES = 32 * 1024 * 1024
 FULL_BYTES = 256 * 1024 * 1024
@@ -104,7 +104,7 @@ class _Asker:
 
     def __init__(self, settings: PeerSettings, other: Member) -> None:
         self.identity: Identity = load_identity(settings)
-        self._limits = settings.limits
+        self._client = TransferClient(self.identity, settings.limits)
         self._other = other
         self._transport = TlsTransport(settings, self.identity, {})
         self._up = asyncio.Event()
@@ -123,7 +123,8 @@ class _Asker:
             ) from None
 
     async def close(self) -> None:
-        """End the link."""
+        """End the link, and the connection for transfers."""
+        await self._client.close()
         await self._transport.close()
 
     def ask(self, data: bytes) -> asyncio.Future[bytes]:
@@ -140,8 +141,7 @@ class _Asker:
             DataKey("bench", "data"), manifest.root, manifest.size_bytes, me, other, 2**50, bytes(64)
         )
         record = sign_record(self.identity.signer, NETWORK, ChainId("0" * 40), terms, 0, 0)
-        request = TransferRequest(record, 0)
-        await fetch(self.identity, self._other.addresses, other, request, sink, limits=self._limits)
+        await fetch(self._client, other, self._other.addresses, record, lambda _: sink)
         if sink.size_bytes != manifest.size_bytes:
             raise Unavailable(f"{sink.size_bytes} of {manifest.size_bytes} bytes arrived")
 
@@ -161,16 +161,16 @@ class _Asker:
 
 
 class _Sink:
-    """A ChunkWriter that keeps nothing but the count."""
+    """A ChunkSink that keeps nothing but the count."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
 
-    def begin(self, manifest: Manifest) -> int:
-        """Want all of it."""
-        return 0
+    def has(self, index: int) -> bool:
+        """Nothing is there: all is wanted."""
+        return False
 
-    def put(self, index: int, data: memoryview) -> None:
+    def write(self, index: int, data: memoryview) -> None:
         """Count a chunk."""
         self.size_bytes += len(data)
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from edgepool.errors import DecodeError
 from edgepool.model.block import Block, CertifiedBlock, Handover, Header
 from edgepool.model.codec import Wire, decode
 from edgepool.model.crypto import Signer, verify
@@ -29,8 +28,8 @@ from edgepool.model.fields import (
 )
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
-from edgepool.model.record import SignedRecord, TransmissionConfirmation
-from edgepool.model.twin import DataKey, Manifest
+from edgepool.model.record import SignedRecord
+from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate, Vote
 
 QueryId = Annotated[int, Meta(ge=0, le=2**53)]
@@ -338,30 +337,3 @@ _UNION: type[Message] = Message  # type: ignore[assignment]
 def decode_message(frame: bytes | memoryview) -> Message:
     """Return the message in `frame`; DecodeError if it is none."""
     return decode(_UNION, frame)
-
-
-class TransferRequest(Wire, tag="transfer", frozen=True):
-    """First frame on a transfer connection: the confirmation (countersigned) and where to start."""
-
-    confirmation: SignedRecord
-    first_chunk: Annotated[int, Meta(ge=0, le=65536)]
-
-
-class TransferAccept(Wire, tag="yes", frozen=True):
-    """The holder serves: the manifest, whose root the requester checks; raw chunks follow."""
-
-    manifest: Manifest
-
-
-class TransferRefusal(Wire, tag="no", frozen=True):
-    """The holder will not serve; the reason names the condition that failed."""
-
-    reason: Text
-
-
-def confirmation_of(record: SignedRecord) -> TransmissionConfirmation:
-    """Return the confirmation inside `record`; DecodeError if it is another kind of record."""
-    body = record.record.body
-    if not isinstance(body, TransmissionConfirmation):
-        raise DecodeError("a transfer must name a confirmation record")
-    return body

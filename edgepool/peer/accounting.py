@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgepool.model.ids import PeerId
 from edgepool.model.twin import DataKey
-from edgepool.peer.values import Totals
+from edgepool.peer.values import Totals, TransferEnded
+from edgepool.runtime.ports import Clock
 
 _WINDOW_MS = 2_000
 
@@ -78,6 +80,39 @@ class Accounting:
             received_by_holder=dict(self.received_by_holder),
             refused=dict(self.refused),
             first_data_ms=self.first_data_ms,
+        )
+
+
+class Transfers:
+    """The transfers of one peer: each is begun, moves and ends, and `tell` hears of its end."""
+
+    def __init__(self, accounting: Accounting, clock: Clock, tell: Callable[[TransferEnded], None]) -> None:
+        self._accounting = accounting
+        self._clock = clock
+        self._tell = tell
+
+    def begin(self, key: DataKey, peer: PeerId, outgoing: bool, size_bytes: int) -> TransferProgress:
+        """A transfer to or from `peer` begins."""
+        started_ms = self._clock.now().monotonic_ms
+        transfer = TransferProgress(key, peer, outgoing, size_bytes, started_ms)
+        self._accounting.under_way.append(transfer)
+        return transfer
+
+    def moved(self, transfer: TransferProgress, size_bytes: int) -> None:
+        """So many bytes more have moved."""
+        now = self._clock.now()
+        self._accounting.moved(transfer, size_bytes, now.monotonic_ms, now.wall_ms)
+
+    def end(self, transfer: TransferProgress, failure: str) -> None:
+        """A transfer has ended; `failure` is '' if it was as it should be."""
+        self._accounting.under_way = [t for t in self._accounting.under_way if t is not transfer]
+        duration_ms = self._clock.now().monotonic_ms - transfer.started_ms
+        if not transfer.outgoing and not failure:
+            self._accounting.transfer_ms += duration_ms
+        self._tell(
+            TransferEnded(
+                transfer.key, transfer.peer, transfer.outgoing, transfer.done_bytes, duration_ms, failure
+            )
         )
 
 

@@ -35,7 +35,8 @@ from edgepool.model.record import Body, sign_record
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
-from edgepool.peer.data import DataPlane, ProgressCallback, checked_key
+from edgepool.peer.data import DataPlane, checked_key
+from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
@@ -60,7 +61,7 @@ from edgepool.storage.store import FolderStore
 from edgepool.transport.certificates import load_identity
 from edgepool.transport.conduits import Conduits
 from edgepool.transport.tls import TlsTransport
-from edgepool.transport.transfer import TransferServer
+from edgepool.transport.transfer_server import TransferServer
 
 COMMAND_TIMEOUT_MS = 30_000
 RECORD_TIMEOUT_MS = 30_000
@@ -168,6 +169,7 @@ class Peer(PeerView):
             await asyncio.gather(self._load_task, return_exceptions=True)
         self.budgets.close()
         await self.storage.close()
+        await self.data.close()
         await self._transport.close()
         await self._loop.close()
         self._store.close()

@@ -33,7 +33,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Data has arrived, every chunk checked against the root on chain, and is stored at `path`."""
+    """Data has arrived, every chunk checked against the root on chain, and is stored at `path`.
+
+    `shares` says how many bytes came from whom in this fetch, `holder` who sent most.
+    """
 
     key: DataKey
     version: int
@@ -42,6 +45,7 @@ class Fetched:
     path: Path
     holder: PeerId
     duration_ms: int
+    shares: dict[PeerId, int]
 
     def read(self) -> bytes:
         """Return the data itself."""
@@ -100,7 +104,10 @@ class LinkChanged:
 
 @dataclass(frozen=True, slots=True)
 class TransferEnded:
-    """A transfer to (`outgoing` False) or from this peer has ended; `failure` is '' if it is whole."""
+    """A transfer to (`outgoing` False) or from this peer has ended, after `size_bytes`.
+
+    `failure` is '' if it is whole. Data that comes from several holders is a transfer from each.
+    """
 
     key: DataKey
     peer: PeerId

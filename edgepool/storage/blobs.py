@@ -35,6 +35,7 @@ from edgepool.storage.files import (
     write_all,
     write_durably,
 )
+from edgepool.storage.partial import PartialBlob
 from edgepool.storage.space import Space, size_of
 
 
@@ -141,7 +142,7 @@ class BlobStore:
         except OSError as error:
             raise LocalError(f"{path} cannot be read: {error.strerror}") from error
 
-    def writer(self, manifest: Manifest) -> BlobWriter:
+    def writer(self, manifest: Manifest) -> PartialBlob:
         """Begin, or resume, writing the data of `manifest`; end it with `finish` or `abort`.
 
         Reads again what an earlier attempt left. DecodeError if the manifest contradicts itself.
@@ -154,7 +155,7 @@ class BlobStore:
                 path = self._aside(root.hex())
             self._reserve(path, 0 if root in self._sizes else manifest.size_bytes)
         try:
-            return BlobWriter(self, manifest, path)
+            return PartialBlob(self, manifest, path)
         except BaseException:
             self._release(path, keep=True)
             raise
@@ -283,94 +284,6 @@ class BlobStore:
 
     def _file(self, root: bytes, kind: str) -> Path:
         return self._folder / f"{root.hex()}.{kind}"
-
-
-class BlobWriter:
-    """Writes the chunks of one manifest in order, each checked; made by `BlobStore.writer`.
-
-    `next_chunk` is the index of the chunk to `put` next; above 0 if an earlier attempt is resumed,
-    and the number of chunks if the data is there already.
-    """
-
-    def __init__(self, store: BlobStore, manifest: Manifest, path: Path) -> None:
-        self._store = store
-        self._manifest = manifest
-        self._path = path
-        self._ending = threading.Lock()  # a cancelled task may abort while a thread finishes
-        self._ended = False
-        self._held = store.has(manifest.root)
-        self._fd = -1
-        self.next_chunk = len(manifest.chunks)
-        if not self._held:
-            with guarded(path, "opened"):
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                self.next_chunk = self._verified_chunks()
-            except BaseException:
-                close_file(self._fd)
-                raise
-
-    def put(self, index: int, data: memoryview | bytes) -> None:
-        """Write chunk `index`, which must be `next_chunk`.
-
-        DecodeError if it is not what the manifest says, so that nothing wrong is ever kept.
-        """
-        if self._fd < 0 or index != self.next_chunk or index >= len(self._manifest.chunks):
-            raise LocalError(f"chunk {index} cannot be written: chunk {self.next_chunk} is the next one")
-        if len(data) != self._manifest.chunk_size_bytes(index):
-            raise DecodeError(
-                f"chunk {index} has {len(data)} bytes instead of {self._manifest.chunk_size_bytes(index)}"
-            )
-        if data_hash(data) != self._manifest.chunks[index]:
-            raise DecodeError(f"chunk {index} is not the one that the manifest names")
-        with guarded(self._path, "written"):
-            write_all(self._fd, data, index * self._manifest.chunk_bytes)
-        self.next_chunk += 1
-
-    def finish(self) -> Path:
-        """Make the data durable, then visible; return its file. If that fails, as after `abort`."""
-        if self.next_chunk < len(self._manifest.chunks):
-            raise LocalError(f"the data is not complete: chunk {self.next_chunk} is missing")
-        with self._ending:
-            if self._ended:
-                raise LocalError("this writer has ended")
-            try:
-                if self._held:
-                    return self._store.path(self._manifest.root)
-                return self._store._publish(self._fd, self._path, self._manifest)
-            finally:
-                self._end()
-
-    def abort(self) -> None:
-        """Stop and keep what has come for another attempt; nothing happens once `finish` has begun."""
-        if self._ending.acquire(blocking=False):
-            try:
-                if not self._ended:
-                    self._end()
-            finally:
-                self._ending.release()
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._fd >= 0:
-            close_file(self._fd)
-            self._fd = -1
-        of_use = self._path.suffix == ".part" and self.next_chunk > 0
-        self._store._release(self._path, keep=of_use and not self._store.has(self._manifest.root))
-
-    def _verified_chunks(self) -> int:
-        """Return how many whole chunks of an earlier attempt are right; cut off what follows them."""
-        manifest = self._manifest
-        count = 0
-        with guarded(self._path, "read"):
-            there = os.fstat(self._fd).st_size
-            for index, wanted in enumerate(manifest.chunks):
-                offset, size_bytes = index * manifest.chunk_bytes, manifest.chunk_size_bytes(index)
-                if offset + size_bytes > there or data_hash(os.pread(self._fd, size_bytes, offset)) != wanted:
-                    break
-                count += 1
-            os.ftruncate(self._fd, min(count * manifest.chunk_bytes, manifest.size_bytes))
-        return count
 
 
 def _root_of(path: Path) -> bytes | None:

@@ -36,7 +36,7 @@ from edgepool.transport.keyfiles import (
 from edgepool.transport.trust import TrustSet
 
 LINK_PROTOCOL = "edgepool-link/1"
-TRANSFER_PROTOCOL = "edgepool-transfer/1"
+TRANSFER_PROTOCOL = "edgepool-transfer/2"
 CONDUIT_PROTOCOL = "edgepool-conduit/1"
 PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL)
 """What is spoken on a peer's port by those that have a certificate."""

@@ -26,6 +26,7 @@ from edgepool.transport.conduitwire import CIRCUIT_NAME
 from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
 from edgepool.transport.identity import CONDUIT_PROTOCOL, LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
+from edgepool.transport.lane import LANE
 from edgepool.transport.link import Link
 from edgepool.transport.paths import LinkPath, Paths
 from edgepool.transport.refusals import Counters, count
@@ -65,6 +66,8 @@ class TlsTransport:
         self.conduit = Conduit(settings, counters) if settings.conduit.serve else None
         self._paths = Paths()
         self._listener = Listener(identity, settings.limits, counters, self._judge_inbound)
+        if transfers is not None:
+            self._listener.plain[LANE] = transfers.take
         self._handler: LinkHandler | None = None
         self._closing = False
         self._wanted: dict[PeerId, Member] = {}
@@ -203,7 +206,7 @@ class TlsTransport:
         if protocol == CONDUIT_PROTOCOL and self.conduit is not None:
             return self.conduit.connection(identity)
         if protocol == TRANSFER_PROTOCOL and self._transfers is not None:
-            return self._transfers.connection(identity)
+            return self._transfers.connection(self._identity.network, self._identity.peer, identity)
         count(self._counters, refusals.STRANGER)
         return None
 

@@ -1,320 +1,348 @@
-"""The first data lane: twin data from holder to requester over a connection of its own.
+"""The requester's side of transfers: connections to holders, on which transfers are opened.
 
-The requester sends one framed TransferRequest; the holder answers with one framed TransferAccept
-(the manifest) or TransferRefusal, then the raw bytes of the chunks from `first_chunk` to the end,
-and closes. Every chunk is checked against the manifest, and that against the root which both have
-signed, before a byte is handed on. Bulk
-never shares a connection with votes. The holder's side is in transfer_server.py.
+A connection is made under mutual TLS 1.3 and kept for the next transfer, for a while. The holder's side is in
+transfer_server.py, the data itself in lane.py; fetching.py draws from many holders at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from edgepool.config import Limits
-from edgepool.errors import DecodeError, LocalError, Refused, RemoteError, Unavailable
+from edgepool.errors import DecodeError, EdgepoolError, Refused, RemoteError, Unavailable
 from edgepool.model.codec import decode, encode
-from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId, split_address
-from edgepool.model.message import TransferAccept, TransferRefusal, TransferRequest, confirmation_of
-from edgepool.model.twin import Manifest, chunk_bytes_for
+from edgepool.model.record import SignedRecord
+from edgepool.model.transfer import (
+    PLAIN,
+    SHARE_BYTES,
+    ChunkRequest,
+    ToHolder,
+    ToRequester,
+    TransferAccept,
+    TransferEnd,
+    TransferRefusal,
+    TransferRequest,
+    confirmation_of,
+)
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.identity import TRANSFER_PROTOCOL, Identity
-from edgepool.transport.transfer_server import TransferServer, TransferSource
-
-__all__ = ["ChunkWriter", "TransferServer", "TransferSource", "fetch"]
+from edgepool.transport.lane import LANE, LaneKey, ciphers
 
 ANSWER_BYTES = 3 * 1024 * 1024
 """An answer is never longer; the largest manifest has 65,536 hashes."""
-SLOWEST_BYTES = 64 * 1024
-"""Less than this within `limits.transfer_stall_ms` counts as a stall."""
+IDLE_S = 20.0
+"""A connection without a transfer is closed after this."""
+MAX_CONNECTIONS = 64
+"""So many connections are kept; the one that is idle for longest is closed for a new one."""
 
-_READ_AHEAD_BYTES = 512 * 1024
-_CLOSE_WAIT_S = 1.0
-
-Progress = Callable[[int, int], None]
-"""Is told how many bytes of the data are there, and how many it has."""
-Answer = TransferAccept | TransferRefusal
-_ANSWER: type[Answer] = Answer  # type: ignore[assignment]
+_TO_REQUESTER: type[ToRequester] = ToRequester  # type: ignore[assignment]
 
 
-class ChunkWriter(Protocol):
-    """Where fetched data goes. What it raises ends the fetch and reaches the caller of `fetch`."""
+class TransferClient:
+    """Opens transfers; one connection to each holder serves them all."""
 
-    def begin(self, manifest: Manifest) -> int:
-        """Take the checked manifest, once, before any chunk; return the first chunk it lacks."""
-        ...
+    def __init__(self, identity: Identity, limits: Limits, open_stream: OpenStream = open_direct) -> None:
+        self.limits = limits
+        self.identity = identity
+        self.open_stream = open_stream
+        self._connections: dict[PeerId, HolderConnection] = {}
+        self._dialling: dict[PeerId, asyncio.Lock] = {}
 
-    def put(self, index: int, data: memoryview) -> None:
-        """Take chunk `index`, already checked; `data` is only valid during the call."""
-        ...
+    async def open(
+        self, holder: PeerId, addresses: Sequence[str], confirmation: SignedRecord, manifest: bool = True
+    ) -> OpenTransfer:
+        """Ask `holder` for the data of a confirmation.
 
+        Raises Refused (by the holder), RemoteError (it broke the protocol) or Unavailable (not reached,
+        stalled).
+        """
+        known = self._connections.get(holder)
+        if known is not None and known.usable:
+            try:
+                return await known.open(confirmation, manifest)
+            except Unavailable:
+                if known.usable:
+                    raise
+        return await (await self._connect(holder, addresses)).open(confirmation, manifest)
 
-async def fetch(
-    identity: Identity,
-    addresses: Sequence[str],
-    holder: PeerId,
-    request: TransferRequest,
-    writer: ChunkWriter,
-    *,
-    limits: Limits,
-    progress: Progress | None = None,
-    open_stream: OpenStream = open_direct,
-) -> None:
-    """Fetch the data that `request` confirms from `holder`, every chunk checked, into `writer`.
+    def cut(self, peer: PeerId, reason: str) -> None:
+        """End the connection to `peer`, and all transfers on it, at once."""
+        connection = self._connections.get(peer)
+        if connection is not None:
+            connection.fail(Unavailable(f"{peer} was cut off: {reason}"))
 
-    The addresses are tried in turn until one is `holder`'s. Raises Refused (by the holder, or data
-    larger than `limits.data_bytes`), RemoteError (what arrived is not what was confirmed) or
-    Unavailable (not reached, stalled, ended early: what was put stays good and a later fetch can go
-    on from there).
-    """
-    confirmation = confirmation_of(request.confirmation)
-    if confirmation.size_bytes > limits.data_bytes:
-        raise Refused(
-            "data too large", f"{confirmation.size_bytes} bytes, limits.data_bytes is {limits.data_bytes}"
-        )
-    reasons: list[str] = []
-    for address in addresses:
-        receiver = _Receiver(holder, request, writer, limits, progress)
+    async def close(self) -> None:
+        """End all connections."""
+        for connection in list(self._connections.values()):
+            connection.fail(Unavailable("this peer is closing"))
+
+    async def _connect(self, holder: PeerId, addresses: Sequence[str]) -> HolderConnection:
+        """Return a connection to `holder`; several who want one at a time share it."""
+        lock = self._dialling.setdefault(holder, asyncio.Lock())
         try:
-            reason = await _connect(identity, address, holder, receiver, limits, open_stream)
-            if not reason:
-                await receiver.outcome
-                return
+            async with lock:
+                known = self._connections.get(holder)
+                if known is not None and known.usable:
+                    return known
+                return await self._dial(holder, addresses)
         finally:
-            receiver.end()
-        reasons.append(f"{address}: {reason}")
-    raise Unavailable(
-        f"{holder} was not reached to fetch data ({'; '.join(reasons) or 'no address is known'})"
-    )
+            if not lock.locked():
+                self._dialling.pop(holder, None)
+
+    async def _dial(self, holder: PeerId, addresses: Sequence[str]) -> HolderConnection:
+        """Try the addresses in turn until one is the holder's."""
+        reasons: list[str] = []
+        for address in addresses:
+            connection = HolderConnection(self, holder, address)
+            reason = await self._try(connection, address, holder)
+            if not reason:
+                self._keep(connection)
+                return connection
+            reasons.append(f"{address}: {reason}")
+        raise Unavailable(
+            f"{holder} was not reached to fetch data ({'; '.join(reasons) or 'no address is known'})"
+        )
+
+    async def _try(self, connection: HolderConnection, address: str, holder: PeerId) -> str:
+        """Dial one address; return why that did not lead to `holder`, or ''."""
+
+        def judge(found: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            return connection if found.peer == holder and protocol == TRANSFER_PROTOCOL else None
+
+        doorway = Doorway(self.identity.trust, {}, judge)
+        timeout_ms = self.limits.handshake_timeout_ms
+        try:
+            if split_address(address).peer not in (None, holder):
+                return "it is another peer's"
+            context = self.identity.transfer_context
+            await connect(doorway, address, context, timeout_ms, self.open_stream)
+        except TimeoutError:
+            return "no answer in time"
+        except (OSError, ValueError, DecodeError) as error:
+            return str(error)
+        finally:
+            doorway.abandoned = True
+        return "" if doorway.admitted is connection else "somebody else answers there"
+
+    def _keep(self, connection: HolderConnection) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            idle = [one for one in self._connections.values() if one.idle]
+            if idle:
+                min(idle, key=lambda one: one.used_s).fail(Unavailable("its place was needed"))
+        self._connections[connection.holder] = connection
+
+    def lost(self, connection: HolderConnection) -> None:
+        """A connection is gone."""
+        if self._connections.get(connection.holder) is connection:
+            del self._connections[connection.holder]
 
 
-async def _connect(
-    identity: Identity,
-    address: str,
-    holder: PeerId,
-    receiver: _Receiver,
-    limits: Limits,
-    open_stream: OpenStream,
-) -> str:
-    """Dial one address; return why that did not lead to `holder`, or ''."""
+class HolderConnection(asyncio.BufferedProtocol):
+    """The requester's end of a connection to one holder."""
 
-    def judge(found: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-        return receiver if found.peer == holder and protocol == TRANSFER_PROTOCOL else None
-
-    doorway = Doorway(identity.trust, {}, judge)
-    try:
-        if split_address(address).peer not in (None, holder):
-            return "it is another peer's"
-        timeout_ms = limits.handshake_timeout_ms
-        await connect(doorway, address, identity.transfer_context, timeout_ms, open_stream)
-    except TimeoutError:
-        return "no answer in time"
-    except (OSError, ValueError, DecodeError) as error:
-        return str(error)
-    finally:
-        doorway.abandoned = True
-    return "" if doorway.admitted is receiver else "somebody else answers there"
-
-
-class _Receiver(asyncio.BufferedProtocol):
-    """The requester's end of one transfer: reads the answer, then chunks into one reused buffer."""
-
-    def __init__(
-        self,
-        holder: PeerId,
-        request: TransferRequest,
-        writer: ChunkWriter,
-        limits: Limits,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, client: TransferClient, holder: PeerId, address: str) -> None:
+        self.holder = holder
+        self.address = address
+        self.used_s = 0.0
+        self._client = client
         self._loop = asyncio.get_running_loop()
-        self._holder = holder
-        self._request = request
-        self._confirmation = confirmation_of(request.confirmation)
-        self._writer = writer
-        self._stall_s = limits.transfer_stall_ms / 1000
-        self._progress = progress
         self._transport: asyncio.Transport | None = None
-        self._frames: FrameBuffer | None = FrameBuffer(ANSWER_BYTES)
-        self._manifest: Manifest | None = None
-        self._next = request.first_chunk
-        self._buffer = bytearray()
-        self._filled = 0
-        self._whole = False
-        self._deadline_s = 0.0
-        self._since_deadline = 0
+        self._frames = FrameBuffer(ANSWER_BYTES)
+        self._next = 0
+        self._answers: dict[int, asyncio.Future[TransferAccept]] = {}
+        self._open: dict[int, OpenTransfer] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self.outcome: asyncio.Future[None] = self._loop.create_future()
+        self._failure: EdgepoolError | None = None
 
-    def end(self) -> None:
-        """Nobody waits for the outcome any more."""
-        if not self.outcome.cancel() and not self.outcome.cancelled():
-            self.outcome.exception()
+    @property
+    def usable(self) -> bool:
+        """Whether transfers can be opened on it."""
+        return self._failure is None and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no transfer on it."""
+        return not self._open and not self._answers
+
+    async def open(self, confirmation: SignedRecord, manifest: bool) -> OpenTransfer:
+        """Ask for data; see TransferClient.open."""
+        number, self._next = self._next, self._next + 1
+        share = secrets.token_bytes(SHARE_BYTES)
+        answer: asyncio.Future[TransferAccept] = self._loop.create_future()
+        self._answers[number] = answer
+        self.used_s = self._loop.time()
+        stall = self._loop.call_later(self._client.limits.transfer_stall_ms / 1000, self._stalled, answer)
+        try:
+            self.send(TransferRequest(number, confirmation, share, ciphers(), (PLAIN,), manifest))
+            accept = await answer
+        except asyncio.CancelledError:
+            self.send(TransferEnd(number, False))
+            raise
+        finally:
+            stall.cancel()
+            self._answers.pop(number, None)
+            if self.idle and self._failure is None and self._timer is None:
+                self._timer = self._loop.call_later(IDLE_S, self._close_if_idle)
+        root = confirmation_of(confirmation).root
+        return self._opened(number, accept, share, root)
+
+    def send(self, message: ToHolder) -> None:
+        """Send a message, if the connection still stands."""
+        if self._transport is not None and self._failure is None:
+            body = encode(message)
+            self._transport.write(header(len(body)) + body)
+
+    def forget(self, number: int) -> None:
+        """A transfer has ended."""
+        self._open.pop(number, None)
+        if self.idle and self._failure is None:
+            self.used_s = self._loop.time()
+            if self._timer is None:
+                self._timer = self._loop.call_later(IDLE_S, self._close_if_idle)
+
+    def fail(self, error: EdgepoolError) -> None:
+        """End the connection; everything that waits on it fails with `error`."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._client.lost(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+        for transfer in list(self._open.values()):
+            transfer.fail(error)
 
-    def _state(self) -> str:
-        if self._manifest is None:
-            return "no answer to the request"
-        return f"{self._next} of {len(self._manifest.chunks)} chunks are there"
+    def _opened(self, number: int, accept: TransferAccept, share: bytes, root: bytes) -> OpenTransfer:
+        key = None
+        if accept.share:
+            if accept.cipher not in ciphers() or accept.encoding != PLAIN or len(accept.share) != SHARE_BYTES:
+                self.send(TransferEnd(number, False))
+                raise RemoteError(
+                    self.holder, "its answer chooses a cipher or an encoding that was not offered"
+                )
+            terms = [self._client.identity.network, self.holder, self._client.identity.peer, number, root]
+            key = LaneKey(accept.cipher, (share, accept.share), terms)
+        transfer = OpenTransfer(self, number, accept, key)
+        if key is not None:
+            self._open[number] = transfer
+        return transfer
 
-    def _fail(self, error: Exception) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
-        if self._transport is not None:
-            self._transport.abort()
+    def _stalled(self, answer: asyncio.Future[TransferAccept]) -> None:
+        if not answer.done():
+            self.fail(Unavailable(f"{self.holder} stalled: no answer to the request"))
 
-    def _succeed(self) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(None)
+    def _close_if_idle(self) -> None:
+        self._timer = None
+        if not self.idle:
+            return
+        rest_s = self.used_s + IDLE_S - self._loop.time()
+        if rest_s <= 0:
+            self.fail(Unavailable("the connection was idle"))
+        else:
+            self._timer = self._loop.call_later(rest_s, self._close_if_idle)
+
+    async def open_stream(self) -> socket.socket:
+        """Open another stream to where the holder was reached. Raises OSError, ValueError, DecodeError."""
+        async with asyncio.timeout(self._client.limits.handshake_timeout_ms / 1000):
+            return await self._client.open_stream(self.address)
 
     # --- for asyncio --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The holder is there: ask."""
-        transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
-        self._transport = transport
-        self._extend_deadline()
-        self._watch()
-        body = encode(self._request)
-        transport.write(header(len(body)) + body)
+        """The holder is there."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to read into: always more than is waiting, so that none is left behind."""
-        if self._frames is not None:
-            return self._frames.space(sizehint)
-        if len(self._buffer) - self._filled <= sizehint:
-            grown = bytearray(self._filled + sizehint + _READ_AHEAD_BYTES)
-            grown[: self._filled] = memoryview(self._buffer)[: self._filled]
-            self._buffer = grown
-        return memoryview(self._buffer)[self._filled :]
+        """Return where to read into."""
+        return self._frames.space(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read; whatever goes wrong is the outcome."""
-        if self.outcome.done():
-            return
+        """Take answers."""
+        self._frames.received(nbytes)
         try:
-            self._since_deadline += nbytes
-            if self._since_deadline >= SLOWEST_BYTES and not self._whole:
-                self._extend_deadline()
-            if self._frames is not None:
-                self._frames.received(nbytes)
-                self._read_answer(self._frames)
-            else:
-                self._filled += nbytes
-                self._take_chunks()
-        except Exception as error:
-            self._fail(error)
+            while (frame := self._frames.next_frame()) is not None:
+                self._take(decode(_TO_REQUESTER, frame))
+        except DecodeError as error:
+            self.fail(RemoteError(self.holder, f"its answer to a transfer request is {error}"))
 
     def eof_received(self) -> None:
         """The holder has closed."""
-        self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end: good if everything was there by then."""
-        if self._whole:
-            self._succeed()
-        else:
-            why = f" ({exc})" if exc else ""
-            self._fail(Unavailable(f"{self._holder} ended the transfer early{why}: {self._state()}"))
+        """The end of everything on this connection."""
+        why = f" ({exc})" if exc else ""
+        self.fail(Unavailable(f"{self.holder} ended the transfer early{why}"))
 
-    # --- the answer and the chunks ------------------------------------------------------------
+    def _take(self, message: ToRequester) -> None:
+        answer, transfer = self._answers.get(message.transfer), self._open.get(message.transfer)
+        if isinstance(message, TransferRefusal):
+            refused = Refused(message.reason, f"by holder {self.holder}")
+            if answer is not None and not answer.done():
+                answer.set_exception(refused)
+            elif transfer is not None:
+                transfer.fail(refused)
+        elif answer is not None and not answer.done():
+            answer.set_result(message)
 
-    def _extend_deadline(self) -> None:
-        self._deadline_s = self._loop.time() + self._stall_s
-        self._since_deadline = 0
 
-    def _watch(self) -> None:
-        """Look at the deadline when it passes; it may have moved on by then."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._loop.time() < self._deadline_s:
-            self._timer = self._loop.call_at(self._deadline_s, self._watch)
-        elif self._whole:
-            self._succeed()
-        else:
-            self._fail(Unavailable(f"{self._holder} stalled: {self._state()}"))
+@dataclass(eq=False)
+class OpenTransfer:
+    """A transfer that a holder has accepted: small data is in `accept.data`, larger comes over a lane.
 
-    def _read_answer(self, frames: FrameBuffer) -> None:
+    `lost` is set to the reason if the holder ends it, or is gone.
+    """
+
+    connection: HolderConnection
+    number: int
+    accept: TransferAccept
+    key: LaneKey | None
+
+    def __post_init__(self) -> None:
+        self.lost: asyncio.Future[EdgepoolError] = asyncio.get_running_loop().create_future()
+
+    async def connect(self) -> socket.socket:
+        """Open the data connection, once. Raises Unavailable if that fails."""
+        assert self.key is not None
         try:
-            frame = frames.next_frame()
-            if frame is None:
-                return
-            answer: Answer = decode(_ANSWER, frame)
-        except DecodeError as error:
-            raise RemoteError(self._holder, f"its answer to a transfer request is {error}") from None
-        if isinstance(answer, TransferRefusal):
-            raise Refused(answer.reason, f"by holder {self._holder}")
-        manifest = answer.manifest
-        self._check(manifest)
-        first_lacking = self._writer.begin(manifest)
-        if first_lacking < self._next:
-            raise LocalError(
-                f"the transfer begins at chunk {self._next}, but chunk {first_lacking} is not there yet"
-            )
-        rest = frames.take_rest()
-        self._manifest, self._frames = manifest, None
-        self._buffer = bytearray(
-            min(manifest.chunk_bytes, manifest.size_bytes) + len(rest) + _READ_AHEAD_BYTES
-        )
-        self._buffer[: len(rest)] = rest
-        self._filled = len(rest)
-        self._extend_deadline()
-        self._take_chunks()
-
-    def _check(self, manifest: Manifest) -> None:
-        confirmed = self._confirmation
-        if manifest.root != confirmed.root:
-            raise RemoteError(self._holder, "the root of its manifest is not the confirmed one")
-        if manifest.size_bytes != confirmed.size_bytes:
-            raise RemoteError(self._holder, "the size in its manifest is not the confirmed one")
+            connection = await self.connection.open_stream()
+        except (OSError, ValueError, DecodeError) as error:
+            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise Unavailable(f"no data connection to {self.connection.holder}: {why}") from None
         try:
-            manifest.check()
-        except DecodeError as error:
-            raise RemoteError(self._holder, f"it sent {error}") from None
-        # A chunk is held in memory until it is checked, so its size is not the holder's to choose.
-        if manifest.chunk_bytes > chunk_bytes_for(manifest.size_bytes):
-            raise RemoteError(self._holder, f"its chunks of {manifest.chunk_bytes} bytes are too large")
-        if self._next > len(manifest.chunks):
-            raise LocalError(
-                f"the data has {len(manifest.chunks)} chunks; the transfer cannot begin at {self._next}"
-            )
+            await asyncio.get_running_loop().sock_sendall(connection, LANE + self.key.token)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise Unavailable(f"no data connection to {self.connection.holder}: {error}") from None
+            raise
+        return connection
 
-    def _take_chunks(self) -> None:
-        """Check and hand on the chunks that are whole; move what is left to the front."""
-        manifest = self._manifest
-        assert manifest is not None
-        view = memoryview(self._buffer)
-        start = 0
-        while self._next < len(manifest.chunks):
-            size_bytes = manifest.chunk_size_bytes(self._next)
-            if self._filled - start < size_bytes:
-                break
-            chunk = view[start : start + size_bytes]
-            if data_hash(chunk) != manifest.chunks[self._next]:
-                raise RemoteError(self._holder, f"chunk {self._next} is not what its manifest says")
-            self._writer.put(self._next, chunk)
-            start += size_bytes
-            self._next += 1
-            if self._progress is not None:
-                done_bytes = min(self._next * manifest.chunk_bytes, manifest.size_bytes)
-                self._progress(done_bytes, manifest.size_bytes)
-        if start:
-            view[: self._filled - start] = view[start : self._filled]
-            self._filled -= start
-        if self._next == len(manifest.chunks):
-            if self._filled:
-                raise RemoteError(self._holder, "it sent more than its manifest says")
-            if not self._whole:
-                # The holder closes now; what else it might send is looked at, but not waited for.
-                self._whole = True
-                self._deadline_s = self._loop.time() + _CLOSE_WAIT_S
-                self._watch()
+    def ask(self, first: int, count: int) -> None:
+        """Ask for `count` chunks from `first` on."""
+        self.connection.used_s = asyncio.get_running_loop().time()
+        self.connection.send(ChunkRequest(self.number, first, count))
+
+    def end(self, whole: bool) -> None:
+        """Nothing more is wanted."""
+        if self.key is not None:
+            self.connection.send(TransferEnd(self.number, whole))
+            self.connection.forget(self.number)
+
+    def fail(self, error: EdgepoolError) -> None:
+        """The holder has ended the transfer, or is gone."""
+        self.connection.forget(self.number)
+        if not self.lost.done():
+            self.lost.set_result(error)

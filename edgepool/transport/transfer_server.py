@@ -1,7 +1,7 @@
-"""The holder's side of the first data lane (see transfer.py): asks its owner, then sends.
+"""The holder's side of transfers (see transfer.py): asks its owner about each request, then serves.
 
-What is read from disk is read without ever blocking the event loop for a cold page, and no faster
-than the other side takes it.
+Small data goes into the answer. For larger data the answer has half of the secret of a data connection, which
+the requester opens at the same port; serving.py sends on it.
 """
 
 from __future__ import annotations
@@ -9,45 +9,50 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
-from edgepool.model.message import TransferAccept, TransferRefusal, TransferRequest
-from edgepool.model.twin import Manifest
+from edgepool.model.ids import PeerId
+from edgepool.model.transfer import (
+    INLINE_BYTES,
+    PLAIN,
+    SHARE_BYTES,
+    ChunkRequest,
+    ToHolder,
+    TransferAccept,
+    TransferEnd,
+    TransferRefusal,
+    TransferRequest,
+    bitmap_of,
+    confirmation_of,
+)
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
 from edgepool.transport.framing import FrameBuffer, header
+from edgepool.transport.lane import LaneKey, choose
 from edgepool.transport.refusals import Counters, count
+from edgepool.transport.serving import Serving, TransferSource
 
 REQUEST_BYTES = 64 * 1024
 """A request is never longer."""
-PIECE_BYTES = 256 * 1024
-"""Data is read and written in pieces of this size."""
+MAX_OWED = 256
+"""A requester may wait for so many chunks of one transfer at a time."""
+IDLE_S = 60.0
+"""A connection on which nothing is asked for so long ends."""
+CONNECTIONS = 4
+"""So many connections for each of the transfers that may be served at a time."""
 
-_WRITE_AHEAD_BYTES = 512 * 1024
+_WRITE_AHEAD_BYTES = 4 * 1024 * 1024
 _MAX_REASON = 256
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+_TO_HOLDER: type[ToHolder] = ToHolder  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TransferSource:
-    """Data to serve: its manifest, the file that holds it, and whom to tell how it goes.
-
-    `moved(size_bytes)` is called for every piece sent, `done(bytes_sent, failure)` once at the end;
-    `failure` is '' if the requester took it all.
-    """
-
-    manifest: Manifest
-    path: Path
-    moved: Callable[[int], None]
-    done: Callable[[int, str], None]
-
 
 TransferHandler = Callable[[PeerIdentity, TransferRequest], TransferSource | str]
 """Decides about a request: what to serve, or the reason why not (it is sent to the requester)."""
@@ -60,225 +65,326 @@ class TransferServer:
         self.handler = handler
         self.limits = limits
         self.counters = counters
-        self.serving = 0
-        self._open: dict[_Sender, None] = {}
-        self._all_closed = asyncio.Event()
+        self.serving: dict[Serving, None] = {}
+        self._sessions: dict[_Session, None] = {}
+        self._awaited: dict[bytes, Serving] = {}
+        self._ended = asyncio.Event()
 
-    def connection(self, identity: PeerIdentity) -> asyncio.BufferedProtocol | None:
+    def connection(
+        self, network: str, own: PeerId, identity: PeerIdentity
+    ) -> asyncio.BufferedProtocol | None:
         """Return what takes over a connection of `identity`; None (counted) if there is no room.
 
-        Twice as many connections as transfers are let in, so that the surplus can be told 'busy'.
+        If all places are taken, the connection that has been idle for longest gives its place up.
         """
-        if len(self._open) >= 2 * self.limits.transfers_served:
-            count(self.counters, refusals.BUSY)
-            return None
-        return _Sender(self, identity)
+        if len(self._sessions) >= CONNECTIONS * self.limits.transfers_served:
+            idle = next((session for session in self._sessions if session.idle), None)
+            if idle is None:
+                count(self.counters, refusals.BUSY)
+                return None
+            idle.fail("its place is needed")
+            self.closed(idle)
+        return _Session(self, identity, (network, own))
+
+    def take(self, connection: socket.socket, token: bytes) -> bool:
+        """Take a data connection by the token that it began with; each is good once."""
+        serving = self._awaited.pop(token, None)
+        if serving is None:
+            return False
+        serving.begin(connection, self.limits.transfer_stall_ms / 1000)
+        return True
+
+    def cut(self, peer: PeerId, reason: str) -> None:
+        """End all transfers and connections of `peer` at once."""
+        for session in list(self._sessions):
+            if session.identity.peer == peer:
+                session.fail(reason)
 
     async def close(self) -> None:
         """End all transfers at once."""
-        for sender in list(self._open):
-            sender.fail("this peer is closing")
+        for session in list(self._sessions):
+            session.fail("this peer is closing")
         try:
             async with asyncio.timeout(1):
-                while self._open:
-                    self._all_closed.clear()
-                    await self._all_closed.wait()
+                while self._sessions or self.serving:
+                    self._ended.clear()
+                    await self._ended.wait()
         except TimeoutError:
             pass
 
-    def opened(self, sender: _Sender) -> None:
-        """A connection was handed over."""
-        self._open[sender] = None
+    # --- used by sessions ---------------------------------------------------------------------
 
-    def closed(self, sender: _Sender) -> None:
+    def opened(self, session: _Session) -> None:
+        """A connection was handed over, or is used: the longest idle ones are first."""
+        self._sessions.pop(session, None)
+        self._sessions[session] = None
+
+    def closed(self, session: _Session) -> None:
         """A connection is gone."""
-        self._open.pop(sender, None)
-        self._all_closed.set()
+        self._sessions.pop(session, None)
+        self._ended.set()
+
+    def began(self, serving: Serving) -> None:
+        """A transfer waits for its data connection, for a while."""
+        self.serving[serving] = None
+        token = serving.key.token
+        self._awaited[token] = serving
+
+        def give_up() -> None:
+            if self._awaited.pop(token, None) is not None:
+                serving.end("no data connection came")
+
+        asyncio.get_running_loop().call_later(self.limits.handshake_timeout_ms / 1000, give_up)
+
+    def ended(self, serving: Serving) -> None:
+        """A transfer has ended."""
+        del self.serving[serving]
+        self._awaited.pop(serving.key.token, None)
+        self._ended.set()
+        try:
+            serving.source.done(serving.bytes_sent, serving.failure)
+        except Exception:
+            count(self.counters, refusals.HANDLER)
+            logger.exception("the owner failed when told of the end of a transfer")
 
 
-class _Sender(asyncio.BufferedProtocol):
-    """The holder's end of one transfer."""
+class _Session(asyncio.BufferedProtocol):
+    """The holder's end of one connection, on which a requester opens transfers."""
 
-    def __init__(self, server: TransferServer, identity: PeerIdentity) -> None:
+    def __init__(self, server: TransferServer, identity: PeerIdentity, terms: tuple[str, PeerId]) -> None:
+        self.identity = identity
         self._server = server
-        self._identity = identity
+        self._terms = [*terms, identity.peer]
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer(REQUEST_BYTES)
-        self._asked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._source: TransferSource | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._bytes_sent = 0
-        self._all_sent = False
-        self._failure = ""
+        self._served: dict[int, Serving] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+        self._last = -1
+        self._heard_s = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is served on this connection."""
+        return not self._served
 
     def fail(self, reason: str) -> None:
-        """End the connection at once."""
-        self._failure = self._failure or reason
+        """End the connection at once, and what is served on it."""
+        for serving in list(self._served.values()):
+            serving.end(reason)
         if self._transport is not None:
             self._transport.abort()
 
     # --- for asyncio --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A member is there; its request must follow soon."""
+        """A member is there; its first request must follow soon."""
         transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
         self._server.opened(self)
         timeout_s = self._server.limits.handshake_timeout_ms / 1000
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._no_request)
+        self._timer = self._loop.call_later(timeout_s, self._no_request)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read into."""
         return self._frames.space(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take the request; nothing else may come."""
+        """Take requests."""
         self._frames.received(nbytes)
+        self._heard_s = self._loop.time()
         try:
-            frame = None if self._asked else self._frames.next_frame()
-            if frame is not None:
-                self._asked = True
-                self._answer(decode(TransferRequest, frame))
-            if self._asked and self._frames.take_rest():
-                raise DecodeError("more than one request")
+            while (frame := self._frames.next_frame()) is not None:
+                self._take(decode(_TO_HOLDER, frame))
         except DecodeError as error:
             count(self._server.counters, refusals.GARBAGE)
             self.fail(f"the requester sent {error}")
 
     def pause_writing(self) -> None:
-        """The requester is slower than we are."""
-        self._writable.clear()
+        """The requester does not take its answers: it asks for no more until it has."""
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """There is room again."""
-        self._writable.set()
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """The requester has closed."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end: good if everything was sent and the requester closed in order."""
+        """The end of everything on this connection."""
         self._server.closed(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-        if self._source is None:
-            return
-        self._server.serving -= 1
-        if not self._failure and (exc is not None or not self._all_sent):
-            self._failure = f"the requester ended the transfer early{f' ({exc})' if exc else ''}"
-        try:
-            self._source.done(self._bytes_sent, self._failure)
-        except Exception:
-            count(self._server.counters, refusals.HANDLER)
-            logger.exception("the owner failed when told of the end of a transfer")
+        for serving in list(self._served.values()):
+            serving.end("the requester ended the transfer early")
 
-    # --- answering and sending ----------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------
 
     def _no_request(self) -> None:
         count(self._server.counters, refusals.GARBAGE)
         self.fail("no request came")
 
-    def _answer(self, request: TransferRequest) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _watch(self) -> None:
+        """Close a connection that is not used any more."""
+        if any(serving.owed for serving in self._served.values()):
+            self._heard_s = self._loop.time()
+        idle_s = self._loop.time() - self._heard_s
+        if idle_s >= IDLE_S:
+            self.fail("the requester asked for nothing any more")
+        else:
+            self._timer = self._loop.call_later(IDLE_S - idle_s, self._watch)
+
+    def _take(self, message: ToHolder) -> None:
+        match message:
+            case TransferRequest():
+                if message.transfer <= self._last:
+                    raise DecodeError("a number of a transfer that was used before")
+                if self._last < 0 and self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = self._loop.call_later(IDLE_S, self._watch)
+                self._last = message.transfer
+                self._server.opened(self)
+                self._open(message)
+            case ChunkRequest(number, first, wanted):
+                serving = self._served.get(number)
+                if serving is not None:
+                    self._send_chunks(serving, number, first, wanted)
+            case TransferEnd(number, whole):
+                serving = self._served.pop(number, None)
+                if serving is not None:
+                    serving.end("" if whole else "the requester ended the transfer early")
+
+    def _open(self, request: TransferRequest) -> None:
         server = self._server
-        if server.serving >= server.limits.transfers_served:
+        if len(server.serving) >= server.limits.transfers_served:
             count(server.counters, refusals.BUSY)
-            self._refuse("busy")
+            self._refuse(request.transfer, "busy")
             return
+        confirmation_of(request.confirmation)
         try:
-            decision = server.handler(self._identity, request)
+            decision = server.handler(self.identity, request)
         except Exception:
             count(server.counters, refusals.HANDLER)
-            logger.exception("the owner failed when asked for a transfer by %s", self._identity.name)
+            logger.exception("the owner failed when asked for a transfer by %s", self.identity.name)
             decision = "the holder failed"
         if isinstance(decision, str):
-            self._refuse(decision)
+            self._refuse(request.transfer, decision)
             return
-        self._source = decision
-        server.serving += 1
-        self._task = asyncio.create_task(self._send(decision, request.first_chunk), name="edgepool transfer")
+        try:
+            descriptor = os.open(decision.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._refuse_source(
+                request.transfer, decision, f"the holder cannot read the data: {error.strerror}"
+            )
+            return
+        try:
+            kept = self._accept(request, decision, descriptor)
+        except OSError as error:
+            kept = False
+            self._refuse_source(
+                request.transfer, decision, f"the holder cannot read the data: {error.strerror}"
+            )
+        if not kept:
+            os.close(descriptor)
 
-    def _refuse(self, reason: str) -> None:
-        self._failure = self._failure or reason
-        self._write_frame(encode(TransferRefusal(reason[:_MAX_REASON])))
-        if self._transport is not None:
-            self._transport.close()
-
-    def _write_frame(self, body: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(header(len(body)) + body)
-
-    async def _send(self, source: TransferSource, first_chunk: int) -> None:
+    def _accept(self, request: TransferRequest, source: TransferSource, descriptor: int) -> bool:
+        """Answer; say whether the file is still needed."""
         manifest = source.manifest
-        if first_chunk > len(manifest.chunks):
-            self._refuse(f"the data has only {len(manifest.chunks)} chunks")
+        if source.has is None and os.fstat(descriptor).st_size != manifest.size_bytes:
+            why = "the holder's file is not as long as its manifest says"
+            self._refuse_source(request.transfer, source, why)
+            return False
+        shown = manifest if request.manifest else None
+        if manifest.size_bytes <= INLINE_BYTES and source.has is None:
+            data = _read_now(descriptor, manifest.size_bytes)
+            if data is None:
+                self._reading.add(task := asyncio.create_task(self._read(request, source, descriptor)))
+                task.add_done_callback(self._reading.discard)
+                return True
+            self._answer_whole(request, source, data)
+            return False
+        cipher = choose(request.ciphers)
+        if not cipher or PLAIN not in request.encodings:
+            self._refuse_source(request.transfer, source, "no cipher or no encoding in common")
+            return False
+        share = secrets.token_bytes(SHARE_BYTES)
+        terms = [*self._terms, request.transfer, confirmation_of(request.confirmation).root]
+        key = LaneKey(cipher, (request.share, share), terms)
+        serving = Serving(source, descriptor, key, lambda ended: self._ended(request.transfer, ended))
+        self._served[request.transfer] = serving
+        self._server.began(serving)
+        have = b"" if source.has is None else bitmap_of(source.has, len(manifest.chunks))
+        self._answer(TransferAccept(request.transfer, shown, share, cipher, PLAIN, have, b""))
+        return True
+
+    def _answer_whole(self, request: TransferRequest, source: TransferSource, data: bytes) -> None:
+        manifest = source.manifest
+        if len(data) != manifest.size_bytes:
+            self._refuse_source(request.transfer, source, "the holder's file became shorter")
             return
+        shown = manifest if request.manifest else None
+        self._answer(TransferAccept(request.transfer, shown, b"", "", PLAIN, b"", data))
+        source.moved(len(data))
+        source.done(len(data), "")
+
+    async def _read(self, request: TransferRequest, source: TransferSource, descriptor: int) -> None:
+        """Answer with small data that has to be read from a disk first."""
         try:
-            descriptor = os.open(source.path, os.O_RDONLY)
+            data = await asyncio.to_thread(os.pread, descriptor, source.manifest.size_bytes, 0)
+            self._answer_whole(request, source, data)
         except OSError as error:
-            self._refuse(f"the holder cannot read the data: {error.strerror}")
-            return
-        try:
-            if os.fstat(descriptor).st_size != manifest.size_bytes:
-                self._refuse("the holder's file is not as long as its manifest says")
-                return
-            self._write_frame(encode(TransferAccept(manifest)))
-            start = first_chunk * manifest.chunk_bytes
-            await self._send_bytes(descriptor, start, manifest.size_bytes, source.moved)
-            self._all_sent = True
-            assert self._transport is not None
-            self._transport.close()
-        except TimeoutError:
-            self.fail("the requester stalled")
-        except OSError as error:
-            self.fail(f"the data cannot be read: {error.strerror}")
-        except Exception:
-            count(self._server.counters, refusals.HANDLER)
-            logger.exception("sending data to %s failed", self._identity.name)
-            self.fail("the holder failed")
+            why = f"the holder cannot read the data: {error.strerror}"
+            self._refuse_source(request.transfer, source, why)
         finally:
             os.close(descriptor)
 
-    async def _send_bytes(self, descriptor: int, offset: int, end: int, moved: Callable[[int], None]) -> None:
-        """Send a file's bytes from `offset` to `end`; TimeoutError if nobody takes them."""
-        assert self._transport is not None
-        stall_s = self._server.limits.transfer_stall_ms / 1000
-        while offset < end:
-            if not self._writable.is_set():
-                async with asyncio.timeout(stall_s):
-                    await self._writable.wait()
-            piece = await _read(descriptor, min(PIECE_BYTES, end - offset), offset)
-            if not piece:
-                raise OSError(0, "the file became shorter")
-            self._transport.write(piece)
-            offset += len(piece)
-            self._bytes_sent += len(piece)
-            moved(len(piece))
+    def _send_chunks(self, serving: Serving, number: int, first: int, wanted: int) -> None:
+        source = serving.source
+        if first + wanted > len(source.manifest.chunks):
+            raise DecodeError(f"a request for chunk {first + wanted - 1} of {len(source.manifest.chunks)}")
+        if serving.owed + wanted > MAX_OWED:
+            raise DecodeError(f"requests for more than {MAX_OWED} chunks at a time")
+        if source.has is not None and not source.has.issuperset(range(first, first + wanted)):
+            raise DecodeError("a request for a chunk that is not here")
+        refusal = source.refusal()
+        if refusal:
+            self._served.pop(number)
+            serving.end(refusal)
+            self._refuse(number, refusal)
+            return
+        serving.send(first, wanted)
+
+    def _ended(self, number: int, serving: Serving) -> None:
+        if self._served.pop(number, None) is not None:  # not by the requester's wish
+            self._refuse(number, serving.failure or "the holder ended the transfer")
+        self._server.ended(serving)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self._answer(TransferRefusal(number, reason[:_MAX_REASON]))
+
+    def _refuse_source(self, number: int, source: TransferSource, reason: str) -> None:
+        """Refuse what the owner would have served."""
+        self._refuse(number, reason)
+        source.done(0, reason)
+
+    def _answer(self, answer: TransferAccept | TransferRefusal) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            body = encode(answer)
+            self._transport.write(header(len(body)) + body)
 
 
-_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-
-
-async def _read(descriptor: int, size_bytes: int, offset: int) -> memoryview:
-    """Return up to `size_bytes` at `offset`: at once if they are in memory, else by a thread."""
-    piece = bytearray(size_bytes)
-    if _NOWAIT:
-        try:
-            read_bytes = os.preadv(descriptor, [piece], offset, _NOWAIT)
-            # A whole piece can be sent without the loop ever waiting; others need their turn.
-            await asyncio.sleep(0)
-            return memoryview(piece)[:read_bytes]
-        except OSError:
-            # Not in memory, or a file system that does not know how to say so.
-            pass
-    read_bytes = await asyncio.get_running_loop().run_in_executor(
-        None, os.preadv, descriptor, [piece], offset
-    )
-    return memoryview(piece)[:read_bytes]
+def _read_now(descriptor: int, size_bytes: int) -> bytes | None:
+    """Return small data if it is in memory, None if a disk would have to be waited for."""
+    if not _NOWAIT:
+        return None
+    data = bytearray(size_bytes)
+    try:
+        return bytes(data) if os.preadv(descriptor, [data], 0, _NOWAIT) == size_bytes else None
+    except OSError:
+        # Not in memory, or a file system that does not know how to say so.
+        return None

@@ -134,7 +134,7 @@ class Relay:
                 async with asyncio.timeout(STALL_S):
                     chunk = await stream.readexactly(manifest.chunk_size_bytes(index))
                 self._bytes_in += len(chunk)
-                if index >= writer.next_chunk:
+                if not writer.has(index):
                     await asyncio.to_thread(writer.put, index, chunk)
             await asyncio.to_thread(writer.finish)
         except BaseException:

@@ -218,7 +218,7 @@ async def _receive(stream: aiohttp.StreamReader, root: bytes, blobs: BlobStore, 
         for index in range(len(manifest.chunks)):
             chunk = await stream.readexactly(manifest.chunk_size_bytes(index))
             transfer.moved(len(chunk))
-            if index >= writer.next_chunk:
+            if not writer.has(index):
                 await asyncio.to_thread(writer.put, index, chunk)
         return await asyncio.to_thread(writer.finish)
     except BaseException:

@@ -13,8 +13,8 @@ from edgepool.gateway.app import ApiServer
 from edgepool.gateway.examination import examine
 from edgepool.gateway.reach import reach, reach_findings
 from edgepool.gateway.setup import PeerPlan, free_ports, make_peer_folder
-from edgepool.model.message import TransferRequest
 from edgepool.model.pool import Member
+from edgepool.model.transfer import TransferRequest
 from edgepool.peer.peer import Peer
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.certificates import load_identity

@@ -21,7 +21,7 @@ from edgepool.transport.certificates import (
     load_identity,
 )
 from edgepool.transport.tls import TlsTransport
-from edgepool.transport.transfer import TransferServer
+from edgepool.transport.transfer_server import TransferServer
 
 NETWORK = "plant-7"
 

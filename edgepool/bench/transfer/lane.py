@@ -6,6 +6,7 @@ checked. With `keep` the data goes into a blob store, synced, otherwise it is ch
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -21,15 +22,19 @@ from edgepool.errors import Unavailable
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import ChainId, PeerId, format_address
-from edgepool.model.message import TransferRequest, confirmation_of
 from edgepool.model.record import SignedRecord, TransmissionConfirmation, sign_record
+from edgepool.model.transfer import TransferRequest, confirmation_of
 from edgepool.model.twin import DataKey, Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
-from edgepool.storage.blobs import BlobStore, BlobWriter
+from edgepool.storage.blobs import BlobStore
+from edgepool.storage.partial import PartialBlob
+from edgepool.transport.fetching import Fetch
 from edgepool.transport.identity import load_identity
+from edgepool.transport.receiving import ChunkSink
+from edgepool.transport.serving import TransferSource
 from edgepool.transport.tls import TlsTransport
-from edgepool.transport.transfer import fetch
-from edgepool.transport.transfer_server import TransferServer, TransferSource
+from edgepool.transport.transfer import TransferClient
+from edgepool.transport.transfer_server import TransferServer
 
 _STORE_BYTES = 64 * 1024**3
 
@@ -87,6 +92,7 @@ class Receiver:
     def __init__(self, folder: Path) -> None:
         self._settings = load_peer_settings(folder)
         self._identity = load_identity(self._settings)
+        self._client = TransferClient(self._identity, self._settings.limits)
         self._folder = folder
         self._senders: list[Where] = []
         self._size_bytes = 0
@@ -96,30 +102,39 @@ class Receiver:
         self._senders, self._size_bytes = senders, size_bytes
 
     async def receive(self, keep: bool = False, kill_at: float = 0.0, **_: Any) -> dict[str, Any]:
-        """Fetch all; kill the process of the first holder once that share has come."""
-        if len(self._senders) > 1:
-            raise Unavailable("this version fetches from one holder at a time")
-        sender = self._senders[0]
-        killer = _Killer(sender["pid"], kill_at) if kill_at else None
-        came_bytes = 0
-        for root, size_bytes in sender["files"]:
-            sink = _Kept(self._folder / "store") if keep else _Sink()
-            await fetch(
-                self._identity,
-                (format_address(sender["host"], sender["port"]),),
-                PeerId(sender["peer"]),
-                TransferRequest(self._confirmation(sender, bytes.fromhex(root), size_bytes), 0),
-                sink,
-                limits=self._settings.limits,
-                progress=killer,
-            )
-            came_bytes += sink.finish()
+        """Fetch all, from all holders at once; kill the first holder's process once that share has come."""
+        killer = _Killer(self._senders[0]["pid"], kill_at) if kill_at else None
+        files = self._senders[0]["files"]
+        came_bytes = sum([await self._fetch(bytes.fromhex(root), size, keep, killer) for root, size in files])
         if came_bytes != self._size_bytes:
             raise Unavailable(f"{came_bytes} of {self._size_bytes} bytes arrived")
         return {}
 
     async def close(self) -> None:
-        """Nothing is left open."""
+        """End the connections."""
+        await self._client.close()
+
+    async def _fetch(self, root: bytes, size_bytes: int, keep: bool, killer: _Killer | None) -> int:
+        sink = _Kept(self._folder / "store") if keep else _Sink()
+
+        def moved(holder: PeerId, size_bytes: int) -> None:
+            if killer is not None:
+                killer(fetch.done_bytes, fetch.size_bytes)
+
+        fetch = Fetch(self._client, root, size_bytes, sink.open, moved)
+        draws = [
+            fetch.draw_from(
+                PeerId(sender["peer"]),
+                (format_address(sender["host"], sender["port"]),),
+                self._confirmation(sender, root, size_bytes),
+            )
+            for sender in self._senders
+        ]
+        ends = await asyncio.gather(*draws, return_exceptions=True)
+        await fetch.finish()
+        if not fetch.whole:
+            raise Unavailable("; ".join(str(end) for end in ends if end is not None))
+        return await asyncio.to_thread(sink.finish)
 
     def _confirmation(self, sender: Where, root: bytes, size_bytes: int) -> SignedRecord:
         terms = TransmissionConfirmation(
@@ -136,16 +151,20 @@ class Receiver:
 
 
 class _Sink:
-    """A ChunkWriter that keeps nothing but the count."""
+    """A ChunkSink that keeps nothing but the count."""
 
     def __init__(self) -> None:
         self._size_bytes = 0
 
-    def begin(self, manifest: Manifest) -> int:
+    def open(self, manifest: Manifest) -> ChunkSink:
         """Want all of it."""
-        return 0
+        return self
 
-    def put(self, index: int, data: memoryview) -> None:
+    def has(self, index: int) -> bool:
+        """Nothing is there."""
+        return False
+
+    def write(self, index: int, data: memoryview) -> None:
         """Count a chunk."""
         self._size_bytes += len(data)
 
@@ -155,29 +174,23 @@ class _Sink:
 
 
 class _Kept(_Sink):
-    """A ChunkWriter into a blob store, from which the data is deleted again."""
+    """Data into a blob store, from which it is deleted again."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._store = BlobStore(folder, _STORE_BYTES)
-        self._writer: BlobWriter | None = None
-        self._root = b""
+        self._writer: PartialBlob | None = None
 
-    def begin(self, manifest: Manifest) -> int:
+    def open(self, manifest: Manifest) -> ChunkSink:
         """Open the writer."""
-        self._root, self._writer = manifest.root, self._store.writer(manifest)
-        return 0
-
-    def put(self, index: int, data: memoryview) -> None:
-        """Write a chunk."""
-        assert self._writer is not None
-        self._writer.put(index, data)
+        self._writer = self._store.writer(manifest)
+        return self._writer
 
     def finish(self) -> int:
         """Make it durable; return how many bytes are held."""
         assert self._writer is not None
         size_bytes = self._writer.finish().stat().st_size
-        self._store.delete(self._root)
+        self._store.delete(self._writer.manifest.root)
         return size_bytes
 
 

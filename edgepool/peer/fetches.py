@@ -1,0 +1,194 @@
+"""Getting data from all who have it [S3.13 to S3.15]: confirm with each, draw from all, check, store.
+
+Small data comes from the best holder, and from the next one if that fails. Larger data comes from several at
+once; one that fails is replaced by the next, and one whose confirmation has run out confirms again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepool.core.machine import ConfirmTransfer, RankedOffer
+from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
+from edgepool.model.ids import PeerId
+from edgepool.model.record import DataOffer, SignedRecord
+from edgepool.model.twin import DataKey, Manifest
+from edgepool.peer.accounting import TransferProgress, Transfers
+from edgepool.peer.values import PeerMisbehaved
+from edgepool.runtime.ports import Clock
+from edgepool.storage.blobs import BlobStore
+from edgepool.storage.partial import PartialBlob
+from edgepool.transport.fetching import Fetch
+from edgepool.transport.receiving import WrongChunk
+from edgepool.transport.transfer import TransferClient
+
+if TYPE_CHECKING:
+    from edgepool.peer.peer import Peer
+
+CONFIRMATION_VALID_MS = 300_000
+CONFIRM_TIMEOUT_MS = 10_000
+BYTES_FOR_EACH = 4 * 1024 * 1024
+"""One more holder is asked for each so many bytes of data."""
+MAX_SOURCES = 8
+"""Data is drawn from at most so many holders at a time."""
+LOOK_AGAIN_S = 5.0
+"""How often others are looked for that have got the data meanwhile."""
+EXPIRED = "the confirmation has expired"
+"""The condition that a holder names when a transfer has to be confirmed again."""
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done_bytes, size_bytes)."""
+FindOffers = Callable[[], Awaitable[Sequence[RankedOffer]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """Data is stored at `path`; `shares` says how many bytes came from whom, '' if it was here already."""
+
+    path: Path
+    shares: dict[PeerId, int]
+
+
+@dataclass(eq=False)
+class _Gathering:
+    """One piece of data on its way: its offers, who is being drawn from, who has failed and why."""
+
+    key: DataKey
+    body: DataOffer
+    fetch: Fetch
+    offers: list[RankedOffer]
+    drawing: dict[asyncio.Task[None], RankedOffer] = field(default_factory=dict)
+    transfers: dict[PeerId, TransferProgress] = field(default_factory=dict)
+    tried: set[PeerId] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+
+
+class Fetches:
+    """Draws one peer's data from others. `peer` gives commands to the node; `blobs` keeps the bytes."""
+
+    def __init__(
+        self, peer: Peer, client: TransferClient, blobs: BlobStore, transfers: Transfers, clock: Clock
+    ) -> None:
+        self._peer = peer
+        self._client = client
+        self._blobs = blobs
+        self._transfers = transfers
+        self._clock = clock
+
+    async def get(
+        self,
+        key: DataKey,
+        offers: Sequence[RankedOffer],
+        find_more: FindOffers,
+        progress: ProgressCallback | None = None,
+    ) -> Got:
+        """Get the data that `offers` (all of one root, best first) offer.
+
+        `find_more` finds who has it by now. Raises Unavailable, saying of each holder why it did not hand
+        it over, or StorageError.
+        """
+        body = offer_of(offers[0])
+        if self._blobs.has(body.root):
+            self._peer.storage.used(body.root)
+            return Got(self._blobs.path(body.root), {})
+        await self._peer.storage.make_room(body.size_bytes)
+        writers: list[PartialBlob] = []
+
+        def open_sink(manifest: Manifest) -> PartialBlob:
+            writers.append(self._blobs.writer(manifest))
+            return writers[-1]
+
+        def moved(holder: PeerId, size_bytes: int) -> None:
+            self._transfers.moved(gathering.transfers[holder], size_bytes)
+            if progress is not None:
+                progress(fetch.done_bytes, body.size_bytes)
+
+        fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved)
+        gathering = _Gathering(key, body, fetch, list(offers))
+        try:
+            await self._gather(gathering, find_more)
+            await fetch.finish()
+            path = await asyncio.to_thread(writers[0].finish)
+        finally:
+            await self._stop(gathering)
+            for writer in writers:
+                writer.abort()
+        self._peer.storage.used(body.root, key, body.version)
+        self._peer.holding(body.root, body.size_bytes)
+        return Got(path, dict(fetch.shares))
+
+    async def _gather(self, gathering: _Gathering, find_more: FindOffers) -> None:
+        """Draw from holders until all is there; Unavailable if there is none left to draw from."""
+        fetch, drawing = gathering.fetch, gathering.drawing
+        at_once = max(1, min(MAX_SOURCES, gathering.body.size_bytes // BYTES_FOR_EACH))
+        while not fetch.whole:
+            for offer in gathering.offers:
+                if len(drawing) < at_once and offer.holder.peer not in gathering.tried:
+                    gathering.tried.add(PeerId(offer.holder.peer))
+                    drawing[asyncio.create_task(self._draw(gathering, offer))] = offer
+            if not drawing:
+                why = "; ".join(gathering.failures)[:600]
+                raise Unavailable(f"no holder of {gathering.key} could hand it over ({why})")
+            done, _ = await asyncio.wait(drawing, timeout=LOOK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                holder = drawing.pop(task).holder.name
+                try:
+                    await task
+                except (RemoteError, Refused, Unavailable) as error:
+                    gathering.failures.append(f"{holder}: {error}")
+            if not done and len(drawing) < at_once:
+                offers = await find_more()
+                gathering.offers += [one for one in offers if offer_of(one).root == gathering.body.root]
+        ending = [task for task, offer in drawing.items() if offer.holder.peer in fetch.sources]
+        if ending:
+            await asyncio.wait(ending, timeout=1)
+
+    async def _stop(self, gathering: _Gathering) -> None:
+        for task in gathering.drawing:
+            task.cancel()
+        await asyncio.gather(*gathering.drawing, return_exceptions=True)
+        await gathering.fetch.stop()
+
+    async def _draw(self, gathering: _Gathering, offer: RankedOffer) -> None:
+        """Draw from one holder until all is there; confirm again whenever the confirmation has run out."""
+        if not offer.reachable:
+            raise Unavailable("does not answer")
+        holder, body = PeerId(offer.holder.peer), gathering.body
+        while True:
+            confirmation = await self._confirm(gathering, offer)
+            transfer = self._transfers.begin(gathering.key, holder, False, body.size_bytes)
+            gathering.transfers[holder] = transfer
+            failure = "it was not needed any more"
+            try:
+                await gathering.fetch.draw_from(holder, offer.holder.addresses, confirmation)
+                failure = ""
+                return
+            except EdgepoolError as error:
+                failure = str(error)
+                if isinstance(error, WrongChunk):
+                    self._blame(gathering, error)
+                if not isinstance(error, Refused) or error.reason != EXPIRED or not transfer.done_bytes:
+                    raise
+            finally:
+                self._transfers.end(transfer, failure)
+
+    async def _confirm(self, gathering: _Gathering, offer: RankedOffer) -> SignedRecord:
+        until_ms = self._clock.now().wall_ms + CONFIRMATION_VALID_MS
+        command = ConfirmTransfer(offer.holder, gathering.key, gathering.body.root, until_ms)
+        confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
+        assert isinstance(confirmation, SignedRecord)
+        return confirmation
+
+    def _blame(self, gathering: _Gathering, error: WrongChunk) -> None:
+        self._peer.tell(PeerMisbehaved(PeerId(error.peer), f"{gathering.key}: {error.reason}"))
+
+
+def offer_of(ranked: RankedOffer) -> DataOffer:
+    """Return what is offered."""
+    body = ranked.proof.record.record.body
+    assert isinstance(body, DataOffer)
+    return body

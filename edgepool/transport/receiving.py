@@ -1,0 +1,240 @@
+"""The requester's end of data connections: a thread for each opens and checks, one thread writes.
+
+A chunk is opened into a buffer, hashed once, and handed to the writer only if it is right. The buffers are
+few: when the disk is slower than the network, connections fill up and the holders wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from time import monotonic
+from typing import Protocol
+
+from blake3 import blake3
+
+from edgepool.errors import DecodeError, RemoteError, Unavailable
+from edgepool.model.ids import PeerId
+from edgepool.model.twin import Manifest
+from edgepool.transport.lane import FRAME_BYTES, HEADER_BYTES, LAST, SEAL_BYTES, LaneKey, Opener, read_header
+
+BUFFERED_BYTES = 8 * 1024 * 1024
+"""So much may wait to be written."""
+SLOWEST_BYTES = 64 * 1024
+"""Less than this within `limits.transfer_stall_ms` counts as a stall."""
+_TIMEVAL = struct.Struct("ll")
+
+
+class ChunkSink(Protocol):
+    """Where checked chunks go, in any order. What it raises ends the fetch and reaches its caller."""
+
+    def has(self, index: int) -> bool:
+        """Say whether chunk `index` is there already."""
+        ...
+
+    def write(self, index: int, data: memoryview) -> None:
+        """Take chunk `index`, already checked, in a thread; `data` is only valid during the call."""
+        ...
+
+
+class WrongChunk(RemoteError):
+    """A holder sent a chunk that is not what the manifest says."""
+
+    def __init__(self, peer: str, index: int) -> None:
+        super().__init__(peer, f"chunk {index} is not what its manifest says")
+        self.index = index
+
+
+class Spool:
+    """Checked chunks on their way to a sink: a bounded number of buffers, and the thread that writes."""
+
+    def __init__(self, sink: ChunkSink, chunk_bytes: int, failed: Callable[[], None]) -> None:
+        self.failure: Exception | None = None
+        self._sink = sink
+        self._chunk_bytes = chunk_bytes
+        self._failed = failed
+        self._spare = max(2, BUFFERED_BYTES // chunk_bytes)
+        self._lock = threading.Lock()
+        self._free: SimpleQueue[bytearray | None] = SimpleQueue()
+        self._full: SimpleQueue[tuple[int, bytearray, int] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="edgepool write", daemon=True)
+        self._thread.start()
+
+    def more_sources(self) -> None:
+        """One more thread needs a buffer to fill."""
+        with self._lock:
+            self._spare += 1
+
+    def take(self) -> bytearray | None:
+        """Return a buffer when there is one; None once the spool has ended."""
+        if self._free.empty():
+            with self._lock:
+                if self._spare:
+                    self._spare -= 1
+                    return bytearray(self._chunk_bytes)
+        buffer = self._free.get()
+        if buffer is None:
+            self._free.put(None)  # for the next one who waits
+        return buffer
+
+    def give_back(self, buffer: bytearray) -> None:
+        """A buffer was not needed."""
+        self._free.put(buffer)
+
+    def put(self, index: int, buffer: bytearray, size_bytes: int) -> None:
+        """Write the first `size_bytes` of `buffer`, which is the spool's from now on, as chunk `index`."""
+        self._full.put((index, buffer, size_bytes))
+
+    def end(self) -> None:
+        """Return once everything that was put is written; blocks. See `failure`."""
+        self._free.put(None)
+        self._full.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._full.get()) is not None:
+            index, buffer, size_bytes = item
+            try:
+                if self.failure is None and not self._sink.has(index):
+                    self._sink.write(index, memoryview(buffer)[:size_bytes])
+            except Exception as error:
+                self.failure = error
+                self._failed()
+            self._free.put(buffer)
+
+
+class Receiver:
+    """Takes the chunks that one holder sends, in the order in which they are asked for.
+
+    On the event loop, `arrived(index)` is called for each chunk that came and was right, `ended(error)` once.
+    """
+
+    def __init__(
+        self,
+        holder: PeerId,
+        connection: socket.socket,
+        key: LaneKey,
+        manifest: Manifest,
+        spool: Spool,
+        stall_s: float,
+        arrived: Callable[[int], None],
+        ended: Callable[[Exception | None], None],
+    ) -> None:
+        self._holder = holder
+        self._connection = connection
+        self._opener = Opener(key)
+        self._manifest = manifest
+        self._spool = spool
+        self._stall_s = stall_s
+        self._arrived = arrived
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._expected: deque[int] = deque()
+        self._over = False
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._sealed = memoryview(bytearray(min(FRAME_BYTES, manifest.chunk_bytes) + SEAL_BYTES))
+        connection.setblocking(True)
+        timeout = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        spool.more_sources()
+        threading.Thread(target=self._run, name="edgepool receive", daemon=True).start()
+
+    def expect(self, index: int) -> None:
+        """Chunk `index` is about to be asked for."""
+        self._expected.append(index)
+
+    def stop(self) -> None:
+        """Nothing more is wanted."""
+        self._over = True
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: Exception | None = None
+        try:
+            while self._receive_chunk():
+                pass
+        except DecodeError as wrong:
+            # Anybody on the way can have done this, so nobody is blamed.
+            error = Unavailable(f"the data connection to {self._holder} was disturbed: {wrong}")
+        except OSError as lost:
+            error = self._ended_early(f" ({lost.strerror or lost})")
+        except Exception as other:
+            error = other
+        self._connection.close()
+        with suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self._ended, None if self._over else error)
+
+    def _ended_early(self, why: str = "") -> Unavailable:
+        return Unavailable(f"{self._holder} ended the transfer early{why}")
+
+    def _receive_chunk(self) -> bool:
+        """Receive the next chunk, check it and hand it on; False if there is to be none."""
+        self._fill(self._header, patient=True)
+        header = bytes(self._header)
+        index, length, flags = read_header(header)
+        if not self._expected or self._expected[0] != index:
+            raise DecodeError(f"chunk {index}, which is not the next one that was asked for")
+        buffer = self._spool.take()
+        if buffer is None:
+            return False
+        try:
+            size_bytes = self._manifest.chunk_size_bytes(index)
+            right = self._open_chunk(header, length, flags, memoryview(buffer)[:size_bytes])
+            if not right:
+                raise WrongChunk(self._holder, index)
+        except BaseException:
+            self._spool.give_back(buffer)
+            raise
+        self._expected.popleft()
+        self._spool.put(index, buffer, size_bytes)
+        self._loop.call_soon_threadsafe(self._arrived, index)
+        return True
+
+    def _open_chunk(self, header: bytes, length: int, flags: int, chunk: memoryview) -> bool:
+        """Read the frames of a chunk into `chunk`; say whether it is what the manifest says."""
+        first = read_header(header)[0]
+        hasher = blake3()
+        filled = 0
+        while True:
+            end = filled + length
+            if not length or end > len(chunk) or (end == len(chunk)) != bool(flags & LAST):
+                raise DecodeError(f"a frame of {length} bytes that does not fit into chunk {first}")
+            sealed = self._sealed[: length + SEAL_BYTES]
+            self._fill(sealed)
+            content = chunk[filled:end]
+            self._opener.open(header, sealed, content)
+            hasher.update(content)
+            filled = end
+            if flags & LAST:
+                return hasher.digest() == self._manifest.chunks[first]
+            self._fill(self._header)
+            header = bytes(self._header)
+            index, length, flags = read_header(header)
+            if index != first:
+                raise DecodeError(f"a frame of chunk {index} inside chunk {first}")
+
+    def _fill(self, view: memoryview, patient: bool = False) -> None:
+        """Fill `view` from the connection. While nothing is asked for, a `patient` caller waits for ever."""
+        filled = 0
+        while filled < len(view):
+            asked = bool(self._expected)
+            began_s = monotonic()
+            try:
+                got = self._connection.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+                if not got:
+                    raise self._ended_early()
+            except BlockingIOError:
+                got = 0
+            filled += got
+            slow = filled < len(view) and got < SLOWEST_BYTES and monotonic() - began_s > 0.9 * self._stall_s
+            if slow and (filled or asked or not patient):
+                raise Unavailable(f"{self._holder} stalled: {len(self._expected)} chunks are asked for")

@@ -1,0 +1,161 @@
+"""The holder's end of one data connection: a thread that reads, seals and sends the chunks asked for.
+
+Reading, sealing and sending all let other threads run, so the event loop, with votes on it, never waits
+for bulk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from edgepool.model.twin import Manifest
+from edgepool.transport.lane import FRAME_BYTES, LAST, LaneKey, Sealer
+
+PIECE_BYTES = 64 * 1024
+"""What is paced is sent in pieces of this size."""
+_TIMEVAL = struct.Struct("ll")
+
+
+def _nothing(size_bytes: int) -> None:
+    """Do not wait."""
+
+
+def _always() -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSource:
+    """Data to serve: its manifest, the file that holds it, and whom to tell how it goes.
+
+    On the event loop, `moved(size_bytes)` is called for what was sent, `done(bytes_sent, failure)` once at
+    the end (`failure` is '' if the requester took all that it wanted), and `refusal()` for each request for
+    chunks: it names the condition that fails by now, or is ''. A thread calls `wait(size_bytes)` before
+    it sends so many bytes, and sends when that returns. `has` is None for whole data.
+    """
+
+    manifest: Manifest
+    path: Path
+    moved: Callable[[int], None]
+    done: Callable[[int, str], None]
+    refusal: Callable[[], str] = _always
+    wait: Callable[[int], None] = _nothing
+    has: frozenset[int] | None = None
+
+
+class Serving:
+    """One transfer being served; its owner calls it on the event loop, and is told of the end there."""
+
+    def __init__(
+        self, source: TransferSource, descriptor: int, key: LaneKey, ended: Callable[[Serving], None]
+    ) -> None:
+        self.source = source
+        self.key = key
+        self.bytes_sent = 0
+        self.owed = 0
+        self.failure = ""
+        self._descriptor = descriptor
+        self._told = ended
+        self._loop = asyncio.get_running_loop()
+        self._wanted: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        self._connection: socket.socket | None = None
+        self._over = False
+
+    def begin(self, connection: socket.socket, stall_s: float) -> None:
+        """Take the data connection, and begin to send."""
+        self._connection = connection
+        connection.setblocking(True)
+        timeout = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        threading.Thread(target=self._run, name="edgepool send", daemon=True).start()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the data connection has come."""
+        return self._connection is not None
+
+    def send(self, first: int, count: int) -> None:
+        """Send these chunks after those that were asked for before."""
+        self.owed += count
+        self._wanted.put((first, count))
+
+    def end(self, failure: str) -> None:
+        """Stop now; `failure` is '' if the requester has all that it wanted."""
+        if self._over:
+            return
+        self._over = True
+        self.failure = self.failure or failure
+        self._wanted.put(None)
+        if self._connection is None:
+            self._loop.call_soon(self._finish)
+        else:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failure = ""
+        try:
+            sealer = Sealer(self.key)
+            plain = memoryview(bytearray(FRAME_BYTES))
+            while (wanted := self._wanted.get()) is not None:
+                first, count = wanted
+                for index in range(first, first + count):
+                    self._send_chunk(sealer, plain, index)
+        except BlockingIOError:
+            failure = "the requester stalled"
+        except ConnectionError:
+            failure = "the requester ended the transfer early"
+        except OSError as error:
+            failure = f"the data cannot be sent: {error.strerror or error}"
+        with suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self._thread_ended, failure)
+
+    def _send_chunk(self, sealer: Sealer, plain: memoryview, index: int) -> None:
+        assert self._connection is not None
+        manifest = self.source.manifest
+        offset, rest = index * manifest.chunk_bytes, manifest.chunk_size_bytes(index)
+        while rest:
+            length = min(FRAME_BYTES, rest)
+            if os.preadv(self._descriptor, [plain[:length]], offset) != length:
+                raise OSError(0, "the file became shorter")
+            offset, rest = offset + length, rest - length
+            frame = sealer.seal(index, plain[:length], 0 if rest else LAST)
+            if self.source.wait is _nothing:
+                self._connection.sendall(frame)
+            else:
+                for start in range(0, len(frame), PIECE_BYTES):
+                    piece = frame[start : start + PIECE_BYTES]
+                    self.source.wait(len(piece))
+                    self._connection.sendall(piece)
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._sent, manifest.chunk_size_bytes(index))
+
+    # --- on the loop again --------------------------------------------------------------------
+
+    def _sent(self, size_bytes: int) -> None:
+        self.owed -= 1
+        self.bytes_sent += size_bytes
+        self.source.moved(size_bytes)
+
+    def _thread_ended(self, failure: str) -> None:
+        if not self._over:
+            self.failure = failure
+            self._over = True
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        os.close(self._descriptor)
+        self._told(self)
