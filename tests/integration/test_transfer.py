@@ -13,7 +13,7 @@ from tls_peers import NETWORK, TlsPeer, ended, make_settings, until
 
 from edgepool.config import Limits
 from edgepool.errors import EdgepoolError, Refused, RemoteError, StorageError, Unavailable
-from edgepool.model.codec import encode
+from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataDemand, SignedRecord, TransmissionConfirmation, sign_record
@@ -22,12 +22,14 @@ from edgepool.model.transfer import (
     PLAIN,
     ChunkRequest,
     ToHolder,
+    TransferAccept,
     TransferRequest,
 )
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.dial import open_direct
 from edgepool.transport.fetching import Fetch, fetch
-from edgepool.transport.lane import LANE
+from edgepool.transport.lane import LANE, LaneKey
 from edgepool.transport.receiving import ChunkSink, WrongChunk
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.transfer import TransferClient
@@ -525,19 +527,19 @@ async def test_a_transfer_whose_data_connection_never_comes_gives_its_place_up(t
 
 
 async def test_a_requester_that_stops_reading_loses_its_place(tmp_path: Path) -> None:
-    class Stuck(Kept):
-        def write(self, index: int, data: memoryview) -> None:
-            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-            super().write(index, data)
-
-    gate, loop = asyncio.Event(), asyncio.get_running_loop()
     async with serving(tmp_path, bytes(64 * MIB), limits=SHORT) as ([holder], requester):
-        task = asyncio.create_task(requester.get(holder, Stuck()))
+        request = request_for(holder, requester)
+        reader, writer = await raw(holder, requester, request, ChunkRequest(0, 0, 64))
+        accept = decode(TransferAccept, await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
+        terms = [NETWORK, holder.peer.peer, requester.peer.peer, 0, holder.manifest.root]
+        key = LaneKey(accept.cipher, (request.share, accept.share), terms)
+        connection = await open_direct(holder.peer.transport.addresses[0])
+        await asyncio.get_running_loop().sock_sendall(connection, LANE + key.token)
         await until(lambda: holder.ends)
         assert holder.ends[0][1] == "the requester stalled"
-        gate.set()
-        with pytest.raises(EdgepoolError):
-            await task
+        assert holder.ends[0][0] < 64 * MIB
+        connection.close()
+        writer.transport.abort()
 
 
 async def test_idle_connections_give_their_places_to_new_ones(tmp_path: Path) -> None:
