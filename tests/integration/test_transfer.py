@@ -513,7 +513,7 @@ async def test_a_token_is_good_once_and_guesses_are_sent_away(tmp_path: Path) ->
             writer.write(LANE + token)
             assert await reader.read() == b""
             writer.close()
-        assert holder.peer.counters == {"refused_handshake": 2}
+        assert holder.peer.counters == {"refused_token": 2}
 
 
 async def test_a_transfer_whose_data_connection_never_comes_gives_its_place_up(tmp_path: Path) -> None:
