@@ -219,10 +219,8 @@ class NodeLoop:
         """Store first, then speak; False if the store failed, and nothing was said then."""
         items = [effect.item for effect in effects if isinstance(effect, Persist)]
         if items:
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._disk, self._write, _latest(items))
             try:
-                await asyncio.shield(work)
+                await self._make_durable(_latest(items))
             except StorageError as error:
                 self._on_failure(error)
                 return False
@@ -232,6 +230,14 @@ class NodeLoop:
         for effect in join_records(effects):
             self._speak(effect)
         return True
+
+    async def _make_durable(self, items: list[Item]) -> None:
+        """Write and sync: here if that is quick, for a thread's hand-over and back costs more; else aside."""
+        if self._store.quick(items):
+            self._write(items)
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._disk, self._write, items)
+        await asyncio.shield(work)
 
     def _write(self, items: list[Item]) -> None:
         self._store.write(items)

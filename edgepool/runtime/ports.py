@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,10 @@ class Store(BlockSource, Protocol):
 
     def sync(self) -> None:
         """Make everything written durable. May run in a worker thread."""
+        ...
+
+    def quick(self, items: Sequence[Item]) -> bool:
+        """Say whether `items` are surely written and synced in less time than a thread costs."""
         ...
 
     def close(self) -> None:

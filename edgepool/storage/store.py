@@ -22,9 +22,10 @@ import re
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import assert_never
 
 from edgepool.core.machine import (
@@ -52,6 +53,13 @@ from edgepool.storage.segments import SEGMENT_BYTES
 from edgepool.storage.votes import VoteLog
 
 RECENT_BYTES = 8 * 1024 * 1024
+QUICK_SYNC_MS = 1.0
+"""Who waits so long for a disk holds nobody up."""
+UNTRUSTED_SYNC_MS = 10.0
+"""What a disk is taken to need before it has shown better."""
+QUICK_BYTES = 32 * 1024
+"""More than this is not written quickly, whatever the disk."""
+MEAN_RECORD_BYTES = 400
 GENESIS_FILE = "genesis.bin"
 _GENESIS_KIND = b"EPGENES1"
 _GENESIS_REMEDY = "restore it from a backup, or copy that of another member of the pool"
@@ -76,6 +84,7 @@ class FolderStore:
         self._recent = _RecentBlocks()
         self._writing = threading.Lock()
         self._lock_fd = -1
+        self._sync_ms = UNTRUSTED_SYNC_MS
         self.recovered: tuple[str, ...] = ()
 
     def open(self) -> list[SavedChain]:
@@ -113,8 +122,18 @@ class FolderStore:
                 else:
                     assert_never(item)
 
+    def quick(self, items: Sequence[Item]) -> bool:
+        """Say whether `items` are few, and late syncs were quick: a slow one is not forgotten at once."""
+        return self._sync_ms <= QUICK_SYNC_MS and sum(map(_weight_bytes, items)) <= QUICK_BYTES
+
     def sync(self) -> None:
         """Make everything written durable, the blocks before the votes."""
+        began_s = perf_counter()
+        self._sync()
+        took_ms = (perf_counter() - began_s) * 1000
+        self._sync_ms = max(took_ms, (7 * self._sync_ms + took_ms) / 8)
+
+    def _sync(self) -> None:
         with self._writing:
             while self._unsynced:
                 chain, files = next(iter(self._unsynced.items()))
@@ -287,6 +306,15 @@ class _RecentBlocks:
             while self._size_bytes > RECENT_BYTES:
                 _, (_, dropped_bytes) = self._blocks.popitem(last=False)
                 self._size_bytes -= dropped_bytes
+
+
+def _weight_bytes(item: Item) -> int:
+    """Return about how much is written for `item`; for what is more than an entry of a log, very much."""
+    if isinstance(item, VoteState):
+        return len(item.state)
+    if isinstance(item, CommitBlock):
+        return MEAN_RECORD_BYTES * len(item.certified.block.records)
+    return QUICK_BYTES + 1
 
 
 def list_chains(folder: Path) -> list[ChainId]:

@@ -72,7 +72,7 @@ class Rounds:
         """Records have come: begin, or go on gathering."""
         if self._timers.get("gather") is not None:
             self._gather(now)
-        if self.step <= PROPOSE:
+        if self.step == NEW or (self.step == PROPOSE and self._leads()):
             self.settle(now)
 
     def wake(self, now: Instant) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate
 
 WINDOW_BLOCKS = 4096
 """How many blocks the window has at most."""
@@ -28,7 +28,9 @@ class RecordWindow:
         self.horizon = horizon
         self.ids: set[bytes] = set()
         self._blocks: deque[tuple[int, tuple[bytes, ...]]] = deque((count, ()) for count in counts)
-        self._records = sum(counts)
+        self._totals = deque(accumulate(counts))  # of records up to each block, from the first window's on
+        self._total = sum(counts)
+        self._dropped = 0
         self._ids_above = horizon + len(self._blocks)
 
     @property
@@ -48,8 +50,10 @@ class RecordWindow:
 
     def records_above(self, height: int) -> int:
         """Return how many records the blocks above `height` have, those of the window at most."""
-        above = max(0, self.horizon + len(self._blocks) - height)
-        return sum(count for count, _ in islice(reversed(self._blocks), above))
+        place = height - self.horizon - 1
+        if place >= len(self._totals):
+            return 0
+        return self._total - (self._totals[place] if place >= 0 else self._dropped)
 
     def recall(self, height: int, ids: tuple[bytes, ...]) -> None:
         """Know the ids of a block again, of which those of all later blocks are known.
@@ -66,11 +70,12 @@ class RecordWindow:
         """Take in the next block's ids; return height and count of each block that falls out."""
         self.ids.update(ids)
         self._blocks.append((len(ids), ids))
-        self._records += len(ids)
+        self._total += len(ids)
+        self._totals.append(self._total)
         gone: list[tuple[int, int]] = []
-        while len(self._blocks) > WINDOW_BLOCKS or self._records > WINDOW_RECORDS:
+        while len(self._blocks) > WINDOW_BLOCKS or self._total - self._dropped > WINDOW_RECORDS:
             count, old = self._blocks.popleft()
-            self._records -= count
+            self._dropped = self._totals.popleft()
             self.ids.difference_update(old)
             self.horizon += 1
             gone.append((self.horizon, count))
