@@ -43,7 +43,6 @@ from edgepool.model.block import (
     Header,
     records_root,
 )
-from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import PeerId
 from edgepool.model.message import (
@@ -306,7 +305,7 @@ class Chain:
             return reason
         if header.proposer != self.leader(header.round):
             return f"the lottery gave round {header.round} to {self.leader(header.round)}"
-        size_bytes = sum(len(encode(signed)) for signed in block.records)
+        size_bytes = sum(signed.size_bytes for signed in block.records)
         if size_bytes > MAX_BLOCK_BYTES:
             return f"the records have {size_bytes} bytes, more than the {MAX_BLOCK_BYTES} of a block"
         draft = self.state.draft()

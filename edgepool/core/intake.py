@@ -140,7 +140,7 @@ class Intake:
             return problem
         if record.since < state.horizon:
             return f"the record was signed at height {record.since}, which is forgotten: sign it anew"
-        if len(encode(signed)) > MAX_RECORD_BYTES:
+        if signed.size_bytes > MAX_RECORD_BYTES:
             return f"the record has more than {MAX_RECORD_BYTES} bytes"
         return ""
 
@@ -170,7 +170,7 @@ class Intake:
                 self._unfit_since_ms.setdefault(signed.id, now.monotonic_ms)
                 continue
             records.append(signed)
-            size_bytes += len(encode(signed))
+            size_bytes += signed.size_bytes
             if len(records) == MAX_BLOCK_RECORDS or size_bytes > MAX_BLOCK_BYTES - MAX_RECORD_BYTES:
                 break
         return records

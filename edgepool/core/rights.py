@@ -107,6 +107,10 @@ RIGHTS: Mapping[Act, Right] = {
 
 assert tuple(RIGHTS) == get_args(Act)
 
+_GRANTS: Mapping[tuple[Act, Role], _Grant] = {
+    (act, role): right.grant(role) for act, right in RIGHTS.items() for role in ROLES
+}
+
 WRITING: Mapping[str, Act] = {act.removeprefix("write "): act for act in RIGHTS if act.startswith("write ")}
 """The act of writing a record, by its kind."""
 
@@ -125,14 +129,15 @@ def refusal(act: Act, subject: Subject, standing: tuple[Standing, ...] = ()) -> 
 
     The sentence names the condition that failed: the role, or the footing that is missing.
     """
+    grant = _GRANTS[act, subject.role]
+    for one in grant:
+        if one in standing or one == "anybody":
+            return ""
     right = RIGHTS[act]
-    grant = right.grant(subject.role)
     if not grant:
         *most, last = [named(role) for role in ROLES if right.grant(role)]
         those = f"{', '.join(most)} or {last}" if most else last
         return f"{named(subject.role)} may not {right.does}: only {those} may"
-    if "anybody" in grant or any(one in grant for one in standing):
-        return ""
     return f"{named(subject.role)} may {right.does} only {' or '.join(STANDINGS[one] for one in grant)}"
 
 

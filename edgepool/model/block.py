@@ -7,12 +7,11 @@ chain says. A block stands when a certificate has precommits of more than two th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Annotated
 
 from msgspec import Meta, Raw
 
-from edgepool.model.codec import Wire, decode, encode
+from edgepool.model.codec import Wire, decode, encode, once
 from edgepool.model.crypto import sha256
 from edgepool.model.fields import ChainText, Hash, Height, MaybeHash, MaybePeer, Name, PeerText, Round, TimeMs
 from edgepool.model.ids import ChainId
@@ -49,7 +48,7 @@ class Header(Wire, frozen=True, dict=True, gc=True):
     reveal: MaybeHash
     time_ms: TimeMs
 
-    @cached_property
+    @once
     def id(self) -> bytes:
         """The block's id: the 32-byte SHA-256 of the encoded header."""
         return sha256(encode(self))
@@ -69,7 +68,7 @@ class Block(Wire, frozen=True, dict=True, gc=True):
             return "the Merkle root of the records is not the header's"
         return ""
 
-    @cached_property
+    @once
     def _records_root(self) -> bytes:
         return records_root(self.records)
 

@@ -7,8 +7,9 @@ a hash or signature over received bytes means the same to everybody.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -27,6 +28,30 @@ class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
 
     Such values are trees, never cycles, so the garbage collector need not look through them.
     """
+
+
+class once(Generic[T]):
+    """A property that is worked out when it is first read, of a `Wire` with `dict=True`.
+
+    functools.cached_property takes a lock for that before Python 3.12, which costs more than most hashes.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> once[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object | None, owner: type) -> T | once[T]:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name] = self._make(instance)
+        return value
 
 
 @lru_cache(maxsize=256)

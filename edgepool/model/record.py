@@ -6,12 +6,11 @@ shop floors do: 10, 20, 30.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Annotated
+from typing import Annotated, get_args
 
 from msgspec import Meta
 
-from edgepool.model.codec import Wire, encode
+from edgepool.model.codec import Wire, encode, once
 from edgepool.model.crypto import HASH_BYTES, Signer, sha256, verify
 from edgepool.model.fields import (
     ChainText,
@@ -237,10 +236,15 @@ class SignedRecord(Wire, frozen=True, dict=True, gc=True):
     record: Record
     signature: Signature
 
-    @cached_property
+    @once
     def id(self) -> bytes:
         """The 32-byte SHA-256 of the encoded signed record."""
         return sha256(encode(self))
+
+    @once
+    def size_bytes(self) -> int:
+        """How many bytes the encoded signed record has."""
+        return len(encode(self))
 
     def authentic(self) -> bool:
         """Say whether the signature is the author's over this record."""
@@ -276,6 +280,7 @@ def join_terms(
 
 def kind_of(body: Body) -> str:
     """Return the short name of a body's kind, one of RECORD_KINDS."""
-    tag = body.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag
+    return _KINDS[type(body)]
+
+
+_KINDS = {kind: str(kind.__struct_config__.tag) for kind in get_args(Body)}

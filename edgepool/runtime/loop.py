@@ -296,7 +296,7 @@ def join_records(effects: Sequence[Effect]) -> list[Effect]:
             continue
         to = (effect.peers, effect.message.chain)
         records = effect.message.records
-        size_bytes = sum(len(encode(signed)) for signed in records)
+        size_bytes = sum(signed.size_bytes for signed in records)
         parcels = joined.setdefault(to, [])
         if parcels and len(parcels[-1]) + len(records) <= MAX_JOINED_RECORDS and size_bytes <= room_bytes[to]:
             parcels[-1] += records

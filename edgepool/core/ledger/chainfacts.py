@@ -117,9 +117,10 @@ class ChainFacts(Facts):
         self.sum.add(entry)
 
     def _enter_offer(self, offered: Offered) -> None:
-        super()._enter_offer(offered)
         key = offered[2].key
-        if len(self._offers[key]) > 1:
+        standing = self._offers.get(key)
+        super()._enter_offer(offered)
+        if standing is not None and len(standing) > 1:
             self._replaced[key] = None
 
     def _forget_tasks(self) -> None:

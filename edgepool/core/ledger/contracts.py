@@ -15,7 +15,6 @@ from edgepool.core.ledger.governance import ChainAnchorContract, EvidenceContrac
 from edgepool.core.ledger.statements import StatementContract
 from edgepool.core.ledger.view import VERDICTS_KEPT, Contract, View
 from edgepool.core.rights import WRITING, refusal
-from edgepool.model.codec import encode
 from edgepool.model.crypto import verify
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
@@ -50,9 +49,8 @@ def record_problem(view: View, signed: SignedRecord) -> str:
         return "the record is for another network"
     if record.chain != view.chain:
         return "the record is for another chain"
-    size_bytes = len(encode(signed))
-    if size_bytes > MAX_RECORD_BYTES:
-        return f"the record has {size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
+    if signed.size_bytes > MAX_RECORD_BYTES:
+        return f"the record has {signed.size_bytes} bytes, {MAX_RECORD_BYTES} are allowed"
     problem = author_problem(view, record)
     if problem:
         return problem

@@ -35,6 +35,8 @@ from edgepool.model.record import (
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation
 
+AUTHORS_KNOWN = 64
+"""How many answers about who may write are kept, as long as the roster stays the same."""
 MAX_ANCHORED = 256
 """How many chains of one author are known by the heights it has anchored, the last ones."""
 
@@ -137,6 +139,10 @@ class Facts:
         self.horizon: int = 0 if below is None else below.horizon
         self.roster: Roster = first_roster(genesis) if below is None else below.roster
         self.tasks: dict[str, TaskState] = {}
+        self._authors_of: Roster = self.roster if below is None else below._authors_of
+        self._authors: dict[PeerId, tuple[Subject, tuple[Standing, ...]]] = (
+            {} if below is None else below._authors
+        )
         self._below = below
         self._genesis = genesis
         self._observers: dict[PeerId, Role] = (
@@ -167,6 +173,16 @@ class Facts:
 
         Whoever forms a pool is its coordinator, whatever else it is in it.
         """
+        if self._authors_of is not self.roster:
+            self._authors_of, self._authors = self.roster, {}
+        found = self._authors.get(peer)
+        if found is None:
+            found = self._author(peer)
+            if len(self._authors) < AUTHORS_KNOWN:
+                self._authors[peer] = found
+        return found
+
+    def _author(self, peer: PeerId) -> tuple[Subject, tuple[Standing, ...]]:
         own: tuple[Standing, ...] = ("coordinator",) if peer == self.coordinator else ()
         role = self.roster.roles.get(peer)
         if role is not None:
@@ -272,7 +288,11 @@ class Facts:
         offer = offered[2]
         self._comes(offer_entry(offered))
         self._newest[offer.key] = offer.version
-        self._offers.setdefault(offer.key, {}).setdefault(offer.version, []).append(offered)
+        versions = self._offers.get(offer.key)
+        if versions is None:
+            self._offers[offer.key] = {offer.version: [offered]}
+        else:
+            versions.setdefault(offer.version, []).append(offered)
 
     def _enter_anchor(self, author: PeerId, body: ChainAnchor) -> None:
         """Note the height. The chain that was anchored last stands last; of too many the first goes."""

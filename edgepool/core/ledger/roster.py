@@ -8,14 +8,13 @@ most, so that one handover leads from each roster to the next.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Annotated
 
 from msgspec import Meta
 from msgspec.structs import replace
 
 from edgepool.model.block import changed_roster
-from edgepool.model.codec import Wire
+from edgepool.model.codec import Wire, once
 from edgepool.model.fields import KnownHeight, PeerText
 from edgepool.model.identity import Role
 from edgepool.model.ids import PeerId
@@ -59,32 +58,32 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     convicted: Annotated[tuple[PeerText, ...], Meta(max_length=2 * MAX_MEMBERS)]
     former: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=MAX_FORMER)]
 
-    @cached_property
+    @once
     def members(self) -> tuple[PeerId, ...]:
         """Who votes on the next height, in order."""
         return tuple(member.peer for member in self.present)
 
-    @cached_property
+    @once
     def next_members(self) -> tuple[PeerId, ...]:
         """Who votes on the height after the next, in order."""
         return tuple(member.peer for member in self.following)
 
-    @cached_property
+    @once
     def members_hash(self) -> bytes:
         """The hash of the roster that votes on the next height."""
         return members_hash(self.present)
 
-    @cached_property
+    @once
     def next_members_hash(self) -> bytes:
         """The hash of the roster that votes on the height after the next."""
         return members_hash(self.following)
 
-    @cached_property
+    @once
     def roles(self) -> dict[PeerId, Role]:
         """The roles of who votes on the next height or the one after it."""
         return {member.peer: member.role for member in (*self.present, *self.following)}
 
-    @cached_property
+    @once
     def _voters(self) -> dict[PeerId, None]:
         return dict.fromkeys(self.members)
 

@@ -50,6 +50,10 @@ STATE_VERSION = 2
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 
+_WORK_RECORDS = (MachiningRequirement, MachiningProcedure, QualityInspection)
+"""What the work account looks at."""
+
+
 class ChainState:
     """What one chain says after its block at `height`.
 
@@ -227,7 +231,7 @@ class ChainState:
             body = signed.record.body
             self._facts.enter(header.height, index, signed, effects_of(self._facts, signed))
             self.counts[kind_of(body)] += 1
-            if isinstance(body, MachiningRequirement | MachiningProcedure | QualityInspection):
+            if isinstance(body, _WORK_RECORDS):
                 self._work.enter(header.height, self.tasks[body.task], signed.record, faulty)
         self._work.miss(header.height, missed)
         self.height = header.height
