@@ -31,12 +31,12 @@ class Pipes:
     """Pipes that are empty, to be used again."""
 
     def __init__(self) -> None:
-        self._spare: list[tuple[int, int]] = []
+        self.spare: list[tuple[int, int]] = []
 
     def take(self) -> tuple[int, int]:
         """Return (read end, write end) of an empty pipe; OSError if there are no descriptors left."""
-        if self._spare:
-            return self._spare.pop()
+        if self.spare:
+            return self.spare.pop()
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.fcntl(pipe[1], _SET_PIPE_SIZE, PIPE_BYTES)
@@ -46,17 +46,17 @@ class Pipes:
 
     def give_back(self, pipe: tuple[int, int], empty: bool) -> None:
         """Take a pipe back; one with bytes in it is closed."""
-        if empty and len(self._spare) < _SPARE_PIPES:
-            self._spare.append(pipe)
+        if empty and len(self.spare) < _SPARE_PIPES:
+            self.spare.append(pipe)
             return
         for end in pipe:
             os.close(end)
 
     def close(self) -> None:
         """Close all that are here."""
-        for pipe in self._spare:
+        for pipe in self.spare:
             self.give_back(pipe, False)
-        self._spare.clear()
+        self.spare.clear()
 
 
 class Gate:
