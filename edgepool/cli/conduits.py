@@ -37,14 +37,16 @@ def places_table(places: Sequence[PlaceStatus]) -> Table:
 
 def conduit_table(conduit: ConduitStatus) -> Table:
     """Return the table of what has passed a peer that is a conduit."""
-    title = (
-        f"As a conduit: places of {', '.join(conduit.places) or 'nobody'}; {conduit.circuits} circuits open, "
-        f"{size(conduit.bytes)} passed"
-    )
-    table = columns("between", "open", "so far", "bytes", title=title)
+    table = columns("between", "open", "so far", "bytes", title="Circuits through this peer")
     for pair in conduit.pairs:
         table.add_row(" and ".join(pair.names), str(pair.open), str(pair.circuits), size(pair.bytes))
     return table
+
+
+def conduit_line(conduit: ConduitStatus) -> str:
+    """Return in a line what a conduit does."""
+    places = ", ".join(conduit.places) or "nobody"
+    return f"places of {places}; {conduit.circuits} circuits open, {size(conduit.bytes)} passed"
 
 
 def _ms(ms: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,16 @@ def init(
     listen: Annotated[
         str, typer.Option(help="Where to listen, as /ip4/ADDRESS/tcp/PORT (default: loopback, a free port).")
     ] = "",
+    conduit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept nothing from outside, and be reached through this conduit: its folder, or "
+            "ADDRESS/p2p/PEER. May be repeated."
+        ),
+    ] = None,
+    serve_conduit: Annotated[
+        bool, typer.Option("--serve-conduit", help="Be a conduit for peers that accept nothing from outside.")
+    ] = False,
     known: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,6 +82,9 @@ def init(
         # Peers of another network could not talk to those that this authority has admitted before.
         network = organisation_of(authority)
     plan = _plan(folder, name, network, role, machine_type, listen, known or [], coordinator or [])
+    if conduit:
+        plan = replace(plan, listen=listen, conduits=tuple(_conduit(text) for text in conduit))
+    plan = replace(plan, serve_conduit=serve_conduit)
     new_authority = not authority.exists()
     settings = make_peer_folder(folder, plan, authority)
     peer = read_peer_id(settings)
@@ -128,6 +142,17 @@ def _plan(
         listen=listen or f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",
         coordinators=tuple(dict.fromkeys(coordinators)),
         known_peers=tuple(peers),
+    )
+
+
+def _conduit(text: str) -> str:
+    """Return the address that --conduit names: itself, or that of the peer in a folder."""
+    from edgepool.gateway.setup import known_from_folder
+
+    return (
+        text
+        if text.startswith("/ip") or text.startswith("/dns")
+        else known_from_folder(Path(text))[0].address
     )
 
 

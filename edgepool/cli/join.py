@@ -17,6 +17,16 @@ def join(
         str,
         typer.Option(help="Where to listen, as /ip4/ADDRESS/tcp/PORT (default: all addresses, a free port)."),
     ] = "",
+    outbound: Annotated[
+        bool,
+        typer.Option(
+            "--outbound", help="Accept nothing from outside: be reached through the coordinator of CODE."
+        ),
+    ] = False,
+    conduit: Annotated[
+        list[str] | None,
+        typer.Option(help="The same, through this conduit instead, as ADDRESS/p2p/PEER. May be repeated."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Join a network: make this gateway's key, and have the coordinator that made CODE certify it.
@@ -29,7 +39,7 @@ def join(
     from edgepool.transport.joincode import read_code
 
     folder = Path(str(folder).rstrip("/") or "/")
-    settings, joined = run_async(join_network(read_code(code), folder, listen))
+    settings, joined = run_async(join_network(read_code(code), folder, listen, outbound, conduit or ()))
     if json:
         print_json(
             {

@@ -35,6 +35,13 @@ def init(
         str,
         typer.Option(help="Where that coordinator listens (default: loopback, a free port)."),
     ] = "",
+    serve_conduit: Annotated[
+        bool,
+        typer.Option(
+            "--serve-conduit",
+            help="That coordinator is a conduit for peers that accept nothing from outside.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make an organisation's authority, and say what to do next.
@@ -52,8 +59,9 @@ def init(
     from edgepool.transport.certificates import create_authority
 
     network = network or name
-    if listen and coordinator is None:
-        raise LocalError("--listen is for the coordinator: name its folder with --coordinator, too")
+    if (listen or serve_conduit) and coordinator is None:
+        option = "--listen" if listen else "--serve-conduit"
+        raise LocalError(f"{option} is for the coordinator: name its folder with --coordinator, too")
     plan = None
     if coordinator is not None:
         coordinator = Path(str(coordinator).rstrip("/") or "/")
@@ -63,6 +71,7 @@ def init(
             role="coordinator",
             listen=listen or f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",
             authority_folder=os.path.relpath(folder.absolute(), coordinator.absolute()),
+            serve_conduit=serve_conduit,
         )
         check_plan(coordinator, plan)
         refuse_used_folder(coordinator)

@@ -179,9 +179,11 @@ def _describe(event: PeerEvent, here: Peer, blocks: bool) -> tuple[str, str, dic
 
     facts: dict[str, Any]
     match event:
-        case LinkChanged(peer, name, up, reason):
-            sentence = f"linked to {name}" if up else f"lost the link to {name}: {reason}"
-            return "link", sentence, {"peer": peer, "name": name, "up": up, "reason": reason}
+        case LinkChanged(peer, name, up, reason, conduit):
+            way = f" through conduit {conduit}" if conduit else ""
+            sentence = f"linked to {name}{way}" if up else f"lost the link to {name}: {reason}"
+            facts = {"peer": peer, "name": name, "up": up, "reason": reason, "conduit": conduit}
+            return "link", sentence, facts
         case PeerMisbehaved(peer, reason):
             return "misbehaved", f"{peer} misbehaves: {reason}", {"peer": peer, "reason": reason}
         case PoolEntered(genesis):

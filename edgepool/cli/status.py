@@ -10,7 +10,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from edgepool.cli.conduits import PATH_COLUMNS, conduit_table, path_cells, places_table
+from edgepool.cli.conduits import PATH_COLUMNS, conduit_line, conduit_table, path_cells, places_table
 from edgepool.cli.console import PlainTable, columns, duration, moment, out, print_json, run_async, size
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StatusScreen:
         parts += [self._links(), Text(), self._chains(), Text()]
         if self._status.conduits:
             parts += [places_table(self._status.conduits), Text()]
-        if self._status.conduit is not None:
+        if self._status.conduit is not None and self._status.conduit.pairs:
             parts += [conduit_table(self._status.conduit), Text()]
         if self._status.transfers:
             parts += [self._transfers(), Text()]
@@ -155,6 +155,8 @@ class StatusScreen:
         table.add_row("reached at", ", ".join(status.addresses) or "nowhere: it accepts nothing from outside")
         table.add_row("up for", duration(max(0, self._now_ms - status.started_ms)))
         table.add_row("load", self._load())
+        if status.conduit is not None:
+            table.add_row("conduit", conduit_line(status.conduit))
         return table
 
     def _load(self) -> Text:

@@ -1,19 +1,19 @@
 """What `edgepool doctor` finds: facts about a gateway in, findings with advice out.
 
-Everything here is a pure function: gathering.py and reach.py look at the machine. A fault keeps the peer from
+Everything here is a pure function: gathering.py and reach.py look at the machine; ways.py judges what
+the network does. A fault keeps the peer from
 working or its data from being safe; a warning does not yet, or may be meant so.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from edgepool.config import Limits
-from edgepool.model.ids import PeerId, parse_address
+from edgepool.config import ConduitSettings, Limits
+from edgepool.model.ids import PeerId
 
 Level = Literal["ok", "warn", "fault"]
 WARN_DAYS = 30
@@ -87,16 +87,6 @@ class ChainFacts:
     open_changes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FirewallRow:
-    """Traffic that a firewall must let through: `port` is the one that is connected to."""
-
-    direction: Literal["in", "out"]
-    protocol: str
-    port: str
-    peers: str
-
-
 def check_identity(facts: IdentityFacts, now_ms: int, running: bool = False) -> list[Finding]:
     """Judge key, certificate and authority: each alone, and together."""
     findings = [_check_key(facts, running)]
@@ -152,6 +142,14 @@ def _check_certificate(check: str, facts: CertificateFacts, now_ms: int) -> Find
     return Finding(check, "ok", f"valid for {days} days")
 
 
+def check_authority_key(problem: str) -> Finding:
+    """Judge the key with which a registrar issues certificates; `problem` is a sentence, '' for none."""
+    if problem:
+        advice = "mend it, or nobody can be invited; a copy that others can read is theirs, too"
+        return Finding("authority key", "fault", problem, advice)
+    return Finding("authority key", "ok", "there, for its owner alone")
+
+
 def check_clock(now_ms: int, not_before_ms: int, chains: Iterable[ChainFacts]) -> Finding:
     """Judge this machine's clock by what must lie in the past; `not_before_ms` is the certificate's start."""
     if now_ms < not_before_ms:
@@ -174,40 +172,14 @@ def check_clock(now_ms: int, not_before_ms: int, chains: Iterable[ChainFacts]) -
     return Finding("clock", "ok", "behind the start of the certificate and the newest blocks")
 
 
-def check_port(check: str, host: str, port: int, running: bool, problem: str) -> Finding:
-    """Judge a port to listen on; `problem` is the system's answer to a try, '' if it can be bound."""
-    if running:
-        return Finding(check, "ok", f"port {port} is this peer's, which runs" if port else "the peer runs")
-    if problem:
-        return Finding(
-            check,
-            "fault",
-            f"{host} port {port} cannot be bound: {problem}",
-            "end the program that has it, or set another address or port in the settings",
-        )
-    if port == 0 and check == "port":
-        return Finding(
-            check,
-            "warn",
-            "a new port at each start",
-            "write a fixed port behind 'listen': others and firewalls must know it",
-        )
-    return Finding(check, "ok", f"port {port} is free" if port else "a free one is taken")
-
-
-def check_addresses(listen: str, others: Iterable[str]) -> Finding:
-    """Judge whether peers at the addresses `others` (multiaddrs) can reach this one at `listen`."""
-    far = sorted({host for host in map(_host, others) if not is_loopback(host)})
-    if not is_loopback(_host(listen)):
-        return Finding("addresses", "ok", f"listens on {listen}")
-    if far:
-        return Finding(
-            "addresses",
-            "warn",
-            f"listens on {listen}, for this machine only, but there are peers at {_some(far)}",
-            "write an address of this machine in its network, or /ip4/0.0.0.0/tcp/PORT, behind 'listen'",
-        )
-    return Finding("addresses", "ok", f"listens on {listen}, for peers on this machine only")
+def check_time_service(kept: bool | None) -> list[Finding]:
+    """Judge whether a time service keeps the clock (`kept`; None where the system does not tell)."""
+    if kept is None:
+        return []
+    if not kept:
+        advice = "run a time service (chrony, systemd-timesyncd) with a server of the plant: clocks drift"
+        return [Finding("time service", "warn", "nothing keeps this machine's clock right", advice)]
+    return [Finding("time service", "ok", "the clock is kept")]
 
 
 def check_room(free_bytes: int, used_bytes: int, limits: Limits, chains: int) -> Finding:
@@ -255,12 +227,15 @@ def check_folder(folder: str, mode: int, is_owner: bool) -> Finding:
     return Finding("folder", "ok", "only its owner may write to it")
 
 
-def check_descriptors(limit: int, limits: Limits) -> Finding:
+def check_descriptors(limit: int, limits: Limits, conduit: ConduitSettings) -> Finding:
     """Judge how many files and connections a process may have open; -1 is no limit."""
     wanted = limits.links + limits.handshakes + 4 * limits.transfers_served + SPARE_DESCRIPTORS
+    if conduit.serve:
+        wanted += conduit.reservations + 2 * conduit.circuits
     found = f"{'no limit' if limit < 0 else limit}, up to {wanted} may be needed"
     if 0 <= limit < wanted:
-        advice = f"raise it ('ulimit -n {wanted}', or LimitNOFILE of its service), or lower limits.links"
+        lower = "conduit.circuits" if conduit.serve else "limits.links"
+        advice = f"raise it ('ulimit -n {wanted}', or LimitNOFILE of its service), or lower {lower}"
         return Finding("open files", "warn", found, advice)
     return Finding("open files", "ok", found)
 
@@ -291,49 +266,6 @@ def check_chain(facts: ChainFacts, folder: str, running: bool) -> Finding:
         found = ", ".join((*parts, f"{facts.open_changes} open changes of its members"))
         return Finding(check, "warn", found, f"look at 'edgepool member list {folder}'")
     return Finding(check, "ok", ", ".join(parts))
-
-
-def check_links(wanted: Sequence[str], linked: Iterable[str]) -> list[Finding]:
-    """Judge the links of a peer that runs, by names."""
-    up = set(linked)
-    missing = [name for name in wanted if name not in up]
-    advice = "start it, mend the network between, or look at the counts of 'edgepool status' for refusals"
-    findings = [Finding(f"link to {name}", "warn", "there is none", advice) for name in missing]
-    if len(missing) < len(wanted) or not wanted:
-        found = f"{len(wanted) - len(missing)} of {len(wanted)} links that are wanted stand"
-        findings.insert(0, Finding("links", "ok", found))
-    return findings
-
-
-def firewall_rows(listen: str, others: Iterable[tuple[str, str]]) -> list[FirewallRow]:
-    """Return what a firewall must let in and out, for a peer at `listen` and `others` (name, multiaddr).
-
-    What stays on this machine is left out.
-    """
-    host, port, _ = parse_address(listen)
-    places = [(name, *parse_address(address)[:2]) for name, address in others]
-    far = list(dict.fromkeys(place for place in places if not is_loopback(place[1])))
-    rows = []
-    if not is_loopback(host):
-        sources = ", ".join(dict.fromkeys(there for _, there, _ in far)) or "all peers of the network"
-        rows.append(FirewallRow("in", "TCP", str(port) if port else "a new one at each start", sources))
-    return rows + [FirewallRow("out", "TCP", str(port), f"{there} ({name})") for name, there, port in far]
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host of a multiaddr is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _host(address: str) -> str:
-    return parse_address(address)[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _fits(installed: str, sign: str, bound: str) -> bool:

@@ -16,24 +16,23 @@ from edgepool.gateway.client import ApiClient, find_endpoint
 from edgepool.gateway.doctor import (
     ChainFacts,
     Finding,
-    FirewallRow,
     IdentityFacts,
-    check_addresses,
+    check_authority_key,
     check_chain,
     check_clock,
     check_descriptors,
     check_filesystem,
     check_folder,
     check_identity,
-    check_links,
-    check_port,
     check_room,
     check_sync,
-    firewall_rows,
+    check_time_service,
 )
 from edgepool.gateway.gathering import (
+    authority_key_problem,
     bind_problem,
     chain_facts,
+    clock_kept,
     descriptor_limit,
     filesystem,
     identity_facts,
@@ -42,12 +41,23 @@ from edgepool.gateway.gathering import (
     sync_time,
     version_findings,
 )
-from edgepool.gateway.reach import reach, reach_findings
+from edgepool.gateway.reach import reach, reach_findings, try_places
+from edgepool.gateway.ways import (
+    FirewallRow,
+    PlaceFacts,
+    check_addresses,
+    check_links,
+    check_places,
+    check_port,
+    check_serving,
+    firewall_rows,
+)
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.model.pool import Member
 from edgepool.peer.known import known_members
 from edgepool.peer.values import PeerStatus
 from edgepool.storage.store import list_chains
+from edgepool.transport.door import reachable_host
 from edgepool.transport.identity import Identity, load_identity
 
 
@@ -84,17 +94,50 @@ async def examine(folder: Path) -> Examination:
         findings += status_findings
         facts = await asyncio.to_thread(identity_facts, settings)
         findings += check_identity(facts, _now_ms(), running)
+        if settings.authority.folder:
+            findings.append(check_authority_key(await asyncio.to_thread(authority_key_problem, settings)))
         others = await asyncio.to_thread(_others, settings, facts.peer)
         places = [(member.name, address) for member in others for address in member.addresses]
         findings += await asyncio.to_thread(_chains, settings, facts, status, running)
+        findings += check_time_service(clock_kept())
         findings += _ports(settings, running)
-        findings.append(check_addresses(settings.listen, (address for _, address in places)))
-        if status is not None:
-            findings += check_links(status.wanted, (link.name for link in status.links))
-        elif not running and (identity := await asyncio.to_thread(_identity, settings)) is not None:
-            findings += reach_findings(await reach(identity, others))
-        firewall = firewall_rows(settings.listen, places)
+        findings.append(check_addresses(settings, _told(settings), (address for _, address in places)))
+        findings += check_serving(settings)
+        if status is not None or not running:
+            identity = await asyncio.to_thread(_identity, settings)
+            findings += await _network(settings, identity, others, status)
+        firewall = firewall_rows(settings, places)
     return Examination(str(folder), settings.name if settings else "", running, findings, firewall)
+
+
+async def _network(
+    settings: PeerSettings, identity: Identity | None, others: list[Member], status: PeerStatus | None
+) -> list[Finding]:
+    """Judge what a running peer says of its links and conduits; try those that it misses, or all."""
+    if status is not None:
+        linked = {link.name for link in status.links}
+        missing = [member for member in others if member.name in status.wanted and member.name not in linked]
+        tries = [] if identity is None else await reach(settings, identity, missing)
+        tried = {
+            one.member.name: (f"{one.address}: {one.problem}", one.advice) for one in tries if one.problem
+        }
+        places = [
+            PlaceFacts(place.name, place.address, place.kept, place.reason, place.round_trip_ms)
+            for place in status.conduits
+        ]
+        return [*check_places(places), *check_links(status.wanted, linked, tried)]
+    if identity is None:
+        return []
+    places = await try_places(settings, identity)
+    return [*check_places(places), *reach_findings(await reach(settings, identity, others))]
+
+
+def _told(settings: PeerSettings) -> str:
+    """Return the host that a peer tells others, '' if it listens nowhere."""
+    if not settings.listen:
+        return ""
+    host, *_ = parse_address(settings.listen)
+    return reachable_host(host)
 
 
 def _endpoint(folder: Path) -> tuple[Endpoint | None, list[Finding]]:
@@ -142,7 +185,7 @@ def _machine(folder: Path, settings: PeerSettings | None, endpoint: Endpoint | N
         chains = _stored_chains(folder)
         findings.append(check_room(*room(folder), settings.limits, chains))
         limit = descriptor_limit(endpoint.pid if endpoint else 0)
-        findings.append(check_descriptors(limit, settings.limits))
+        findings.append(check_descriptors(limit, settings.limits, settings.conduit))
     versions = version_findings()
     faults = [finding for finding in versions if finding.level != "ok"]
     fine = Finding("versions", "ok", "; ".join(finding.found for finding in versions))
@@ -177,13 +220,12 @@ def _chains(
 
 
 def _ports(settings: PeerSettings, running: bool) -> list[Finding]:
-    host, port, _ = parse_address(settings.listen)
-    api = settings.api
+    ports = [("API port", settings.api.host, settings.api.port)]
+    if settings.listen:
+        ports.insert(0, ("port", *parse_address(settings.listen)[:2]))
     return [
-        check_port("port", host, port, running, "" if running else bind_problem(host, port)),
-        check_port(
-            "API port", api.host, api.port, running, "" if running else bind_problem(api.host, api.port)
-        ),
+        check_port(check, host, port, running, "" if running else bind_problem(host, port))
+        for check, host, port in ports
     ]
 
 

@@ -6,6 +6,7 @@ are, whether their peer runs or not.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -34,14 +35,17 @@ from edgepool.peer.rosters import known_rosters, replay
 from edgepool.storage.reading import BlockReader, SegmentReader, UnfinishedBlock, decode_block, first_height
 from edgepool.storage.segments import list_segments
 from edgepool.storage.store import list_chains, read_genesis
+from edgepool.transport.certificates import AUTHORITY_KEY
 from edgepool.transport.identity import check_issuer, check_names, read_certificate, read_own_key
-from edgepool.transport.keyfiles import is_encrypted, own_passphrase, read_key_bytes
+from edgepool.transport.keyfiles import is_encrypted, own_passphrase, read_key_bytes, refuse_open_key_file
 
 LAST_BLOCKS = 16
 REPLAY_BYTES = 16 * 1024**2
 """A chain of a peer that does not run is replayed up to this size, to know its members."""
 
 _SYNCS = 7
+_TIMEX_BYTES = 512  # struct timex has 208 on 64-bit Linux
+_TIME_ERROR = 5
 _BEYOND_ALL = 2**62
 _MAX_FILES = 200_000
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -81,6 +85,13 @@ def identity_facts(settings: PeerSettings) -> IdentityFacts:
         match_problem=match_problem,
         names_problem=names_problem,
     )
+
+
+def authority_key_problem(settings: PeerSettings) -> str:
+    """Say why the authority of a peer that invites others cannot issue certificates, or ''."""
+    key = settings.path(settings.authority.folder) / AUTHORITY_KEY
+    _, problem = _tried(lambda: read_key_bytes(key, ConfigError))
+    return problem or _tried(lambda: refuse_open_key_file(key, ConfigError))[1]
 
 
 def chain_facts(folder: Path, chain: ChainId, own: PeerId | None) -> ChainFacts:
@@ -201,6 +212,16 @@ def filesystem(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
         if here.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), fields[fields.index("-", 6) + 1]
     return kind
+
+
+def clock_kept() -> bool | None:
+    """Say whether a time service keeps this machine's clock; None where the system does not tell."""
+    try:
+        answer = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    except (OSError, AttributeError):
+        return None
+    # All zero, it changes nothing; the answer is the state of the clock.
+    return None if answer < 0 else answer != _TIME_ERROR
 
 
 def descriptor_limit(pid: int) -> int:

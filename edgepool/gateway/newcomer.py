@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgepool.config import (
@@ -30,27 +31,42 @@ from edgepool.transport.joining import AnswerLost, Joined, ask_to_join
 from edgepool.transport.keyfiles import PASSPHRASE_VARIABLE, passphrase_of_environment, read_private_key
 
 
-async def join_network(code: JoinCode, folder: Path, listen: str = "") -> tuple[PeerSettings, Joined]:
+async def join_network(
+    code: JoinCode, folder: Path, listen: str = "", outbound: bool = False, conduits: Sequence[str] = ()
+) -> tuple[PeerSettings, Joined]:
     """Make `folder` for a gateway that `code` invites; return its settings and what it was given.
 
     `listen` is a multiaddr; '' takes a free port, on all addresses of this machine unless the registrar
-    is on it, too. Raises LocalError and ConfigError (here), Unavailable, RemoteError and Refused (there).
+    is on it, too. With `conduits`, or `outbound` for the registrar as the conduit, it accepts nothing from
+    outside unless `listen` is given. Raises LocalError and ConfigError (here), Unavailable, RemoteError and
+    Refused (there).
     """
     if listen:
         try:
             parse_address(listen)
         except DecodeError as error:
             raise LocalError(f"--listen: {error}") from None
+    for address in conduits:
+        try:
+            if parse_address(address)[2] is None:
+                raise LocalError(f"--conduit: '{address}' has no /p2p/CONDUIT at its end")
+        except DecodeError as error:
+            raise LocalError(f"--conduit: {error}") from None
     refuse_used_folder(folder)
+    inward = bool(listen) or not (outbound or conduits)
     aside = _aside(folder)
     signer, is_new = await asyncio.to_thread(_own_key, aside)
     try:
-        joined, where = await ask_to_join(code, signer, lambda host: listen or _listen_near(host))
+        joined, where = await ask_to_join(
+            code, signer, lambda host: listen or (_listen_near(host) if inward else "")
+        )
     except EdgepoolError as error:
         if isinstance(error, Refused) or (is_new and not isinstance(error, AnswerLost)):
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    return await asyncio.to_thread(_finish, aside, folder, joined, where), joined
+    known = f"{joined.address}/p2p/{joined.registrar.peer}"
+    through = tuple(conduits) or ((known,) if outbound else ())
+    return await asyncio.to_thread(_finish, aside, folder, joined, where, through), joined
 
 
 def _aside(folder: Path) -> Path:
@@ -83,7 +99,9 @@ def _listen_near(host: str) -> str:
     return format_address(host if address.is_loopback else anywhere, free_ports(1)[0])
 
 
-def _finish(aside: Path, folder: Path, joined: Joined, listen: str) -> PeerSettings:
+def _finish(
+    aside: Path, folder: Path, joined: Joined, listen: str, conduits: tuple[str, ...]
+) -> PeerSettings:
     registrar = KnownPeer(joined.registrar.name, f"{joined.address}/p2p/{joined.registrar.peer}")
     plan = PeerPlan(
         name=joined.identity.name,
@@ -91,6 +109,7 @@ def _finish(aside: Path, folder: Path, joined: Joined, listen: str) -> PeerSetti
         role=joined.identity.role,
         machine_type=joined.identity.machine_type,
         listen=listen,
+        conduits=conduits,
         coordinators=joined.coordinators,
         known_peers=(registrar,),
     )

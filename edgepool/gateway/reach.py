@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from edgepool.errors import RemoteError
+from edgepool.config import PeerSettings
+from edgepool.errors import DecodeError, RemoteError
 from edgepool.gateway.doctor import Finding
-from edgepool.model.ids import PeerId, parse_address
+from edgepool.gateway.ways import PlaceFacts
+from edgepool.model.ids import PeerId
 from edgepool.model.pool import Member
+from edgepool.transport.conduits import Conduits
+from edgepool.transport.dial import OpenStream
 from edgepool.transport.identity import Identity
 
 TIMEOUT_S = 3.0
@@ -34,17 +38,39 @@ class Reached:
     advice: str
 
 
-async def reach(identity: Identity, members: Sequence[Member]) -> list[Reached]:
-    """Try all addresses of `members`, some at once, each for 3 s at most; at most 256 are tried."""
+async def reach(settings: PeerSettings, identity: Identity, members: Sequence[Member]) -> list[Reached]:
+    """Try all addresses of `members`, some at once, each for 3 s at most; at most 256 are tried.
+
+    Those behind a conduit are tried through it.
+    """
     places = [(member, address) for member in members for address in member.addresses][:MAX_TRIES]
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(member: Member, address: str) -> Reached:
         async with gate:
-            problem, advice = await _try(identity, PeerId(member.peer), address)
+            problem, advice = await _try(identity, PeerId(member.peer), address, conduits.open)
             return Reached(member, address, problem, advice)
 
-    return list(await asyncio.gather(*(one(*place) for place in places)))
+    conduits = Conduits(settings, identity, {})
+    try:
+        return list(await asyncio.gather(*(one(*place) for place in places)))
+    finally:
+        await conduits.close()
+
+
+async def try_places(settings: PeerSettings, identity: Identity) -> list[PlaceFacts]:
+    """Ask this peer's conduits for a place, and give it up again."""
+    conduits = Conduits(settings, identity, {})
+    try:
+        places = await asyncio.gather(
+            *(conduits.try_place(address, TIMEOUT_S) for address in settings.conduits)
+        )
+    finally:
+        await conduits.close()
+    return [
+        PlaceFacts(place.name, place.address, place.kept, place.reason, place.round_trip_ms)
+        for place in places
+    ]
 
 
 def reach_findings(tries: Sequence[Reached]) -> list[Finding]:
@@ -63,14 +89,14 @@ def reach_findings(tries: Sequence[Reached]) -> list[Finding]:
     return [Finding("reach", "ok", found), *findings]
 
 
-async def _try(identity: Identity, peer: PeerId, address: str) -> tuple[str, str]:
+async def _try(identity: Identity, peer: PeerId, address: str, open_stream: OpenStream) -> tuple[str, str]:
     """Return (problem, advice) of reaching `peer` at a multiaddr."""
-    host, port, _ = parse_address(address)
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(TIMEOUT_S):
+            connection = await open_stream(address)
             reader, writer = await asyncio.open_connection(
-                host, port, ssl=identity.transfer_context, server_hostname=""
+                sock=connection, ssl=identity.transfer_context, server_hostname=""
             )
             return await _judge(identity, peer, reader, writer)
     except TimeoutError:
@@ -84,7 +110,7 @@ async def _try(identity: Identity, peer: PeerId, address: str) -> tuple[str, str
         return "TLS failed: its certificate is not of this peer's authority, or has expired", (
             "compare both peers' authority.pem, and run 'edgepool doctor' there"
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "no connection"
         return reason.lower(), "correct its address, or mend the network between"
     finally:

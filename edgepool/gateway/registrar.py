@@ -26,6 +26,7 @@ from edgepool.model.crypto import sha256, verify
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.runtime.clock import SystemClock
 from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, issue_certificate
+from edgepool.transport.dialler import directly
 from edgepool.transport.joincode import JoinCode, fingerprint_of, write_code
 from edgepool.transport.joindoor import (
     FAILED,
@@ -135,7 +136,8 @@ class Registrar:
                 )
         if not MIN_VALID_MS <= valid_ms <= MAX_VALID_MS:
             raise LocalError("an invitation is valid for one second to 30 days")
-        if parse_address(self._peer.settings.listen)[1] == 0:
+        listen = self._peer.settings.listen
+        if not listen or parse_address(listen)[1] == 0:
             raise LocalError(
                 "this peer listens on port 0, a new one at each start: write a fixed port behind 'listen' in "
                 "its settings and restart it, so that those who join find it again"
@@ -155,7 +157,9 @@ class Registrar:
                 now_ms=self._now_ms(),
                 valid_ms=valid_ms,
             )
-        code = JoinCode(self._peer.addresses, fingerprint_of(self._root), bytes.fromhex(new.id), secret)
+        code = JoinCode(
+            tuple(directly(self._peer.addresses)), fingerprint_of(self._root), bytes.fromhex(new.id), secret
+        )
         return NewInvitation(code=write_code(code), invitation=self._view(new))
 
     def invitations(self) -> list[InvitationView]:
@@ -173,7 +177,8 @@ class Registrar:
         if not verify(request.peer, SIGNING_DOMAIN, statement, request.signature):
             return Admission(UNKNOWN)
         try:
-            parse_address(request.listen)
+            if request.listen:  # with '' it accepts nothing from outside
+                parse_address(request.listen)
         except DecodeError:
             return Admission(FAILED)
         async with self._changing:

@@ -20,6 +20,7 @@ from edgepool.config import (
     CONFIG_FILE,
     ROLES,
     AuthoritySettings,
+    ConduitSettings,
     FixedPool,
     IdentitySettings,
     KnownPeer,
@@ -59,6 +60,8 @@ class PeerPlan:
     known_peers: tuple[KnownPeer, ...] = ()
     fixed_pools: tuple[FixedPool, ...] = ()
     authority_folder: str = ""
+    conduits: tuple[str, ...] = ()
+    serve_conduit: bool = False
 
 
 def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSettings:
@@ -100,6 +103,8 @@ def known_from_folder(folder: Path) -> tuple[KnownPeer, PeerSettings, PeerId]:
     """
     settings = load_peer_settings(folder)
     peer = read_peer_id(settings)
+    if not settings.listen:
+        raise ConfigError(f"'{folder}' accepts nothing from outside: name the folder of a peer that does")
     host, port, _ = parse_address(settings.listen)
     if port == 0:
         raise ConfigError(
@@ -166,6 +171,8 @@ def check_plan(folder: Path, plan: PeerPlan) -> None:
         role=plan.role,
         machine_type=plan.machine_type,
         listen=plan.listen,
+        conduits=plan.conduits,
+        conduit=ConduitSettings(serve=plan.serve_conduit),
         known_peers=plan.known_peers,
         fixed_pools=plan.fixed_pools,
         authority=AuthoritySettings(folder=plan.authority_folder),
@@ -193,7 +200,12 @@ role = {_quoted(plan.role)}
 machine_type = {_quoted(plan.machine_type)}
 
 # Where to listen, as a multiaddr: /ip4/ADDRESS/tcp/PORT. Port 0 takes a new port at each start.
+# With "" this peer accepts nothing from outside, and others reach it through its conduits.
 listen = {_quoted(plan.listen)}
+
+# Conduits at which this peer keeps a place, each with /p2p/PEER at the end: up to four, so that links come
+# back when one dies. They pass what they cannot read.
+conduits = {_list(plan.conduits)}
 
 # The peers (ids) whose invitations to pools are believed. A coordinator counts itself in.
 coordinators = {_list(plan.coordinators)}
@@ -211,6 +223,7 @@ coordinators = {_list(plan.coordinators)}
 # a file that only its owner may read, perhaps on another medium. 'edgepool key encrypt' sets it.
 #passphrase_file = ""
 
+{_conduit(plan)}
 # The local HTTP API: loopback only. Port 0 takes a free one; api.json says which while it runs.
 #[api]
 #host = "127.0.0.1"
@@ -296,6 +309,22 @@ def _authority(plan: PeerPlan) -> str:
     if not plan.authority_folder:
         return head + '#[authority]\n#folder = ""\n'
     return head + f"[authority]\nfolder = {_quoted(plan.authority_folder)}\n"
+
+
+def _conduit(plan: PeerPlan) -> str:
+    switch = "[conduit]\nserve = true" if plan.serve_conduit else "#[conduit]\n#serve = false"
+    return f"""\
+# Whether this peer is a conduit for others, which needs a fixed port that they reach, and for how much:
+# places and circuits in all, circuits of one peer, Mbit/s of all and of one peer (0: no bound), and how
+# long a circuit may be silent.
+{switch}
+#reservations = 256
+#circuits = 256
+#circuits_per_peer = 64
+#total_mbit_s = 0
+#peer_mbit_s = 0
+#idle_timeout_ms = 60000
+"""
 
 
 def _list(items: Sequence[str]) -> str:

@@ -36,9 +36,10 @@ Offer = Callable[[Offered], None]
 
 
 class ConduitLine(asyncio.BufferedProtocol):
-    """A connection to the conduit `identity`; `offered` is told of each offer, `lost` is set at the end.
+    """A connection to the conduit `identity`; `offered` is told of each offer.
 
-    `reserved` turns true when the conduit keeps a place; `refusal` says why it does not.
+    `reserved` turns true when the conduit keeps a place; `refusal` says why it does not. `settled` is set
+    when one of both is known, `measured` when the round trip is, and both with `lost` at the end.
     """
 
     def __init__(self, identity: PeerIdentity, limits: Limits, keeps: bool, offered: Offer) -> None:
@@ -50,6 +51,7 @@ class ConduitLine(asyncio.BufferedProtocol):
         self.round_trip = RoundTrip()
         self.lost = asyncio.Event()
         self.settled = asyncio.Event()
+        self.measured = asyncio.Event()
         self._keepalive_s = limits.keepalive_ms / 1000
         self._offered = offered
         self._frames = FrameBuffer(MAX_FRAME_BYTES)
@@ -125,6 +127,7 @@ class ConduitLine(asyncio.BufferedProtocol):
                 answer.set_exception(OSError(0, "the conduit has ended the connection"))
         self.reserved = False
         self.settled.set()
+        self.measured.set()
         self.lost.set()
 
     # --- words --------------------------------------------------------------------------------
@@ -147,6 +150,7 @@ class ConduitLine(asyncio.BufferedProtocol):
                     self._offered(word)
             case BeatAnswer(number):
                 self.round_trip.answered(number, self._loop.time())
+                self.measured.set()
 
     def _say(self, word: Wire) -> None:
         if self._transport is not None:

@@ -30,6 +30,8 @@ MAX_LINES = 16
 COMING_AT_ONCE = 32
 """So many circuits that others ask for are being opened at once; the rest are left to expire."""
 
+_NOT_TAKEN = "it has ended the connection: it is no conduit, or refuses this peer"
+
 Arrive = Callable[[socket.socket, str], None]
 """Takes a connection from a peer that has come through the conduit with this name."""
 
@@ -83,6 +85,12 @@ class Conduits:
         self._arrive = arrive
         for address in self._settings.conduits:
             self._place(address).keep()
+
+    async def try_place(self, address: str, timeout_s: float) -> ConduitPlace:
+        """Ask for a place at the conduit at an address and return how that ended; it is not kept."""
+        place = self._place(address)
+        await place.try_once(timeout_s)
+        return place.view()
 
     async def close(self) -> None:
         """Give all places up."""
@@ -230,6 +238,19 @@ class _Place:
         finally:
             self._calling = None
 
+    async def try_once(self, timeout_s: float) -> None:
+        """Ask for a place, and how far it is to there, once."""
+        self._problem = "no answer in time"
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._kept = await self._owner.call(self, True)
+                await self._kept.settled.wait()
+                self._problem = self._kept.refusal or _NOT_TAKEN
+                if self._kept.reserved:
+                    await self._kept.measured.wait()
+        except (OSError, ValueError, DecodeError) as error:
+            self._problem = _why(error)
+
     async def _keep(self) -> None:
         """Call, reserve, and call again when the connection is lost: ever more slowly if it does not last."""
         loop = asyncio.get_running_loop()
@@ -244,8 +265,9 @@ class _Place:
                 continue
             await kept.settled.wait()
             since_s = loop.time()
-            self._problem = kept.refusal or "the connection was lost"
+            self._problem = kept.refusal or _NOT_TAKEN
             if kept.reserved:
+                self._problem = "the connection was lost"
                 await kept.lost.wait()
             kept.end()
             if loop.time() - since_s > LONGEST_BACKOFF_S:

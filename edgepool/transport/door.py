@@ -158,7 +158,7 @@ class Listener:
                 self._socket.close()
             raise LocalError(f"cannot listen on {listen}: {_advice(error)}") from None
         bound_host, bound_port = self._socket.getsockname()[:2]
-        self.addresses = (format_address(_reachable(bound_host, family), bound_port),)
+        self.addresses = (format_address(reachable_host(bound_host), bound_port),)
         self._accepting = asyncio.create_task(self._accept(), name="edgepool accept")
 
     async def close(self) -> None:
@@ -256,11 +256,12 @@ def _certificates_behind(tls: ssl.SSLObject) -> list[bytes]:
     return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain[1:]]
 
 
-def _reachable(host: str, family: int) -> str:
+def reachable_host(host: str) -> str:
     """Return `host`, or for a wildcard the address by which this machine goes out."""
     if host not in ("0.0.0.0", "::"):
         return host
     # A UDP socket that is connected sends nothing; it only asks the routing table.
+    family = socket.AF_INET if host == "0.0.0.0" else socket.AF_INET6
     anywhere = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -6,12 +6,13 @@ import asyncio
 import ssl
 from pathlib import Path
 
-from tls_peers import TlsPeer, make_settings
+from test_conduit import conduit_peer, inner_peer, kept, started
+from tls_peers import TlsPeer, make_settings, until
 
 from edgepool.config import KnownPeer
 from edgepool.gateway.app import ApiServer
 from edgepool.gateway.examination import examine
-from edgepool.gateway.reach import reach, reach_findings
+from edgepool.gateway.reach import reach, reach_findings, try_places
 from edgepool.gateway.setup import PeerPlan, free_ports, make_peer_folder
 from edgepool.model.pool import Member
 from edgepool.model.transfer import TransferRequest
@@ -34,11 +35,12 @@ def serving(folder: Path, name: str, **more: object) -> TlsPeer:
 
 
 async def test_who_answers_is_told_from_who_does_not(tmp_path: Path) -> None:
-    identity = load_identity(make_settings(tmp_path, "mill"))
+    settings = make_settings(tmp_path, "mill")
+    identity = load_identity(settings)
     async with serving(tmp_path, "lathe") as lathe, serving(tmp_path, "drill") as drill:
         absent = Member(identity.peer, "absent", "", (f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",))
         moved = Member(drill.peer, "drill", "", lathe.member.addresses)
-        tries = await reach(identity, [lathe.member, absent, moved])
+        tries = await reach(settings, identity, [lathe.member, absent, moved])
         assert [one.problem for one in tries] == [
             "",
             "nothing listens there",
@@ -55,12 +57,13 @@ async def test_who_answers_is_told_from_who_does_not(tmp_path: Path) -> None:
 
 
 async def test_peers_of_others_are_told_from_those_that_refuse_this_one(tmp_path: Path) -> None:
-    identity = load_identity(make_settings(tmp_path, "mill"))
+    settings = make_settings(tmp_path, "mill")
+    identity = load_identity(settings)
     async with (
         serving(tmp_path, "lathe", authority=tmp_path / "others") as stranger,
         serving(tmp_path, "drill", network="other") as elsewhere,
     ):
-        tries = await reach(identity, [stranger.member, elsewhere.member])
+        tries = await reach(settings, identity, [stranger.member, elsewhere.member])
     assert "not of this peer's authority" in tries[0].problem
     assert tries[1].problem == "its certificate is for network 'other', not 'plant-7'"
     # A peer with a good certificate that trusts another authority says no after this side is done.
@@ -73,7 +76,7 @@ async def test_peers_of_others_are_told_from_those_that_refuse_this_one(tmp_path
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
     try:
         address = f"/ip4/127.0.0.1/tcp/{server.sockets[0].getsockname()[1]}"
-        (one,) = await reach(identity, [Member(suspicious.peer, "saw", "", (address,))])
+        (one,) = await reach(settings, identity, [Member(suspicious.peer, "saw", "", (address,))])
     finally:
         server.close()
     assert "it refuses this peer's certificate" in one.problem
@@ -96,3 +99,20 @@ async def test_a_running_peer_is_asked_for_its_links(tmp_path: Path) -> None:
     assert found.count("fault") == 0
     assert (levels["port"], levels["link to cloud"]) == ("ok", "warn")
     assert "reach" not in levels
+
+
+async def test_who_is_behind_a_conduit_is_reached_through_it_and_the_conduit_is_tried(tmp_path: Path) -> None:
+    async with conduit_peer(tmp_path, reservations=2) as c, serving(tmp_path, "open") as no_conduit:
+        settings = inner_peer(tmp_path, "mill", c, no_conduit).settings
+        identity = load_identity(settings)
+        lathe, absent = inner_peer(tmp_path, "lathe", c), inner_peer(tmp_path, "absent", c)
+        serving_lathe = TlsPeer(lathe.settings, TransferServer(no_transfers, lathe.settings.limits, {}))
+        async with started(serving_lathe):
+            await until(lambda: kept(serving_lathe), 30)
+            tries = await reach(settings, identity, [serving_lathe.member, absent.member])
+            assert [one.problem for one in tries] == ["", "that peer keeps no link to this conduit"]
+            places = await try_places(settings, identity)
+            assert [(place.conduit, place.kept) for place in places] == [("conduit", True), ("open", False)]
+            assert places[0].round_trip_ms is not None
+            assert "no conduit" in places[1].reason
+            assert lathe.counters == {}

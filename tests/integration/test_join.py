@@ -29,7 +29,7 @@ from edgepool.gateway.registrar import Registrar, open_registrar
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import format_address, parse_address
+from edgepool.model.ids import format_address, parse_address, split_address
 from edgepool.transport import joindoor, joining
 from edgepool.transport.certificates import create_authority
 from edgepool.transport.framing import header
@@ -40,7 +40,7 @@ from edgepool.transport.joining import AnswerLost, ask_to_join
 HOUR_MS = 3_600_000
 
 
-def make_registrar(folder: Path) -> Path:
+def make_registrar(folder: Path, serve_conduit: bool = False) -> Path:
     """Make an authority and the folder of a coordinator that invites with it and keeps a pool of its own."""
     create_authority(folder / "authority", "Test works")
     plan = PeerPlan(
@@ -50,6 +50,7 @@ def make_registrar(folder: Path) -> Path:
         listen=format_address("127.0.0.1", free_port()),
         fixed_pools=(FixedPool(name="cell", members=("cloud",)),),
         authority_folder="../authority",
+        serve_conduit=serve_conduit,
     )
     make_peer_folder(folder / "cloud", plan, folder / "authority")
     return folder / "cloud"
@@ -399,3 +400,15 @@ def test_the_help_names_the_next_step(tmp_path: Path) -> None:
         "org", "init", tmp_path / "authority", "--name", "Mould Works", code=2
     )
     assert subprocess.list2cmdline(["edgepool", "join"]) in edgepool("invite", "--help")
+
+
+async def test_a_gateway_that_accepts_nothing_joins_with_a_code_and_is_reached(tmp_path: Path) -> None:
+    async with opened(make_registrar(tmp_path, serve_conduit=True)) as (cloud, registrar):
+        code = await code_for(registrar, pool="cell")
+        settings, _ = await join_network(code, tmp_path / "mill-4", outbound=True)
+        assert settings.listen == ""
+        assert settings.conduits == (f"{cloud.addresses[0]}/p2p/{cloud.id}",)
+        async with Peer.open(tmp_path / "mill-4") as mill:
+            await until(lambda: in_next_roster(cloud, "mill-4")(), 30)
+            await until(lambda: [place.kept for place in mill.status().conduits] == [True], 30)
+            assert split_address(mill.addresses[0]).conduit == cloud.id

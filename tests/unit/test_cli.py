@@ -95,6 +95,19 @@ def test_init_makes_a_folder_that_a_second_peer_can_know(tmp_path: Path) -> None
     assert (tmp_path / "mill" / "identity" / "key.pem").stat().st_mode & 0o077 == 0
 
 
+def test_init_makes_a_conduit_and_a_peer_that_is_reached_through_it(tmp_path: Path) -> None:
+    hub, mill = tmp_path / "hub", tmp_path / "mill"
+    assert call("init", hub, "--role", "coordinator", "--serve-conduit").exit_code == 0
+    assert call("init", mill, "--conduit", hub, "--known", hub).exit_code == 0
+    settings = load_peer_settings(mill)
+    assert load_peer_settings(hub).conduit.serve
+    assert settings.listen == ""
+    assert settings.conduits == (settings.known_peers[0].address,)
+    # Nobody can be told to dial it, nor can it be a conduit itself.
+    assert "accepts nothing" in call("init", tmp_path / "drill", "--known", mill).stderr
+    assert "reached directly" in call("init", tmp_path / "saw", "--conduit", hub, "--serve-conduit").stderr
+
+
 def test_init_stays_in_the_network_of_the_authority(tmp_path: Path) -> None:
     call("init", tmp_path / "cloud", "--network", "plant")
     assert call("init", tmp_path / "mill").exit_code == 0

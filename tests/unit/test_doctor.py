@@ -11,38 +11,66 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as replace_settings
 from typer.testing import CliRunner, Result
 
 from edgepool.cli.main import app
-from edgepool.config import CONFIG_FILE, Limits, PeerSettings, load_peer_settings
+from edgepool.config import (
+    CONFIG_FILE,
+    AuthoritySettings,
+    ConduitSettings,
+    Limits,
+    PeerSettings,
+    load_peer_settings,
+)
 from edgepool.gateway.doctor import (
     CertificateFacts,
     ChainFacts,
     Finding,
     IdentityFacts,
-    check_addresses,
+    check_authority_key,
     check_chain,
     check_clock,
     check_descriptors,
     check_filesystem,
     check_folder,
     check_identity,
-    check_links,
-    check_port,
     check_room,
     check_sync,
+    check_time_service,
     check_version,
-    firewall_rows,
 )
-from edgepool.gateway.gathering import chain_facts, filesystem, identity_facts, stored_members, sync_time
+from edgepool.gateway.gathering import (
+    authority_key_problem,
+    chain_facts,
+    filesystem,
+    identity_facts,
+    stored_members,
+    sync_time,
+)
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, free_ports, make_peer_folder, read_peer_id
+from edgepool.gateway.ways import (
+    PlaceFacts,
+    check_addresses,
+    check_links,
+    check_places,
+    check_port,
+    check_serving,
+    firewall_rows,
+)
+from edgepool.model.ids import peer_id_from_public_key
 from edgepool.peer.peer import Peer
 from edgepool.storage.segments import list_segments
 from edgepool.storage.store import list_chains
 from edgepool.transport.certificates import create_authority, create_key, issue_certificate
 
 DAY_MS = 86_400_000
+CONDUIT = f"/ip4/10.0.0.9/tcp/4009/p2p/{peer_id_from_public_key(bytes(32))}"
+
+
+def listening(listen: str, **more: object) -> PeerSettings:
+    return PeerSettings(name="mill", network="plant", listen=listen, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +292,18 @@ def test_pruned_chains_and_open_changes_are_told() -> None:
     assert check_chain(replace(facts, open_changes=2), "mill", running=True).level == "warn"
 
 
+def test_the_key_of_an_authority_that_others_can_read_is_a_fault(solo: Path) -> None:
+    settings = replace_settings(load_peer_settings(solo), authority=AuthoritySettings(folder="../authority"))
+    assert check_authority_key(authority_key_problem(settings)).level == "ok"
+    key = solo.parent / "authority/authority.key"
+    key.chmod(0o644)
+    found = check_authority_key(authority_key_problem(settings))
+    assert found.level == "fault"
+    assert "chmod 600" in found.found
+    key.unlink()
+    assert check_authority_key(authority_key_problem(settings)).level == "fault"
+
+
 # --- machine and network ------------------------------------------------------------------------
 
 
@@ -276,7 +316,11 @@ def test_what_the_machine_lacks_is_told() -> None:
     assert [check_sync(ms, "").level for ms in (1.0, 50.0, 51.0)] == ["ok", "ok", "warn"]
     assert check_sync(0.0, "read-only file system").level == "fault"
     assert [check_filesystem(kind).level for kind in ("ext4", "tmpfs", "")] == ["ok", "warn", "ok"]
-    assert [check_descriptors(limit, limits).level for limit in (64, 4096, -1)] == ["warn", "ok", "ok"]
+    assert [check_descriptors(limit, limits, ConduitSettings()).level for limit in (64, 4096, -1)] == [
+        "warn",
+        "ok",
+        "ok",
+    ]
     assert [check_folder("f", mode, True).level for mode in (0o700, 0o755, 0o770, 0o702)] == [
         "ok",
         "ok",
@@ -326,9 +370,40 @@ def test_ports_and_addresses() -> None:
     assert check_port("API port", "127.0.0.1", 0, False, "").level == "ok"
     assert check_port("port", "127.0.0.1", 4001, True, "address already in use").level == "ok"
     home, plant = "/ip4/127.0.0.1/tcp/4001", "/ip4/10.0.0.7/tcp/4001"
-    assert check_addresses(home, [home]).level == "ok"
-    assert check_addresses(home, [home, plant]).level == "warn"
-    assert check_addresses(plant, [home, plant]).level == "ok"
+    assert check_addresses(listening(home), "127.0.0.1", [home]).level == "ok"
+    assert check_addresses(listening(home), "127.0.0.1", [home, plant]).level == "warn"
+    assert check_addresses(listening(plant), "10.0.0.7", [home, plant]).level == "ok"
+    everywhere = listening("/ip4/0.0.0.0/tcp/4001")
+    assert check_addresses(everywhere, "10.0.0.7", []).found.endswith("tells others 10.0.0.7")
+    assert check_addresses(everywhere, "127.0.0.1", []).level == "warn"
+
+
+def test_a_peer_that_accepts_nothing_needs_a_conduit_that_keeps_a_place() -> None:
+    assert check_addresses(listening(""), "", []).level == "warn"
+    assert check_addresses(listening("", conduits=(CONDUIT,)), "", []).level == "ok"
+    kept = PlaceFacts("dmz", CONDUIT, True, "", 1.234)
+    lost = PlaceFacts("", CONDUIT, False, "nothing listens there", None)
+    assert [one.found for one in check_places([kept])] == ["keeps a place, 1.2 ms there and back"]
+    found = check_places([kept, lost])
+    assert levels(found) == {"conduit dmz": "ok", "conduit 10.0.0.9": "warn"}
+    assert "nobody reaches" not in found[1].found
+    assert "nobody reaches this peer" in check_places([lost])[0].found
+
+
+def test_a_conduit_needs_a_port_that_others_know() -> None:
+    def serving(listen: str) -> list[Finding]:
+        return check_serving(listening(listen, conduit=ConduitSettings(serve=True)))
+
+    assert check_serving(listening("/ip4/0.0.0.0/tcp/0")) == []
+    assert levels(serving("/ip4/0.0.0.0/tcp/0")) == {"conduit": "fault"}
+    assert levels(serving("/ip4/127.0.0.1/tcp/4001")) == {"conduit": "warn"}
+    assert levels(serving("/ip4/0.0.0.0/tcp/4001")) == {"conduit": "ok"}
+
+
+def test_a_clock_that_nothing_keeps_is_told() -> None:
+    assert check_time_service(None) == []
+    assert levels(check_time_service(True)) == {"time service": "ok"}
+    assert levels(check_time_service(False)) == {"time service": "warn"}
 
 
 def test_firewall_rows_name_what_leaves_the_machine() -> None:
@@ -337,18 +412,33 @@ def test_firewall_rows_name_what_leaves_the_machine() -> None:
         ("b", "/ip4/127.0.0.1/tcp/4002"),
         ("a", "/ip4/10.0.0.7/tcp/4001"),
     ]
-    rows = firewall_rows("/ip4/0.0.0.0/tcp/4000", others)
+    rows = firewall_rows(listening("/ip4/0.0.0.0/tcp/4000"), others)
     assert [(row.direction, row.port, row.peers) for row in rows] == [
         ("in", "4000", "10.0.0.7"),
         ("out", "4001", "10.0.0.7 (a)"),
     ]
-    assert firewall_rows("/ip4/127.0.0.1/tcp/4000", []) == []
-    assert firewall_rows("/ip4/0.0.0.0/tcp/4000", [])[0].peers == "all peers of the network"
+    assert firewall_rows(listening("/ip4/127.0.0.1/tcp/4000"), []) == []
+    assert firewall_rows(listening("/ip4/0.0.0.0/tcp/4000"), [])[0].peers == "all peers of the network"
+
+
+def test_who_accepts_nothing_needs_rows_out_only_and_one_to_each_conduit() -> None:
+    others = [
+        ("a", f"{CONDUIT}/p2p-circuit"),
+        ("b", f"{CONDUIT}/p2p-circuit"),
+        ("c", "/ip4/10.0.0.7/tcp/4001"),
+    ]
+    rows = firewall_rows(listening("", conduits=(CONDUIT,)), others)
+    assert [(row.direction, row.port, row.peers) for row in rows] == [
+        ("out", "4009", "10.0.0.9 (conduit)"),
+        ("out", "4001", "10.0.0.7 (c)"),
+    ]
 
 
 def test_links_of_a_running_peer() -> None:
-    assert levels(check_links(["a", "b"], ["b", "c"])) == {"links": "ok", "link to a": "warn"}
-    assert levels(check_links(["a"], [])) == {"link to a": "warn"}
+    assert levels(check_links(["a", "b"], ["b", "c"], {})) == {"links": "ok", "link to a": "warn"}
+    assert levels(check_links(["a"], [], {})) == {"link to a": "warn"}
+    (found,) = check_links(["a"], [], {"a": ("nothing listens there", "start it")})
+    assert (found.found, found.advice) == ("there is none; nothing listens there", "start it")
 
 
 def test_an_authority_that_cannot_be_read_is_told_once() -> None:
