@@ -40,14 +40,16 @@ class IdentitySettings(Settings, frozen=True):
     """Where this peer's key, certificate and its organisation's root certificate are (PEM).
 
     `trusted` may hold the roots of other organisations (PEM, one behind the other), for as long as no main
-    chain says whom to trust. `passphrase_file` is for its owner alone and opens an encrypted key; with ""
-    that is for the environment variable EDGEPOOL_PASSPHRASE.
+    chain says whom to trust, and `revoked` peer ids that are not let in, one a line. `passphrase_file` is for
+    its owner alone and opens an encrypted key; with "" that is for the environment variable
+    EDGEPOOL_PASSPHRASE.
     """
 
     key: str = "identity/key.pem"
     certificate: str = "identity/certificate.pem"
     authority: str = "identity/authority.pem"
     trusted: str = "identity/trusted.pem"
+    revoked: str = "identity/revoked.txt"
     passphrase_file: str = ""
 
 

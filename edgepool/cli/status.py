@@ -68,6 +68,11 @@ MEANINGS = {
     "their share; if it goes on rising, raise conduit.circuits or start whom they ask for",
     "refused_nested": "a member came through a conduit to use this peer as one: a path has one conduit only; "
     "its software is broken or hostile",
+    "lost_revoked": "connections of peers were cut, since their membership was revoked",
+    "lost_retired": "connections were cut, since the root of their certificates was retired: have those "
+    "peers get new certificates",
+    "lost_lapsed": "links were ended, since the certificates they were made with have lapsed: run 'edgepool "
+    "doctor' there",
     "dropped_events": "messages came faster than this machine takes them and were dropped; others say them "
     "again, but blocks slow down",
     "dropped_frame_too_long": "this peer made messages over limits.frame_bytes: raise it on all peers",

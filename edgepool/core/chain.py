@@ -15,6 +15,7 @@ from edgepool.core.adoption import Adopted, SnapshotFetcher
 from edgepool.core.adoption import Output as FetchOutput
 from edgepool.core.consensus.engine import Caught, Decided, Engine, Output
 from edgepool.core.intake import Intake
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import (
     BlockCommitted,
     BlockSource,
@@ -59,6 +60,7 @@ from edgepool.model.message import (
 )
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import Body, MembershipChange, SignedRecord
+from edgepool.model.trust import TrustChange
 
 ChainMessage = (
     Records
@@ -162,6 +164,20 @@ class Chain:
         """Put this peer's word for a change that somebody else wants on the chain."""
         effects, taken = self._governance.approve(ticket, change, now)
         return effects + self._settle(self.engine.nudge(now), now) if taken else effects
+
+    def trust(self, ticket: int, change: TrustChange, now: Instant) -> list[Effect]:
+        """Put this peer's word for a change of trust on the chain."""
+        effects, taken = self._governance.trust(ticket, change, now)
+        return effects + self._settle(self.engine.nudge(now), now) if taken else effects
+
+    def trust_known(self, united: UnitedTrust) -> None:
+        """Begin with what all main chains of this peer say of trust."""
+        self._governance.elsewhere = united
+
+    def trust_elsewhere(self, united: UnitedTrust, now: Instant) -> list[Effect]:
+        """Take in what all main chains of this peer say of trust, and say what follows of it here."""
+        self.trust_known(united)
+        return self._settle([], now, govern=True)
 
     def outdated_wishes(self) -> list[ChangeMembers]:
         """Return which newcomers are to be asked again, another change having been decided first."""

@@ -36,6 +36,7 @@ from edgepool.model.record import (
     MembershipChange,
     SignedRecord,
 )
+from edgepool.model.trust import TrustChange
 from edgepool.model.vote import Equivocation
 
 UNFIT_MS = 10_000
@@ -189,7 +190,7 @@ class Intake:
             if ticket:
                 ref = RecordRef(self.state.chain, block.header.height, index)
                 effects.append(Notify(Done(ticket, ref)))
-        governs = (MembershipChange, Equivocation)
+        governs = (MembershipChange, TrustChange, Equivocation)
         if any(isinstance(signed.record.body, governs) for signed in block.records):
             self._mempool.share_among(_authors(self.state))
             effects += self._drop_outdated(governs)

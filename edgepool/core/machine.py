@@ -21,6 +21,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, OfferProof
 from edgepool.model.pool import Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
+from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate
 
@@ -156,7 +157,18 @@ class ApproveChange:
     proposer: PeerId
 
 
-Command = SubmitRecord | FindData | ConfirmTransfer | FormPool | ChangeMembers | ApproveChange
+@dataclass(frozen=True, slots=True)
+class ChangeTrust:
+    """Put this peer's word for a change of trust on a main chain. Done(RecordRef) once it stands there.
+
+    It is decided, and in force, when more than two thirds of the roster have said the same.
+    """
+
+    chain: ChainId
+    change: TrustChange
+
+
+Command = SubmitRecord | FindData | ConfirmTransfer | FormPool | ChangeMembers | ApproveChange | ChangeTrust
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +314,11 @@ class PoolJoined:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustDecided:
+    """The main chains of this peer trust others than before; the node's `trust` says whom."""
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmed:
     """This peer has countersigned a transfer to `confirmation.requester`."""
 
@@ -316,7 +333,7 @@ class Misbehaved:
     reason: str
 
 
-Notice = Done | Failed | BlockCommitted | PoolJoined | Confirmed | Misbehaved
+Notice = Done | Failed | BlockCommitted | PoolJoined | TrustDecided | Confirmed | Misbehaved
 
 
 @dataclass(frozen=True, slots=True)

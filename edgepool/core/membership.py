@@ -1,10 +1,10 @@
 """What a member says of its own pool without being told: evidence, and which changes it approves [S3.6].
 
-Policy, not protocol. It approves the exclusion of whoever is convicted by evidence, what the one who leaves
-asks for itself, and, unless `approve` is 'manual', what the pool's coordinator proposes. It never approves
-that it be excluded itself, except where it asked for that. What it says under one number is stale once a
-change is decided, so all is worked out anew from the chain's state after each block; bodies are the same
-for all members, or they would not count together.
+Policy, not protocol. It approves the exclusion of whoever is convicted by evidence or revoked, what the one
+who leaves asks for itself, and, unless `approve` is 'manual', what the pool's coordinator proposes. It never
+approves that it be excluded itself, except where it asked for that. What it says under one number is stale
+once a change is decided, so all is worked out anew from the chain's state after each block; bodies are the
+same for all members, or they would not count together.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from collections.abc import Callable, Collection
 from edgepool.config import Approve
 from edgepool.core.intake import Intake
 from edgepool.core.ledger.state import ChainState
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import ChangeMembers, Effect, Instant
 from edgepool.core.rights import Subject
+from edgepool.core.trusting import TrustPolicy
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord, sign_record
+from edgepool.model.trust import TrustChange
 from edgepool.model.vote import Equivocation
 
 CONVICTED = "convicted by evidence on this chain"
-"""The reason in the exclusion of a convicted member; the same from everybody."""
+REVOKED = "its membership was revoked"
+"""The reason in the exclusion of a convicted or revoked member; the same from everybody."""
 
 SOON_MS = 1_000
 """How long after a restart, or while it is behind, a member looks again what it has to say."""
@@ -65,19 +69,26 @@ class MembershipPolicy:
         if len(self._asked) > MAX_ASKED:
             del self._asked[next(iter(self._asked))]
 
-    def changes(self, state: ChainState) -> list[MembershipChange]:
-        """Return what this peer has to say under the present number and has not said on the chain yet."""
+    def changes(self, state: ChainState, revoked: Collection[PeerId] = ()) -> list[MembershipChange]:
+        """Return what this peer has to say under the present number and has not said on the chain yet.
+
+        `revoked` are those whose membership in the network was revoked, here or on another chain.
+        """
         staying = {member.peer: None for member in state.next_roster}
         self._asked = {peer: reason for peer, reason in self._asked.items() if peer in staying}
         number, opened = state.change_number, state.open_changes()
         wanted = {exclusion(number, peer, reason): None for peer, reason in self._asked.items()}
-        if self._me in state.members:
-            # One after the other, in the order of the chain: everybody says the same at the same time.
-            guilty = [peer for peer in state.convicted() if peer in staying]
-            for peer in [peer for peer in guilty if peer != self._me][:1]:
-                wanted.setdefault(exclusion(number, peer, CONVICTED))
+        convicted = [peer for peer in state.convicted() if peer in staying]
+        # One after the other, in the same order everywhere: everybody says the same at the same time.
+        lapsed = [peer for peer in sorted(revoked) if peer in staying and peer not in convicted]
+        guilty = dict.fromkeys(convicted, CONVICTED) | dict.fromkeys(lapsed, REVOKED)
+        votes = self._me in state.members
+        for peer in [peer for peer in guilty if peer != self._me][:1]:
+            if votes or (self._me == self._coordinator and guilty[peer] == REVOKED):
+                wanted.setdefault(exclusion(number, peer, guilty[peer]))
+        if votes:
             for change, authors in opened:
-                if self._approves(change, authors, guilty):
+                if self._approves(change, authors, (*guilty, *revoked)):
                     wanted.setdefault(change)
         said = [change for change, authors in opened if self._me in authors]
         return [change for change in wanted if change not in said]
@@ -87,7 +98,9 @@ class MembershipPolicy:
     ) -> bool:
         if change.outgoing == self._me:
             return False  # what it asked for itself is said already
-        if change.incoming is not None and not self._is_as_named(change.incoming):
+        if change.incoming is not None and (
+            change.incoming.peer in guilty or not self._is_as_named(change.incoming)
+        ):
             return False
         trusted = self._coordinator in authors and self._coordinator not in guilty
         if trusted and self._approve == "coordinator":
@@ -117,6 +130,9 @@ class Governance:
         self._signer = signer
         self._coordinator = genesis.invitation.coordinator
         self._policy = MembershipPolicy(signer.peer, self._coordinator, approve, who)
+        self._trust = TrustPolicy(signer.peer, self._coordinator, approve)
+        self.elsewhere = UnitedTrust()
+        """What all main chains of this peer say of trust; its node keeps it up to date."""
         self._intake = intake
         self._caught: dict[PeerId, Equivocation] = {}
         self._wanted: dict[bytes, MembershipChange] = {}
@@ -162,6 +178,10 @@ class Governance:
         """Write this peer's word for a change that somebody else wants; say whether it was taken."""
         return self._intake.submit(ticket, self._sign(change, now), now)
 
+    def trust(self, ticket: int, change: TrustChange, now: Instant) -> tuple[list[Effect], bool]:
+        """Write this peer's word for a change of trust; say whether it was taken."""
+        return self._intake.submit(ticket, self._sign(change, now), now)
+
     def say(self, now: Instant, *, behind: bool) -> tuple[list[Effect], bool]:
         """Write evidence and approvals that are missing; say whether any were taken.
 
@@ -176,7 +196,12 @@ class Governance:
             return [], False
         effects: list[Effect] = []
         any_taken = False
-        bodies: list[MembershipChange | Equivocation] = [*self._evidence(state), *self._policy.changes(state)]
+        revoked = dict.fromkeys((*(PeerId(peer) for peer, _ in state.trust.revoked), *self.elsewhere.revoked))
+        bodies: list[MembershipChange | TrustChange | Equivocation] = [
+            *self._evidence(state),
+            *self._policy.changes(state, revoked),
+            *self._trust.changes(state, self.elsewhere),
+        ]
         for body in bodies:
             if self._intake.mine(body):
                 continue
@@ -211,7 +236,7 @@ class Governance:
             del self._caught[member]
         return [found for member, found in self._caught.items() if not self._intake.accuses(member)]
 
-    def _sign(self, body: MembershipChange | Equivocation, now: Instant) -> SignedRecord:
+    def _sign(self, body: MembershipChange | TrustChange | Equivocation, now: Instant) -> SignedRecord:
         """Return `body` as this peer's record, of which there is one at each height."""
         state = self._intake.state
         nonce = int.from_bytes(sha256(encode([state.height, body]))[:6], "big")

@@ -14,11 +14,14 @@ from edgepool.core.anchoring import Anchoring
 from edgepool.core.chain import Chain
 from edgepool.core.directory import ChainDirectory
 from edgepool.core.ledger.proof import proof_problem
+from edgepool.core.ledger.state import ChainState
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import (
     ApproveChange,
     BlockCommitted,
     BlockSource,
     ChangeMembers,
+    ChangeTrust,
     ConfirmTransfer,
     Effect,
     Event,
@@ -36,9 +39,11 @@ from edgepool.core.machine import (
     Persist,
     PoolJoined,
     Received,
+    SaveSnapshot,
     Send,
     SubmitRecord,
     Submitted,
+    TrustDecided,
     Woke,
 )
 from edgepool.core.membership import exclusion
@@ -47,6 +52,7 @@ from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
+from edgepool.core.trusting import MainTrust
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
@@ -125,17 +131,19 @@ class Node:
             problem=self._following_problem,
         )
         self._anchoring = Anchoring(signer.peer, settings.limits.chains)
+        self._main_trust = MainTrust()
 
     def load(self, genesis: Genesis, height: int, vote_state: bytes) -> None:
         """Take up a stored chain before `start`."""
         self._add_chain(genesis, height, vote_state)
+        self._main_trust.take(self._states())
 
     def start(self, now: Instant) -> list[Effect]:
         """Begin: ask for links to everybody in this peer's pools and go on with its chains."""
         effects: list[Effect] = []
         for chain in self.chains.values():
             effects += self._merge(chain.start(now), now)
-        return effects
+        return effects + self._spread_trust(now)
 
     def step(self, event: Event, now: Instant) -> list[Effect]:
         """Take one event; return its effects in order."""
@@ -245,6 +253,11 @@ class Node:
                 return self._change_members(ticket, command, now)
             case ApproveChange(chain_id, proposer):
                 return self._approve(ticket, chain_id, proposer, now)
+            case ChangeTrust(chain_id, change):
+                chain = self.chains.get(chain_id)
+                if chain is None:
+                    return _failed(ticket, f"this peer is not on chain {chain_id}")
+                return self._merge(chain.trust(ticket, change, now), now)
             case _:
                 raise AssertionError(f"no route for {type(command).__name__}")
 
@@ -307,6 +320,9 @@ class Node:
                 case Notify(BlockCommitted(chain, certified)):
                     effects.append(output)
                     effects += self._after_block(self.chains[chain], certified, now)
+                case Persist(SaveSnapshot(adopted=True)):
+                    effects.append(output)
+                    effects += self._take_trust(now)
                 case _:
                     effects.append(output)
         return effects
@@ -357,10 +373,30 @@ class Node:
             voters = tuple(member.peer for member in rosters.at(height))
             kind = chain.genesis.invitation.kind
             self._anchoring.block_committed(chain.id, kind, certified, voters, now.monotonic_ms)
-        effects: list[Effect] = []
+        effects = self._take_trust(now)
         for command in chain.outdated_wishes():
             asked = self._joining.ask(0, chain.genesis, chain.state.change_number, command, now)
             effects += self._merge(asked, now)
+        return effects
+
+    @property
+    def trust(self) -> UnitedTrust:
+        """What this peer's main chains say together of whom to trust."""
+        return self._main_trust.united
+
+    def _states(self) -> list[ChainState]:
+        return [chain.state for chain in self.chains.values()]
+
+    def _take_trust(self, now: Instant) -> list[Effect]:
+        """Take in what the main chains say of trust; if that is new, the owner and all chains hear of it."""
+        if not self._main_trust.take(self._states()):
+            return []
+        return [Notify(TrustDecided()), *self._spread_trust(now)]
+
+    def _spread_trust(self, now: Instant) -> list[Effect]:
+        effects: list[Effect] = []
+        for chain in list(self.chains.values()):
+            effects += self._merge(chain.trust_elsewhere(self.trust, now), now)
         return effects
 
     def _anchor(self, now: Instant) -> list[Effect]:
@@ -389,6 +425,7 @@ class Node:
             vote_state=vote_state,
             who=self._who,
         )
+        chain.trust_known(self.trust)
         self.chains[chain.id] = chain
         return chain
 

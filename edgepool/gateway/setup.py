@@ -219,6 +219,8 @@ coordinators = {_list(plan.coordinators)}
 #authority = "identity/authority.pem"
 # Roots of other organisations that are trusted before a main chain says so (PEM; 'edgepool org trust').
 #trusted = "identity/trusted.pem"
+# Peer ids, one a line, that are not let in, beside those that a main chain has revoked.
+#revoked = "identity/revoked.txt"
 # Where the passphrase of an encrypted key is, if it is not in the environment variable EDGEPOOL_PASSPHRASE:
 # a file that only its owner may read, perhaps on another medium. 'edgepool key encrypt' sets it.
 #passphrase_file = ""

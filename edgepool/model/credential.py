@@ -20,11 +20,10 @@ from edgepool.errors import DecodeError, RemoteError
 from edgepool.model.crypto import sha256
 from edgepool.model.identity import ROLES, PeerIdentity
 from edgepool.model.ids import PeerId, peer_id_from_public_key
+from edgepool.model.trust import MAX_ROOT_BYTES
 
 MAX_CERTIFICATE_BYTES = 4096
 """No certificate of a peer is longer, in DER."""
-MAX_ROOT_BYTES = 2048
-"""No root is longer, in DER; an RSA root with a key of 4096 bits has about 1400 bytes."""
 MAX_NAME_LENGTH = 64
 _MAX_URI_LENGTH = 2048
 

@@ -32,6 +32,7 @@ from edgepool.model.fields import (
 )
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Member
+from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate, Equivocation
 
@@ -193,6 +194,7 @@ Body = (
     | DataOffer
     | TransmissionConfirmation
     | MembershipChange
+    | TrustChange
     | Equivocation
     | ChainAnchor
     | Statement
@@ -208,6 +210,7 @@ RECORD_KINDS = (
     "offer",
     "confirmation",
     "membership",
+    "trust",
     "evidence",
     "anchor",
     "statement",

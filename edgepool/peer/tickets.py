@@ -10,6 +10,7 @@ from typing import assert_never
 from edgepool.core.machine import (
     ApproveChange,
     ChangeMembers,
+    ChangeTrust,
     Command,
     ConfirmTransfer,
     Done,
@@ -87,5 +88,7 @@ def _missed(command: Command, in_time: str) -> str:
             return f"pool '{invitation.name}' was not formed {in_time}"
         case ChangeMembers() | ApproveChange():
             return f"the change of the pool's members was not on its chain {in_time}"
+        case ChangeTrust():
+            return f"the change of trust was not on its chain {in_time}"
         case _:
             assert_never(command)

@@ -28,6 +28,7 @@ from edgepool.model.record import (
     MembershipChange,
     SignedRecord,
 )
+from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
 from edgepool.sim.rosteroracle import RosterOracle
 from edgepool.sim.workoracle import WorkOracle
@@ -218,7 +219,7 @@ class ChainOracle:
             return f"it is of height {record.since}, the window begins at {self.horizons[-1]}"
         if signed.id in self.places:
             return f"it stands at {self.places[signed.id]} already"
-        coordinators = isinstance(record.body, MachiningRequirement | MembershipChange)
+        coordinators = isinstance(record.body, MachiningRequirement | MembershipChange | TrustChange)
         if record.author in self.members or record.author in self.newest_members:
             return ""
         own = coordinators and record.author == self.genesis.invitation.coordinator

@@ -33,6 +33,7 @@ from edgepool.model.record import (
     TransmissionConfirmation,
     kind_of,
 )
+from edgepool.model.trust import TrustChange
 from edgepool.model.vote import Equivocation
 from edgepool.storage.reading import BlockReader, SegmentReader, StoredBlock, UnfinishedBlock, decode_block
 from edgepool.storage.store import list_chains
@@ -307,7 +308,7 @@ def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | No
             return parts_of.get(body.task), None, body.task
         case DataDemand() | DataOffer() | TransmissionConfirmation():
             return body.key.part, body.key.kind, None
-        case MembershipChange() | Equivocation() | ChainAnchor() | Statement():
+        case MembershipChange() | TrustChange() | Equivocation() | ChainAnchor() | Statement():
             return None, None, None
         case _:
             assert_never(body)

@@ -23,14 +23,17 @@ from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.greeting import TLS_HANDSHAKE, TakePlain, first_byte, read_greeting
 from edgepool.transport.identity import Identity
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
+from edgepool.transport.link import Link
 from edgepool.transport.refusals import (
     BUSY,
     CHAIN,
+    CUT,
     HANDSHAKE,
     NO_CERTIFICATE,
     TOKEN,
     Counters,
     count,
+    lost,
     of_handshake,
     refused,
 )
@@ -59,6 +62,7 @@ class Doorway(asyncio.BufferedProtocol):
         self._counters = counters
         self._judge = judge
         self._joins = joins
+        self._identity: PeerIdentity | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands: find out who is there."""
@@ -71,6 +75,17 @@ class Doorway(asyncio.BufferedProtocol):
         self.admitted = taker
         transport.set_protocol(taker)
         taker.connection_made(transport)
+        if self._identity is not None:
+            self._trust.hold(
+                self._identity, lambda why: self._cut(taker, transport, why), transport.is_closing
+            )
+
+    def _cut(self, taker: asyncio.BufferedProtocol, transport: asyncio.Transport, why: str) -> None:
+        """End what was admitted: its ground is gone."""
+        count(self._counters, lost(why))
+        if isinstance(taker, Link):
+            taker.end(CUT[why])
+        transport.abort()
 
     def _examine(self, transport: asyncio.Transport) -> asyncio.BufferedProtocol | None:
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -91,6 +106,7 @@ class Doorway(asyncio.BufferedProtocol):
         except NotProven as error:
             count(self._counters, refused(error.word))
             return None
+        self._identity = identity
         return self._judge(identity, protocol)
 
     def get_buffer(self, sizehint: int) -> bytearray:

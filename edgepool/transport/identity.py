@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, DecodeError, RemoteError
-from edgepool.model.credential import Root, has_issued, identity_of, read_root
+from edgepool.model.credential import Root, check_certificate, has_issued, identity_of, read_root
 from edgepool.model.crypto import Signer
 from edgepool.model.identity import PeerIdentity
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import PeerId, public_key_of
+from edgepool.runtime.clock import SystemClock
 from edgepool.storage.files import write_all
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
 from edgepool.transport.keyfiles import (
@@ -64,8 +65,8 @@ class Identity:
         self._settings = settings
         self._key = key
         self._own, installed = _checked_files(settings, key)
-        self.trust = TrustSet(self.network, installed)
-        self.certificate: PeerIdentity = self.trust.check(self.certificate_der)
+        self.trust = TrustSet(self.network, installed, revoked_locally(settings))
+        self.certificate = self._named(installed)
         self._contexts = self._made()
         self.join_door: JoinDoor | None = None
         if is_registrar:
@@ -114,9 +115,13 @@ class Identity:
         """
         own, installed = _checked_files(self._settings, self._key)
         self._own = own
+        self.certificate = self._named(installed)
         self.trust.install(installed)
-        self.certificate = self.trust.check(self.certificate_der)
         self._renew_contexts()
+
+    def _named(self, installed: Iterable[Root]) -> PeerIdentity:
+        now_ms = SystemClock().now().wall_ms
+        return check_certificate(self.certificate_der, installed, self.network, now_ms)
 
     def _renew_contexts(self) -> None:
         self._contexts = self._made()
@@ -168,6 +173,22 @@ def installed_roots(settings: PeerSettings) -> tuple[Root, ...]:
             raise ConfigError(f"{where} is not the certificate of an authority: {error}") from None
         roots.setdefault(root.fingerprint, root)
     return tuple(roots.values())
+
+
+def revoked_locally(settings: PeerSettings) -> tuple[PeerId, ...]:
+    """Return the peers that the file `identity.revoked` names, one a line; ConfigError if it is unfit."""
+    path = settings.path(settings.identity.revoked)
+    if not path.exists():
+        return ()
+    lines = [
+        line.partition("#")[0].strip() for line in read_key_bytes(path, ConfigError).decode().splitlines()
+    ]
+    try:
+        for line in filter(None, lines):
+            public_key_of(PeerId(line))
+    except DecodeError as error:
+        raise ConfigError(f"{path}: {error}; it has a peer id on each line") from None
+    return tuple(PeerId(line) for line in lines if line)
 
 
 def _checked_files(

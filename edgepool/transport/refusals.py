@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 
 from edgepool.model import credential
+from edgepool.transport.trust import LAPSED, RETIRED
 
 
 def refused(word: str) -> str:
@@ -64,10 +65,27 @@ DUPLICATE = "dropped_duplicate"
 """Both sides had dialled at once; one of the two connections was given up."""
 SILENT = "lost_silent"
 """Nothing was heard of a linked peer for three keepalive periods."""
+LOST_REVOKED = "lost_revoked"
+LOST_RETIRED = "lost_retired"
+LOST_LAPSED = "lost_lapsed"
+"""A connection was ended: its peer was revoked, its root retired, or its certificate has lapsed."""
 HANDLER = "failed_handler"
 """The handler raised; the link on which it happened was ended."""
 
 Counters = dict[str, int]
+
+
+CUT = {
+    credential.REVOKED: "its membership was revoked",
+    RETIRED: "the root of its certificate is trusted no more",
+    LAPSED: "its certificate has lapsed",
+}
+"""Why a connection that stood is cut, for its owner to be told."""
+
+
+def lost(word: str) -> str:
+    """Return the counter of connections that were cut for `word`, see trust.py."""
+    return f"lost_{word}"
 
 
 _VERDICTS = {9: NOT_YET_VALID, 10: EXPIRED, 22: CHAIN, 25: CHAIN, 79: CHAIN}

@@ -240,6 +240,8 @@ class TlsTransport:
 
     async def _dial(self, member: Member, address: str) -> bool:
         """Try one address of `member`; True once the other side has taken the link."""
+        if member.peer in self._identity.trust.revoked:
+            return False
         if self._is_paused(member.peer) or len(self._up) >= self._limits.links + (member.peer in self._up):
             return False
         try:

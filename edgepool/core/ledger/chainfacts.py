@@ -6,6 +6,7 @@ What they forget is decided by the chain's content alone, so that all members fo
 from __future__ import annotations
 
 from edgepool.core.ledger.facts import (
+    TRUST,
     Facts,
     Offered,
     TaskState,
@@ -15,6 +16,7 @@ from edgepool.core.ledger.facts import (
     task_entry,
 )
 from edgepool.core.ledger.root import Entry, EntrySum, Key
+from edgepool.core.ledger.trust import Trust
 from edgepool.core.ledger.window import RecordWindow
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis
@@ -47,6 +49,10 @@ class ChainFacts(Facts):
             for author in [one for one in self._anchors if not roster.is_member(one)]:
                 self._changes(("anchors", author, ""))
                 del self._anchors[author]
+            if self.trust.open:
+                # The roster may have become smaller under an open change.
+                self._changes(TRUST)
+                self.trust = self.trust.counted(roster.voters, height)
         if height % FORGET_BLOCKS == 0:
             self._forget_tasks()
             self._forget_offers()
@@ -108,6 +114,11 @@ class ChainFacts(Facts):
         """Take in what the contracts of a name have written."""
         self._write(contract, dict(values))
 
+    def load_trust(self, trust: Trust) -> None:
+        """Take in what the chain says of trust."""
+        self._changes(TRUST)
+        self.trust = trust
+
     # --- changes
 
     def _changes(self, key: Key) -> None:
@@ -154,6 +165,8 @@ class ChainFacts(Facts):
 
     def _entry(self, key: Key) -> Entry:
         kind, owner, place = key
+        if key == TRUST:
+            return () if self.trust == Trust() else (*key, self.trust)
         if kind == "step":
             task = self.tasks.get(owner)
             step = task.steps.get(place) if task is not None else None

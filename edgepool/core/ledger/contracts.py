@@ -11,7 +11,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 from edgepool.core.ledger.facts import StepState
-from edgepool.core.ledger.governance import ChainAnchorContract, EvidenceContract, MembershipContract
+from edgepool.core.ledger.governance import (
+    ChainAnchorContract,
+    EvidenceContract,
+    MembershipContract,
+    TrustContract,
+)
 from edgepool.core.ledger.statements import StatementContract
 from edgepool.core.ledger.view import VERDICTS_KEPT, Contract, View
 from edgepool.core.rights import WRITING, refusal
@@ -294,6 +299,7 @@ _ALL: tuple[Contract, ...] = (
     DemandContract(),
     ConfirmationContract(),
     MembershipContract(),
+    TrustContract(),
     EvidenceContract(),
     ChainAnchorContract(),
     StatementContract(),

@@ -14,6 +14,7 @@ from typing import assert_never
 
 from edgepool.core.ledger.root import Entry, Key
 from edgepool.core.ledger.roster import Roster, first_roster
+from edgepool.core.ledger.trust import Trust
 from edgepool.core.machine import RecordRef
 from edgepool.core.rights import Standing, Subject
 from edgepool.model.identity import Role
@@ -32,6 +33,7 @@ from edgepool.model.record import (
     Statement,
     TransmissionConfirmation,
 )
+from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation
 
@@ -39,6 +41,9 @@ AUTHORS_KNOWN = 64
 """How many answers about who may write are kept, as long as the roster stays the same."""
 MAX_ANCHORED = 256
 """How many chains of one author are known by the heights it has anchored, the last ones."""
+
+TRUST: Key = ("trust", "", "")
+"""The one entry of all that a chain says of trust: it changes rarely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,7 @@ class Facts:
         self.height: int = 0 if below is None else below.height
         self.horizon: int = 0 if below is None else below.horizon
         self.roster: Roster = first_roster(genesis) if below is None else below.roster
+        self.trust: Trust = Trust() if below is None else below.trust
         self.tasks: dict[str, TaskState] = {}
         self._authors_of: Roster = self.roster if below is None else below._authors_of
         self._authors: dict[PeerId, tuple[Subject, tuple[Standing, ...]]] = (
@@ -257,6 +263,9 @@ class Facts:
                 self._enter_offer((height, index, body, author))
             case MembershipChange():
                 self.roster = self.roster.supported(author, body)
+            case TrustChange():
+                self._changes(TRUST)
+                self.trust = self.trust.supported(author, body, self.roster.voters, height)
             case Equivocation():
                 self.roster = self.roster.convict(body.member)
             case ChainAnchor():

@@ -1,4 +1,4 @@
-"""The contracts by which a pool governs itself: members change, liars are convicted, chains are anchored.
+"""The contracts by which a pool governs itself: members, trust, evidence against liars, anchors.
 
 [S3.6] and the decision record 0007. Whether a change is to be approved is for people and for the policy of
 each member; here is only what can stand.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from edgepool.core.ledger.roster import MAX_OPENED
+from edgepool.core.ledger.support import MAX_OPENED
 from edgepool.core.ledger.view import VERDICTS_KEPT, View
 from edgepool.core.rights import Subject, refusal
 from edgepool.model.ids import ChainId
 from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
+from edgepool.model.trust import RevokePeer, TrustChange
 from edgepool.model.vote import Equivocation
 
 
@@ -41,6 +42,32 @@ class MembershipContract:
         if not authors and roster.full_for(signed.record.author):
             return f"{MAX_OPENED} changes that the author has proposed are open, and others support them all"
         return _terms_problem(view.network, view.chain, body)
+
+
+class TrustContract:
+    """Members of a main chain, and its coordinator, say which roots to trust and whom to revoke [S3.6].
+
+    What a root's certificate says is not judged: parsers differ, and all members must decide alike.
+    """
+
+    name = "trust"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this change may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, TrustChange)
+        if view.kind != "fixed":
+            return "only a main chain, that of a fixed pool, says whom to trust"
+        misfit = view.trust.misfit(body.step)
+        if misfit:
+            return misfit
+        authors = view.trust.supporters(body)
+        if signed.record.author in authors:
+            return "the author has said so already"
+        if not authors and view.trust.full_for(signed.record.author):
+            return f"{MAX_OPENED} changes that the author has proposed are open, and others support them all"
+        return _revocation_problem(view.network, body.step) if isinstance(body.step, RevokePeer) else ""
 
 
 class EvidenceContract:
@@ -97,6 +124,11 @@ def _voter_problem(body: MembershipChange) -> str:
 @lru_cache(maxsize=VERDICTS_KEPT)
 def _terms_problem(network: str, chain: ChainId, body: MembershipChange) -> str:
     return body.terms_problem(network, chain)
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _revocation_problem(network: str, step: RevokePeer) -> str:
+    return step.problem(network)
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

@@ -13,6 +13,13 @@ from typing import Annotated
 from msgspec import Meta
 from msgspec.structs import replace
 
+from edgepool.core.ledger.support import (
+    MAX_OPENED,
+    first_decided,
+    is_full_for,
+    supporters,
+    with_support,
+)
 from edgepool.model.block import changed_roster
 from edgepool.model.codec import Wire, once
 from edgepool.model.fields import KnownHeight, PeerText
@@ -20,14 +27,7 @@ from edgepool.model.identity import Role
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import MAX_MEMBERS, Genesis, Member, members_hash
 from edgepool.model.record import MembershipChange
-from edgepool.model.vote import quorum
 
-MAX_OPENED = 16
-"""How many undecided changes one author can have opened under one number.
-
-The limit is for each author, or one who is to be excluded could fill the table and stay. Who opens one
-more gives up its oldest that nobody else supports.
-"""
 MAX_OPEN = (MAX_MEMBERS + 2) * MAX_OPENED
 """How many changes can be open: under one number write one roster, one newcomer and the coordinator."""
 MAX_FORMER = 256
@@ -84,19 +84,20 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
         return {member.peer: member.role for member in (*self.present, *self.following)}
 
     @once
-    def _voters(self) -> dict[PeerId, None]:
+    def voters(self) -> dict[PeerId, None]:
+        """Who votes on the next height, to be looked up."""
         return dict.fromkeys(self.members)
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height."""
-        return peer in self._voters
+        return peer in self.voters
 
     def may_write(self, peer: PeerId) -> bool:
         """Say whether `peer` is a member on the next height or the one after it.
 
         A change that is decided comes into force with one more block, which may be the newcomer's own.
         """
-        return peer in self._voters or peer in self.next_members
+        return peer in self.voters or peer in self.next_members
 
     def admitted_at(self, peer: PeerId) -> int:
         """Return the height after which `peer` votes; 0 for members from the beginning."""
@@ -104,7 +105,7 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
     def supporters(self, change: MembershipChange) -> tuple[PeerId, ...]:
         """Return who has written `change`, if it is open."""
-        return next((authors for one, authors in self.open if one == change), ())
+        return supporters(self.open, change)
 
     def misfit(self, change: MembershipChange) -> str:
         """Say why the members cannot change like that after all that is decided, or return ''."""
@@ -143,18 +144,11 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
     def full_for(self, author: PeerId) -> bool:
         """Say whether `author` can open no other change, since others support all that it has opened."""
-        mine = [authors for _, authors in self.open if authors[0] == author]
-        return len(mine) >= MAX_OPENED and all(len(authors) > 1 for authors in mine)
+        return is_full_for(self.open, author)
 
     def supported(self, author: PeerId, change: MembershipChange) -> Roster:
         """Return what this becomes when `author` writes `change`, which may decide it."""
-        opened = dict(self.open)
-        if change not in opened:
-            mine = [one for one, authors in self.open if authors[0] == author]
-            if len(mine) >= MAX_OPENED:
-                del opened[next(one for one in mine if len(opened[one]) == 1)]
-        opened[change] = (*opened.get(change, ()), author)
-        return replace(self, open=tuple(opened.items())).counted()
+        return replace(self, open=with_support(self.open, author, change)).counted()
 
     def convict(self, member: PeerId) -> Roster:
         """Return what this becomes when there is evidence against `member`."""
@@ -162,10 +156,8 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
     def counted(self) -> Roster:
         """Return what this becomes if an open change has a quorum of the present roster behind it."""
-        for change, authors in self.open:
-            if sum(author in self._voters for author in authors) >= quorum(len(self.present)):
-                return replace(self, decided=change, number=self.number + 1, open=())
-        return self
+        change = first_decided(self.open, self.voters)
+        return self if change is None else replace(self, decided=change, number=self.number + 1, open=())
 
     def closed(self, height: int) -> Roster:
         """Return what this becomes when the block at `height`, on which `present` voted, ends.

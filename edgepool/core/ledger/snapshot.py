@@ -18,6 +18,7 @@ from edgepool.core.ledger.credit import MAX_BOOKED, WorkAccount
 from edgepool.core.ledger.facts import MAX_ANCHORED, StepState, TaskState
 from edgepool.core.ledger.roster import Roster
 from edgepool.core.ledger.statements import MAX_KEY_CHARACTERS, MAX_NAMES, MAX_VALUE_BYTES, MAX_VALUES
+from edgepool.core.ledger.trust import Trust
 from edgepool.core.ledger.window import WINDOW_BLOCKS, WINDOW_RECORDS
 from edgepool.errors import DecodeError
 from edgepool.model.block import MAX_BLOCK_RECORDS
@@ -128,6 +129,7 @@ class Snapshot(Wire, frozen=True):
     offers: tuple[tuple[Height, _Place, DataOffer, PeerText], ...]
     anchors: Annotated[tuple[tuple[PeerText, _Anchors], ...], Meta(max_length=MAX_MEMBERS)]
     values: Annotated[tuple[tuple[Name, _Values], ...], Meta(max_length=MAX_NAMES)]
+    trust: Trust
 
 
 def write_snapshot(core: Core, facts: ChainFacts) -> bytes:
@@ -141,6 +143,7 @@ def write_snapshot(core: Core, facts: ChainFacts) -> bytes:
             tuple(facts.offered()),
             tuple(facts.anchors()),
             tuple(facts.written()),
+            facts.trust,
         )
     )
 
@@ -149,7 +152,7 @@ def read_snapshot(data: bytes) -> Snapshot:
     """Return the snapshot that `data` encodes; DecodeError if it is none in its form."""
     snapshot = decode(Snapshot, data, MAX_SNAPSHOT_BYTES)
     core = snapshot.core
-    problem = core.roster.problem()
+    problem = core.roster.problem() or snapshot.trust.problem()
     if problem:
         raise DecodeError(problem)
     if len(core.turns) != len(core.roster.present):
@@ -185,6 +188,7 @@ def load_facts(snapshot: Snapshot, facts: ChainFacts) -> None:
         facts.load_anchors(author, anchors)
     for name, values in snapshot.values:
         facts.load_values(name, values)
+    facts.load_trust(snapshot.trust)
 
 
 def saved_work(account: WorkAccount) -> Work:

@@ -24,6 +24,7 @@ from edgepool.core.ledger.snapshot import (
     write_snapshot,
 )
 from edgepool.core.ledger.statements import check_registered, effects_of
+from edgepool.core.ledger.trust import Trust
 from edgepool.errors import DecodeError
 from edgepool.model.beacon import first_beacon, next_beacon
 from edgepool.model.block import Block, Header
@@ -46,7 +47,7 @@ from edgepool.model.twin import DataKey
 
 __all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 
@@ -146,6 +147,11 @@ class ChainState:
         """Return the members of `next_roster` against whom there is evidence on the chain."""
         roster = self._facts.roster
         return tuple(peer for peer in roster.convicted if peer in roster.next_members)
+
+    @property
+    def trust(self) -> Trust:
+        """Which roots the members trust beside their own, whom they have revoked, and what is open."""
+        return self._facts.trust
 
     # --- what the chain holds
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from edgepool.core.ledger.roster import Roster
+from edgepool.core.ledger.trust import Trust
 from edgepool.core.rights import Standing, Subject
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import PoolKind
@@ -33,6 +34,7 @@ class View(Protocol):
     height: int
     horizon: int
     roster: Roster
+    trust: Trust
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height."""
