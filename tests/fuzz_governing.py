@@ -20,11 +20,20 @@ from msgspec.structs import replace
 
 from edgepool.core.chain import Chain
 from edgepool.model.block import Handover, Header
-from edgepool.model.crypto import Signer
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.message import Votes
 from edgepool.model.pool import Member
 from edgepool.model.record import ChainAnchor, MembershipChange, Statement, join_terms
+from edgepool.model.trust import (
+    MAX_ROOT_BYTES,
+    AdmitRoot,
+    RetireRoot,
+    RevokePeer,
+    TrustChange,
+    TrustStep,
+    own_revocation,
+)
 from edgepool.model.vote import (
     NIL,
     PRECOMMIT,
@@ -91,6 +100,35 @@ class Governing(Choices):
 
     def _named(self, peer: PeerId) -> Member:
         return Member(peer, "x", self._one(("", "milling")), self._one(((), ("/" * 256,) * 8)))
+
+    # --- trust --------------------------------------------------------------------------------
+
+    def _trust(self, chain: Chain) -> TrustChange:
+        """Return a change of trust: of roots that are none, of anybody's membership, signed well or not."""
+        opened = chain.state.trust.open
+        if opened and self._seldom():
+            change = self._one(opened)[0]
+            return change if self._often() else self._changed(change, reason="x")
+        change = self._bearable_trust()
+        if self._often():
+            return change
+        step: TrustStep = RevokePeer(self._peer(), self._one((b"", self._bytes(64))))
+        if not self._cell.manner.forgiving and self._often():
+            step = own_revocation(LIAR, NETWORK)  # all approve that, and exclude it
+        return self._changed(change, step=step, reason=self._one(("", "x" * 256)))
+
+    def _bearable_trust(self) -> TrustChange:
+        """Return a change of trust that hurts nobody, whoever approves it."""
+        der = self._one((b"x", self._bytes(32), bytes(MAX_ROOT_BYTES)))
+        until_ms = self._one((0, 1, 2**53))
+        step: TrustStep = self._one(
+            (
+                AdmitRoot(self._one(("x", "\0" * 64)), der),
+                RetireRoot(sha256(der), until_ms),
+                RevokePeer(PUPPETS[-1].peer),
+            )
+        )
+        return TrustChange(step, "")
 
     # --- evidence -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from edgepool.core.machine import RankedOffer
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import MembershipChange, SignedRecord
+from edgepool.model.trust import RevokePeer, TrustChange
 from edgepool.model.vote import Equivocation
 
 K = TypeVar("K")
@@ -41,6 +42,7 @@ class Judge:
         self._roots: dict[tuple[ChainId, int], bytes] = {}
         self._genuine: dict[bytes, None] = dict.fromkeys(one.block.header.id for one in FOREIGN_BLOCKS)
         self._authors: dict[tuple[ChainId, MembershipChange], list[PeerId]] = {}
+        self._revoked: dict[PeerId, None] = {}
         self._accused: dict[tuple[ChainId, PeerId], None] = {}
 
     def says(self, peer: PeerId, chain: ChainId, kind: int, place: tuple[int, int], value: bytes) -> None:
@@ -63,6 +65,8 @@ class Judge:
             body, author = signed.record.body, signed.record.author
             if isinstance(body, MembershipChange):
                 keep(self._authors, (header.chain, body), [], 1024).append(author)
+            elif isinstance(body, TrustChange) and isinstance(body.step, RevokePeer):
+                keep(self._revoked, PeerId(body.step.peer), None)
             elif isinstance(body, Equivocation):
                 keep(self._accused, (header.chain, body.member), None)
 
@@ -79,6 +83,8 @@ class Judge:
                 raise Broken("an honest member is convicted")
             if peer not in staying:
                 raise Broken("an honest member is excluded")
+            if state.trust.is_revoked(peer):
+                raise Broken("an honest member is revoked")
         if any(peer not in KNOWN for peer in staying):
             raise Broken("somebody is a member who has never agreed")
         if state.pending_change is not None and not self._reason(chain.id, state.pending_change):
@@ -102,6 +108,7 @@ class Judge:
         return (
             (not self.manual and COORDINATOR.peer in authors)
             or change.outgoing in authors
+            or change.outgoing in self._revoked
             or (chain, change.outgoing) in self._accused
             or (change.outgoing, coming) in self.wanted
         )

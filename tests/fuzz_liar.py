@@ -69,6 +69,7 @@ from edgepool.model.record import (
     join_terms,
     sign_record,
 )
+from edgepool.model.trust import TrustChange
 
 
 class Liar(Governing):
@@ -95,6 +96,8 @@ class Liar(Governing):
         elif isinstance(body, MembershipChange) and self._often():
             author = COORDINATOR
             body = body if manual else self._bearable(chain)
+        elif isinstance(body, TrustChange) and self._often():
+            author, body = COORDINATOR, self._bearable_trust()
         author = author if self._writes else STRANGER
         chain_id = chain.id if not self._seldom() else ChainId("0" * 40)
         nonce = int(self._rng.random() * 2**53)
@@ -106,7 +109,7 @@ class Liar(Governing):
     def _body(self, chain: Chain) -> Body:
         task, number, text = self._one(("T1", "T2", "\0")), self._one((0, 10, 20, 100_000)), "x" * 64
         key, root = self._one(KEYS), self._one((ROOT, self._bytes(32)))
-        match int(self._rng.random() * 12):
+        match int(self._rng.random() * 13):
             case 0:
                 step, steps = self._one((0, 1, 255)), self._one((1, 2, 256))
                 minutes = self._one((0, 10_000_000))
@@ -136,6 +139,8 @@ class Liar(Governing):
                 return self._anchor(chain)
             case 9:
                 return self._statement()
+            case 10:
+                return self._trust(chain)
             case _:
                 return self._change(chain)
 

@@ -13,8 +13,8 @@ from edgepool.config import PeerSettings
 from edgepool.core.anchoring import Anchoring
 from edgepool.core.chain import Chain
 from edgepool.core.directory import ChainDirectory
+from edgepool.core.governing import Governing, failed
 from edgepool.core.ledger.proof import proof_problem
-from edgepool.core.ledger.state import ChainState
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import (
     ApproveChange,
@@ -25,7 +25,6 @@ from edgepool.core.machine import (
     ConfirmTransfer,
     Effect,
     Event,
-    Failed,
     FindData,
     FormPool,
     Holding,
@@ -43,16 +42,13 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
-    TrustDecided,
     Woke,
 )
-from edgepool.core.membership import exclusion
 from edgepool.core.pools.joining import Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
-from edgepool.core.trusting import MainTrust
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
@@ -131,19 +127,24 @@ class Node:
             problem=self._following_problem,
         )
         self._anchoring = Anchoring(signer.peer, settings.limits.chains)
-        self._main_trust = MainTrust()
+        self._governing = Governing(signer.peer, self.chains, self._joining)
 
     def load(self, genesis: Genesis, height: int, vote_state: bytes) -> None:
         """Take up a stored chain before `start`."""
         self._add_chain(genesis, height, vote_state)
-        self._main_trust.take(self._states())
+        self._governing.know_trust()
+
+    @property
+    def trust(self) -> UnitedTrust:
+        """What this peer's main chains say together of whom to trust."""
+        return self._governing.trust
 
     def start(self, now: Instant) -> list[Effect]:
         """Begin: ask for links to everybody in this peer's pools and go on with its chains."""
         effects: list[Effect] = []
         for chain in self.chains.values():
             effects += self._merge(chain.start(now), now)
-        return effects + self._spread_trust(now)
+        return effects + self._merge(self._governing.spread_trust(now), now)
 
     def step(self, event: Event, now: Instant) -> list[Effect]:
         """Take one event; return its effects in order."""
@@ -243,51 +244,22 @@ class Node:
             case FindData():
                 refused = refusal("search", self._self)
                 if refused:
-                    return _failed(ticket, refused)
+                    return failed(ticket, refused)
                 return self._merge(self._resolver.find(ticket, command, now), now)
             case ConfirmTransfer():
                 return self._merge(self._resolver.confirm(ticket, command, now), now)
             case FormPool(invitation):
                 return self._merge(self._pools.form(ticket, invitation, now), now)
-            case ChangeMembers():
-                return self._change_members(ticket, command, now)
-            case ApproveChange(chain_id, proposer):
-                return self._approve(ticket, chain_id, proposer, now)
-            case ChangeTrust(chain_id, change):
-                chain = self.chains.get(chain_id)
-                if chain is None:
-                    return _failed(ticket, f"this peer is not on chain {chain_id}")
-                return self._merge(chain.trust(ticket, change, now), now)
+            case ChangeMembers() | ApproveChange() | ChangeTrust():
+                return self._merge(self._governing.submit(ticket, command, now), now)
             case _:
                 raise AssertionError(f"no route for {type(command).__name__}")
 
     def _submit_record(self, ticket: int, record: SignedRecord, now: Instant) -> list[Effect]:
         chain = self.chains.get(record.record.chain)
         if chain is None:
-            return _failed(ticket, f"this peer is not on chain {record.record.chain}")
+            return failed(ticket, f"this peer is not on chain {record.record.chain}")
         return self._merge(chain.submit(ticket, record, now), now)
-
-    def _change_members(self, ticket: int, command: ChangeMembers, now: Instant) -> list[Effect]:
-        chain = self.chains.get(command.chain)
-        if chain is None:
-            return _failed(ticket, f"this peer is not on chain {command.chain}")
-        if not chain.member and chain.genesis.invitation.coordinator != self.peer:
-            return _failed(ticket, "only members and the coordinator change who is in a pool")
-        number = chain.state.change_number
-        if command.incoming is not None:
-            return self._merge(self._joining.ask(ticket, chain.genesis, number, command, now), now)
-        change = exclusion(number, command.outgoing, command.reason)
-        return self._merge(chain.change(ticket, change, now), now)
-
-    def _approve(self, ticket: int, chain_id: ChainId, proposer: PeerId, now: Instant) -> list[Effect]:
-        chain = self.chains.get(chain_id)
-        if chain is None:
-            return _failed(ticket, f"this peer is not on chain {chain_id}")
-        proposed = [change for change, authors in chain.state.open_changes() if proposer in authors]
-        if not proposed:
-            number = chain.state.change_number
-            return _failed(ticket, f"{proposer} has proposed nothing on this chain under number {number}")
-        return self._merge(chain.approve(ticket, proposed[-1], now), now)
 
     def _wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
@@ -314,7 +286,7 @@ class Node:
                 case Following(genesis):
                     effects += self._follow(genesis, now)
                 case Agreed():
-                    effects += self._agreed(output, now)
+                    effects += self._merge(self._governing.agreed(output, now), now)
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
                 case Notify(BlockCommitted(chain, certified)):
@@ -322,7 +294,7 @@ class Node:
                     effects += self._after_block(self.chains[chain], certified, now)
                 case Persist(SaveSnapshot(adopted=True)):
                     effects.append(output)
-                    effects += self._take_trust(now)
+                    effects += self._merge(self._governing.follow_trust(now), now)
                 case _:
                     effects.append(output)
         return effects
@@ -356,15 +328,6 @@ class Node:
         voting = any(member.peer == self.peer for member in chain.state.next_roster)
         return "it is a member already" if voting else ""
 
-    def _agreed(self, agreed: Agreed, now: Instant) -> list[Effect]:
-        """Propose a newcomer that has agreed; ask it again if another change was decided meanwhile."""
-        chain, command = self.chains[agreed.command.chain], agreed.command
-        number = chain.state.change_number
-        if agreed.change.number != number:
-            asked = self._joining.ask(agreed.ticket, chain.genesis, number, command, now)
-            return self._merge(asked, now)
-        return self._merge(chain.change(agreed.ticket, agreed.change, now), now)
-
     def _after_block(self, chain: Chain, certified: CertifiedBlock, now: Instant) -> list[Effect]:
         """Do what the rest of this peer makes of a new block: see to anchors, renew wishes."""
         height = certified.block.header.height
@@ -373,31 +336,8 @@ class Node:
             voters = tuple(member.peer for member in rosters.at(height))
             kind = chain.genesis.invitation.kind
             self._anchoring.block_committed(chain.id, kind, certified, voters, now.monotonic_ms)
-        effects = self._take_trust(now)
-        for command in chain.outdated_wishes():
-            asked = self._joining.ask(0, chain.genesis, chain.state.change_number, command, now)
-            effects += self._merge(asked, now)
-        return effects
-
-    @property
-    def trust(self) -> UnitedTrust:
-        """What this peer's main chains say together of whom to trust."""
-        return self._main_trust.united
-
-    def _states(self) -> list[ChainState]:
-        return [chain.state for chain in self.chains.values()]
-
-    def _take_trust(self, now: Instant) -> list[Effect]:
-        """Take in what the main chains say of trust; if that is new, the owner and all chains hear of it."""
-        if not self._main_trust.take(self._states()):
-            return []
-        return [Notify(TrustDecided()), *self._spread_trust(now)]
-
-    def _spread_trust(self, now: Instant) -> list[Effect]:
-        effects: list[Effect] = []
-        for chain in list(self.chains.values()):
-            effects += self._merge(chain.trust_elsewhere(self.trust, now), now)
-        return effects
+        effects = self._merge(self._governing.follow_trust(now), now)
+        return effects + self._merge(self._governing.renew_wishes(chain, now), now)
 
     def _anchor(self, now: Instant) -> list[Effect]:
         deadline = self._anchoring.deadline
@@ -451,7 +391,3 @@ class Node:
 
     def _proof_problem(self, proof: OfferProof) -> str:
         return proof_problem(proof, self.network, self._trusted)
-
-
-def _failed(ticket: int, reason: str) -> list[Effect]:
-    return [Notify(Failed(ticket, reason, refused=True))] if ticket else []

@@ -7,7 +7,6 @@ stand beside peer ids wherever the pool has ever known them, be it that they hav
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -18,13 +17,13 @@ from edgepool.core.rosters import RosterHistory
 from edgepool.errors import LocalError
 from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.codec import Wire
-from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId, short
 from edgepool.model.pool import Genesis
 from edgepool.model.record import Body, ChainAnchor, MembershipChange, SignedRecord, kind_of
-from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange
+from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation, quorum
+from edgepool.peer.trust import trust_text
 from edgepool.peer.values import Fetched, Published
 
 
@@ -112,25 +111,6 @@ def change_text(change: MembershipChange, names: Mapping[PeerId, str]) -> str:
     if comes and leaves:
         what = f"{comes} replaces {leaves}"
     return f"change {change.number}: {what}" + (f" ({change.reason})" if change.reason else "")
-
-
-def trust_text(change: TrustChange, names: Mapping[PeerId, str]) -> str:
-    """Return a change of trust in a clause."""
-    match change.step:
-        case AdmitRoot(organisation, der):
-            what = f"trust the members of '{organisation}', root {sha256(der).hex()[:16]}"
-        case RetireRoot(root, from_ms):
-            what = f"trust root {root.hex()[:16]} no more from {_time_text(from_ms)} on"
-        case RevokePeer(peer):
-            what = f"revoke {_named(PeerId(peer), names)}"
-    return what + (f" ({change.reason})" if change.reason else "")
-
-
-def _time_text(time_ms: int) -> str:
-    try:
-        return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (ValueError, OverflowError, OSError):
-        return f"the {time_ms}th millisecond after 1970"
 
 
 def _named(peer: PeerId, names: Mapping[PeerId, str]) -> str:

@@ -26,12 +26,14 @@ from edgepool.core.machine import (
     RankedOffer,
     RecordRef,
     SubmitRecord,
+    TrustDecided,
 )
 from edgepool.core.node import Node
 from edgepool.errors import EdgepoolError, LocalError
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member, PoolKind
 from edgepool.model.record import Body, sign_record
+from edgepool.model.trust import TrustStep
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
@@ -42,6 +44,8 @@ from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
 from edgepool.peer.tickets import Tickets
+from edgepool.peer.trust import Trusting
+from edgepool.peer.trustview import TrustStatus
 from edgepool.peer.values import (
     Fetched,
     LinkChanged,
@@ -118,6 +122,7 @@ class Peer(PeerView):
             on_link=self._link_changed,
             on_failure=self._stop_for,
         )
+        self.trusting = Trusting(self, self._identity)
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self._tickets = Tickets(self._loop.post)
@@ -145,6 +150,7 @@ class Peer(PeerView):
                 manifest = self._blobs.manifest(root)
                 if manifest is not None:
                     self._node.directory.held[root] = manifest.size_bytes
+            self.trusting.follow()
             await self._transport.start(self._loop)
             self._node.addresses = self._transport.addresses
             self._started_ms = self._clock.now().wall_ms
@@ -287,6 +293,31 @@ class Peer(PeerView):
         self._check_open()
         return await self._membership.approve(chain, proposer, COMMAND_TIMEOUT_MS)
 
+    async def change_trust(
+        self,
+        step: TrustStep,
+        *,
+        reason: str = "",
+        chain: ChainId | None = None,
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
+    ) -> RecordRef:
+        """Propose on a main chain that a root is admitted or retired, or a peer revoked [S3.6].
+
+        Returns where this peer's own word stands. Decided, and in force at once, when more than two thirds of
+        the members have said the same; the coordinator carries it to its other main chains.
+        """
+        self._check_open()
+        return await self.trusting.change(step, reason, chain, timeout_ms)
+
+    async def approve_trust(self, change: str = "") -> RecordRef:
+        """Approve an open change of trust by the beginning of its id ('': the only one)."""
+        self._check_open()
+        return await self.trusting.approve(change, COMMAND_TIMEOUT_MS)
+
+    def trust(self) -> TrustStatus:
+        """Return which roots this peer trusts, whom it does not let in, and what is open about that."""
+        return self.trusting.status()
+
     # --- what happens ---------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[PeerEvent]:
@@ -329,6 +360,8 @@ class Peer(PeerView):
                     return
                 for event in self._membership.told_by(chain, certified):
                     self.tell(event)
+            case TrustDecided():
+                self.trusting.follow()
             case PoolJoined(genesis):
                 self.tell(PoolEntered(genesis))
             case Confirmed(confirmation):
@@ -365,4 +398,5 @@ class Peer(PeerView):
             now = self._clock.now()
             network = self._accounting.network_load_percent(now.monotonic_ms)
             self._loop.post(Load(network, processing_load_percent()))
+            self._identity.trust.tick()
             await asyncio.sleep(_LOAD_EVERY_S)

@@ -151,13 +151,23 @@ class TrustSet:
                     continue  # a root that cannot be read lets nobody in
         self._refresh()
 
+    def known_roots(self) -> tuple[Root, ...]:
+        """Return all roots that can be read: installed and admitted ones, retired or not."""
+        return tuple(
+            {root.fingerprint: root for root in (*self._installed, *self._admitted.values())}.values()
+        )
+
+    def is_installed(self, fingerprint: bytes) -> bool:
+        """Say whether a root is in this peer's own files."""
+        return any(root.fingerprint == fingerprint for root in self._installed)
+
     def watch_roots(self, changed: Callable[[], None]) -> None:
         """Have `changed` called whenever other roots are trusted."""
         self._on_roots.append(changed)
 
     def _refresh(self) -> None:
         now_ms = self._now_ms()
-        known = {root.fingerprint: root for root in (*self._installed, *self._admitted.values())}
+        known = {root.fingerprint: root for root in self.known_roots()}
         decided = self._decided.roots
         retired = [one for one in known if one in decided and decided[one].retired_ms <= now_ms]
         roots = tuple(root for fingerprint, root in known.items() if fingerprint not in retired)

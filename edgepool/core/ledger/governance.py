@@ -33,6 +33,8 @@ class MembershipContract:
             return f"{decided} changes are decided here: the next is {roster.number}, not {body.number}"
         if roster.decided is not None:
             return "this block has decided a change already: the next one can stand in the next block"
+        if body.incoming is not None and view.trust.is_revoked(body.incoming.peer):
+            return f"the membership of {body.incoming.peer} was revoked: it can come with a new key only"
         misfit = roster.misfit(body) or _voter_problem(body)
         if misfit:
             return misfit

@@ -1,0 +1,186 @@
+"""Whom a peer trusts, as its owner sees it and changes it [S3.6]; its doors follow its main chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from edgepool.core.chain import Chain
+from edgepool.core.ledger.trust import NEVER_MS
+from edgepool.core.machine import ChangeTrust, RecordRef
+from edgepool.core.rosters import RosterHistory
+from edgepool.core.trusting import root_problem
+from edgepool.errors import DecodeError, LocalError
+from edgepool.model.codec import encode
+from edgepool.model.crypto import sha256
+from edgepool.model.ids import ChainId, PeerId, public_key_of
+from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
+from edgepool.model.vote import quorum
+from edgepool.peer.trustview import OpenTrust, RevokedPeer, RootStatus, TrustStatus
+from edgepool.transport.identity import Identity
+
+if TYPE_CHECKING:
+    from edgepool.peer.peer import Peer
+
+ID_DIGITS = 12
+"""By so many hexadecimal digits an open change of trust is named."""
+
+
+class Trusting:
+    """Keeps what `identity` trusts up to date with the main chains of one peer, and changes what they say."""
+
+    def __init__(self, peer: Peer, identity: Identity) -> None:
+        self._peer = peer
+        self._identity = identity
+
+    def follow(self) -> None:
+        """Trust whom the main chains say by now; who is trusted no more is cut off in this call."""
+        self._identity.trust.decide(self._peer.node.trust)
+
+    async def change(self, step: TrustStep, reason: str, chain: ChainId | None, timeout_ms: int) -> RecordRef:
+        """See Peer.change_trust."""
+        problem = root_problem(step)
+        if problem:
+            raise LocalError(f"the root cannot be admitted: {problem}")
+        where = self._main_chain(chain)
+        ref = await self._peer.command(ChangeTrust(where.id, TrustChange(step, reason)), timeout_ms)
+        assert isinstance(ref, RecordRef)
+        return ref
+
+    async def approve(self, change: str, timeout_ms: int) -> RecordRef:
+        """See Peer.approve_trust."""
+        open_ = [
+            (chain, one, authors)
+            for chain in self._main_chains()
+            for one, authors in chain.state.trust.open
+            if self._peer.id not in authors and trust_change_id(one).startswith(change)
+        ]
+        if len(open_) != 1:
+            what = "no change" if not open_ else f"{len(open_)} changes"
+            raise LocalError(
+                f"{what} of trust that this peer has not approved {'is' if not open_ else 'are'} open "
+                f"under '{change[:40]}': 'edgepool org list' shows them"
+            )
+        chain, found, _ = open_[0]
+        ref = await self._peer.command(ChangeTrust(chain.id, found), timeout_ms)
+        assert isinstance(ref, RecordRef)
+        return ref
+
+    def status(self) -> TrustStatus:
+        """See Peer.trust."""
+        own, decided = self._identity.certificate, self._peer.node.trust
+        trusted = self._identity.trust
+        roots = {root.fingerprint: root for root in trusted.known_roots()}
+        prints = dict.fromkeys((*roots, *decided.roots))
+        now_trusted = {root.fingerprint for root in trusted.roots}
+        shown = []
+        for fingerprint in prints:
+            root, known = roots.get(fingerprint), decided.roots.get(fingerprint)
+            never = known is None or known.retired_ms == NEVER_MS
+            shown.append(
+                RootStatus(
+                    fingerprint=fingerprint.hex(),
+                    organisation=root.organisation if root else known.organisation if known else "",
+                    own=fingerprint == own.root,
+                    installed=trusted.is_installed(fingerprint),
+                    admitted=known is not None and bool(known.der),
+                    trusted=fingerprint in now_trusted,
+                    retired_ms=0 if never or known is None else known.retired_ms,
+                    valid_until_ms=root.valid_until_ms if root else 0,
+                )
+            )
+        return TrustStatus(
+            organisation=own.organisation,
+            roots=shown,
+            revoked=self._revoked(),
+            open=[
+                self._open(chain, change, authors)
+                for chain in self._main_chains()
+                for change, authors in chain.state.trust.open
+            ],
+        )
+
+    def meant(self, who: str) -> PeerId:
+        """Return the peer that a name or a peer id means; LocalError if it is not known, or several are."""
+        try:
+            public_key_of(PeerId(who))
+        except DecodeError:
+            found = [peer for peer, name in self._names().items() if name == who]
+            if len(found) == 1:
+                return found[0]
+            fault = "no peer" if not found else f"{len(found)} peers"
+            raise LocalError(
+                f"{fault} of the pools of {self._peer.name} {'is' if not found else 'are'} called "
+                f"'{who[:80]}': write a peer id"
+            ) from None
+        return PeerId(who)
+
+    def _revoked(self) -> list[RevokedPeer]:
+        names, shown = self._names(), dict[str, RevokedPeer]()
+        for chain in self._main_chains():
+            pool = chain.genesis.invitation.name
+            for peer, height in chain.state.trust.revoked:
+                name = names.get(PeerId(peer), "")
+                shown.setdefault(peer, RevokedPeer(peer=peer, name=name, pool=pool, height=height))
+        for peer in self._identity.trust.revoked:
+            one = RevokedPeer(peer=peer, name=names.get(peer, ""), pool="", height=0)
+            shown.setdefault(peer, one)
+        return list(shown.values())
+
+    def _open(self, chain: Chain, change: TrustChange, authors: tuple[PeerId, ...]) -> OpenTrust:
+        members, names = chain.state.members, self._names()
+        return OpenTrust(
+            id=trust_change_id(change),
+            pool=chain.genesis.invitation.name,
+            says=trust_text(change, names),
+            proposer=authors[0],
+            proposer_name=names.get(authors[0], ""),
+            approved_by=[names.get(author, author) for author in authors if author in members],
+            needed=quorum(len(members)),
+            of=len(members),
+            approved=self._peer.id in authors,
+        )
+
+    def _names(self) -> dict[PeerId, str]:
+        names = {one.peer: one.name for one in self._peer.connected()} | {self._peer.id: self._peer.name}
+        for chain in self._peer.node.chains.values():
+            names |= RosterHistory(chain.genesis, tuple(chain.handovers)).names()
+        return names
+
+    def _main_chains(self) -> list[Chain]:
+        chains = self._peer.node.chains.values()
+        return [chain for chain in chains if chain.genesis.invitation.kind == "fixed"]
+
+    def _main_chain(self, wanted: ChainId | None) -> Chain:
+        mains = [chain for chain in self._main_chains() if wanted in (None, chain.id)]
+        if not mains:
+            raise LocalError(
+                f"peer {self._peer.name} is in no fixed pool{' with that chain' if wanted else ''}: only "
+                "the members of fixed pools, and their coordinator, say whom to trust"
+            )
+        return mains[0]
+
+
+def trust_change_id(change: TrustChange) -> str:
+    """Return the hexadecimal digits by which people name an open change of trust."""
+    return sha256(encode(change)).hex()[:ID_DIGITS]
+
+
+def trust_text(change: TrustChange, names: Mapping[PeerId, str]) -> str:
+    """Return a change of trust in a clause."""
+    match change.step:
+        case AdmitRoot(organisation, der):
+            what = f"trust the members of '{organisation}', root {sha256(der).hex()[:16]}"
+        case RetireRoot(root, from_ms):
+            what = f"trust root {root.hex()[:16]} no more from {_time_text(from_ms)} on"
+        case RevokePeer(peer):
+            what = f"revoke {names.get(PeerId(peer)) or peer}"
+    return what + (f" ({change.reason})" if change.reason else "")
+
+
+def _time_text(time_ms: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"the {time_ms}th millisecond after 1970"
