@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 
 from edgepool.model import credential
-from edgepool.transport.trust import LAPSED, RETIRED
+from edgepool.transport import trust
 
 
 def refused(word: str) -> str:
@@ -77,8 +77,8 @@ Counters = dict[str, int]
 
 CUT = {
     credential.REVOKED: "its membership was revoked",
-    RETIRED: "the root of its certificate is trusted no more",
-    LAPSED: "its certificate has lapsed",
+    trust.RETIRED: "the root of its certificate is trusted no more",
+    trust.LAPSED: "its certificate has lapsed",
 }
 """Why a connection that stood is cut, for its owner to be told."""
 
