@@ -76,14 +76,6 @@ async def measure_round_trip(folder: Path, trips: int) -> float:
     return percentile(took_s, 50) * 1000
 
 
-async def measure_round_trips(folder: Path, rounds: int, trips: int) -> Rounds:
-    """Return the p50 of each round of 1 KB there and back, over a link and over a bare TLS connection."""
-    async with AsyncExitStack() as stack:
-        asker, _, far = await _open_link(stack, folder, ECHO_BYTES)
-        echo = await _connect(stack, asker.identity, far["echo_port"], EchoClient)
-        return await _round_trips(asker.ask, echo.ask, rounds, trips)
-
-
 async def _open_link(
     stack: AsyncExitStack, folder: Path, size_bytes: int
 ) -> tuple[_Asker, Helper, dict[str, Any]]:

@@ -90,7 +90,7 @@ class Helper:
         assert process.stdin is not None
         assert process.stdout is not None
         line = b""
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # uvloop raises the latter if the process has been killed
             process.stdin.write(msgspec.json.encode([question, arguments]) + b"\n")
             await process.stdin.drain()
             line = await process.stdout.readline()

@@ -1,7 +1,7 @@
-"""The product's own transfers between the two sides; the only room of this bench that knows their API.
+"""The product's own transfers between the sides; the only room of this bench that knows their API.
 
-A requester asks by a confirmation that the holder has signed, as after a fetch on chain; every chunk is
-checked. With `keep` the data goes into a blob store, synced, otherwise it is checked and thrown away.
+A requester asks by a signed confirmation, which the holder verifies as after a fetch on chain; every chunk
+is checked. With `keep` the data goes into a blob store, synced, otherwise it is checked and thrown away.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from msgspec.structs import replace
 
+from edgepool.bench.figures import percentile
 from edgepool.bench.material import NETWORK
 from edgepool.bench.transfer.material import files_of
 from edgepool.bench.transfer.side import Where
 from edgepool.config import load_peer_settings
 from edgepool.errors import Unavailable
-from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import ChainId, PeerId, format_address
 from edgepool.model.record import SignedRecord, TransmissionConfirmation, sign_record
@@ -36,11 +37,12 @@ from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer import TransferClient
 from edgepool.transport.transfer_server import TransferServer
 
+FILES_AT_ONCE = 32
 _STORE_BYTES = 64 * 1024**3
 
 
 class Sender:
-    """A holder of one file."""
+    """A holder of one file, or of all files of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._settings = load_peer_settings(folder)
@@ -82,59 +84,98 @@ class Sender:
         """Nobody asks over links here."""
 
     def _serve(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
+        if not request.confirmation.authentic():
+            return "the confirmation is not signed"
         manifest, path = self._held[confirmation_of(request.confirmation).root]
         return TransferSource(manifest, path, lambda size_bytes: None, lambda sent, failure: None)
 
 
 class Receiver:
-    """A requester of what one or more holders have."""
+    """A requester of what one or more holders have, over connections that stay open."""
 
     def __init__(self, folder: Path) -> None:
-        self._settings = load_peer_settings(folder)
-        self._identity = load_identity(self._settings)
-        self._client = TransferClient(self._identity, self._settings.limits)
-        self._folder = folder
+        settings = load_peer_settings(folder)
+        self._identity = load_identity(settings)
+        self._client = TransferClient(self._identity, settings.limits)
+        self._store = BlobStore(folder / "store", _STORE_BYTES)
         self._senders: list[Where] = []
+        self._confirmations: dict[tuple[str, int], SignedRecord] = {}
         self._size_bytes = 0
 
     async def open(self, senders: list[Where], size_bytes: int, digest: str) -> None:
-        """Remember whom to ask; the root that they name is checked by whoever compares digests."""
+        """Make the confirmations; what comes is checked against the roots that the senders name."""
         self._senders, self._size_bytes = senders, size_bytes
+        for sender in senders:
+            for place, (root, file_bytes) in enumerate(sender["files"]):
+                made = self._confirmation(sender, bytes.fromhex(root), file_bytes)
+                self._confirmations[sender["peer"], place] = made
 
-    async def receive(self, keep: bool = False, kill_at: float = 0.0, **_: Any) -> dict[str, Any]:
-        """Fetch all, from all holders at once; kill the first holder's process once that share has come."""
-        killer = _Killer(self._senders[0]["pid"], kill_at) if kill_at else None
-        files = self._senders[0]["files"]
-        came_bytes = sum([await self._fetch(bytes.fromhex(root), size, keep, killer) for root, size in files])
-        if came_bytes != self._size_bytes:
-            raise Unavailable(f"{came_bytes} of {self._size_bytes} bytes arrived")
+    async def receive(
+        self, keep: bool = False, kill_at: float = 0.0, trips: int = 0, **_: Any
+    ) -> dict[str, Any]:
+        """Fetch all files, some at a time.
+
+        With `kill_at` the first holder's process is killed once that share has come; with `trips` the
+        first file is fetched so often, one after the other, and 'p50_s' is told.
+        """
+        if trips:
+            return {"p50_s": percentile([await self._trip() for _ in range(trips)], 50)}
+        killer = _Killer(self._senders[0]["pid"], kill_at * self._size_bytes) if kill_at else None
+        room = asyncio.Semaphore(FILES_AT_ONCE)
+
+        async def one(place: int) -> int:
+            async with room:
+                return await self._fetch(place, keep, killer)
+
+        came = await asyncio.gather(*map(one, range(len(self._senders[0]["files"]))))
+        if sum(came) != self._size_bytes:
+            raise Unavailable(f"{sum(came)} of {self._size_bytes} bytes arrived")
         return {}
 
     async def close(self) -> None:
         """End the connections."""
         await self._client.close()
 
-    async def _fetch(self, root: bytes, size_bytes: int, keep: bool, killer: _Killer | None) -> int:
-        sink = _Kept(self._folder / "store") if keep else _Sink()
+    async def _trip(self) -> float:
+        start_s = perf_counter()
+        await self._fetch(0, False, None)
+        return perf_counter() - start_s
 
-        def moved(holder: PeerId, size_bytes: int) -> None:
+    async def _fetch(self, place: int, keep: bool, killer: _Killer | None) -> int:
+        """Fetch the file at `place` from all holders; return how many bytes there are."""
+        sink = _Sink()
+        root_hex, size_bytes = self._senders[0]["files"][place]
+        root = bytes.fromhex(root_hex)
+        writers: list[PartialBlob] = []
+
+        def open_sink(manifest: Manifest) -> ChunkSink:
+            if keep:
+                writers.append(self._store.writer(manifest))
+            return writers[0] if keep else sink
+
+        def moved(holder: PeerId, moved_bytes: int) -> None:
             if killer is not None:
-                killer(fetch.done_bytes, fetch.size_bytes)
+                killer.moved(moved_bytes)
 
-        fetch = Fetch(self._client, root, size_bytes, sink.open, moved)
-        draws = [
-            fetch.draw_from(
-                PeerId(sender["peer"]),
-                (format_address(sender["host"], sender["port"]),),
-                self._confirmation(sender, root, size_bytes),
-            )
-            for sender in self._senders
-        ]
-        ends = await asyncio.gather(*draws, return_exceptions=True)
-        await fetch.finish()
+        fetch = Fetch(self._client, root, size_bytes, open_sink, moved)
+        try:
+            draws = [self._draw(fetch, sender, place) for sender in self._senders]
+            ends = await asyncio.gather(*draws, return_exceptions=True)
+            await fetch.finish()
+        finally:
+            await fetch.stop()
         if not fetch.whole:
-            raise Unavailable("; ".join(str(end) for end in ends if end is not None))
-        return await asyncio.to_thread(sink.finish)
+            raise next(end for end in ends if isinstance(end, BaseException))
+        if keep:
+            path = await asyncio.to_thread(writers[0].finish)
+            sink.size_bytes = path.stat().st_size
+            self._store.delete(root)
+        return sink.size_bytes
+
+    async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
+        address = format_address(sender["host"], sender["port"])
+        confirmation = self._confirmations[sender["peer"], place]
+        await fetch.draw_from(PeerId(sender["peer"]), (address,), confirmation)
 
     def _confirmation(self, sender: Where, root: bytes, size_bytes: int) -> SignedRecord:
         terms = TransmissionConfirmation(
@@ -146,63 +187,40 @@ class Receiver:
             2**50,
             bytes(64),
         )
-        record = sign_record(self._identity.signer, NETWORK, ChainId("0" * 40), terms, 0, 0)
-        return decode(SignedRecord, encode(record))
+        return sign_record(self._identity.signer, NETWORK, ChainId("0" * 40), terms, 0, 0)
 
 
 class _Sink:
-    """A ChunkSink that keeps nothing but the count."""
+    """A ChunkSink that keeps nothing but the count; `again_bytes` came though they were there."""
 
     def __init__(self) -> None:
-        self._size_bytes = 0
-
-    def open(self, manifest: Manifest) -> ChunkSink:
-        """Want all of it."""
-        return self
+        self.size_bytes = self.again_bytes = 0
+        self._there: set[int] = set()
 
     def has(self, index: int) -> bool:
-        """Nothing is there."""
+        """Nothing is there: all is wanted."""
         return False
 
     def write(self, index: int, data: memoryview) -> None:
         """Count a chunk."""
-        self._size_bytes += len(data)
-
-    def finish(self) -> int:
-        """Return how many bytes came."""
-        return self._size_bytes
-
-
-class _Kept(_Sink):
-    """Data into a blob store, from which it is deleted again."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._store = BlobStore(folder, _STORE_BYTES)
-        self._writer: PartialBlob | None = None
-
-    def open(self, manifest: Manifest) -> ChunkSink:
-        """Open the writer."""
-        self._writer = self._store.writer(manifest)
-        return self._writer
-
-    def finish(self) -> int:
-        """Make it durable; return how many bytes are held."""
-        assert self._writer is not None
-        size_bytes = self._writer.finish().stat().st_size
-        self._store.delete(self._writer.manifest.root)
-        return size_bytes
+        if index in self._there:
+            self.again_bytes += len(data)
+            return
+        self._there.add(index)
+        self.size_bytes += len(data)
 
 
 class _Killer:
-    """Is told of progress, and kills a process once the given share has come."""
+    """Kills a process once so many bytes have come."""
 
-    def __init__(self, pid: int, share: float) -> None:
+    def __init__(self, pid: int, at_bytes: float) -> None:
         self._pid = pid
-        self._share = share
+        self._left_bytes = at_bytes
 
-    def __call__(self, done_bytes: int, size_bytes: int) -> None:
-        if self._pid and done_bytes >= size_bytes * self._share:
+    def moved(self, size_bytes: int) -> None:
+        """So many more have come."""
+        self._left_bytes -= size_bytes
+        if self._pid and self._left_bytes <= 0:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0
 
