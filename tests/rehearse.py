@@ -63,6 +63,12 @@ ROWS = (
     Row("power cuts of an ext4", "tests/power/ext4.py --json --cuts {amount} --seed {seed}", 40, 10_000),
     Row("validators killed", "tests/power/kill.py --json --kills {amount} --seed {seed}", 50, 5_000),
     Row(
+        "either side of a transfer killed",
+        "tests/power/transfers.py --json --kills {amount} --seed {seed}",
+        100,
+        5_000,
+    ),
+    Row(
         "mutated frames and messages",
         "tests/fuzz.py --executions {amount} --seed {seed} --processes {jobs}",
         10_000_000,

@@ -75,13 +75,11 @@ class Plant:
                 await one.answers()
             for holder in self.holders:
                 await self._publish(holder)
-            began_s = time.perf_counter()
-            await self._fetch()
-            span_s = time.perf_counter() - began_s
+            await self._eventually_fetch()
             self._check()
             while self.report.kills < kills:
                 await self._forget()
-                await self._kill_one(draw, draw.uniform(0, 1.1 * span_s))
+                await self._kill_one(draw, draw.uniform(-0.1, 1.1))
                 self._check()
         finally:
             for one in everybody:
@@ -110,11 +108,17 @@ class Plant:
         async with ApiClient.of(self.requester.folder) as client:
             await client.fetch(KEY, self._out, version=1, timeout_ms=int(FETCH_S * 1000), progress=progress)
 
-    async def _kill_one(self, draw: Random, after_s: float) -> None:
-        """Kill somebody so long after a fetch has begun, and see it through."""
+    async def _kill_one(self, draw: Random, share: float) -> None:
+        """Kill somebody once that share of the data has come, and see it through.
+
+        Below 0 nothing has come yet, and above 1 all has, but it is not yet to be seen.
+        """
         victim = draw.choice((*self.holders, self.requester, self.requester))
         fetching = asyncio.create_task(self._fetch())
-        await asyncio.wait({fetching}, timeout=after_s)
+        if share <= 0:
+            await asyncio.sleep(draw.uniform(0, 0.05))
+        while not fetching.done() and self._came_bytes() < min(1.0, share) * self._data.size_bytes:
+            await asyncio.wait({fetching}, timeout=0.001)
         if fetching.done():
             await fetching
             self.report.over += 1
@@ -178,6 +182,13 @@ class Plant:
                 await asyncio.sleep(0.1)
 
     # --- what is on the disk ------------------------------------------------------------------------
+
+    def _came_bytes(self) -> int:
+        """Return how far the requester's file reaches."""
+        for name in ("part", "data"):
+            with suppress(OSError):
+                return (self.requester.folder / "blobs" / f"{self._root}.{name}").stat().st_size
+        return 0
 
     def _on_disk(self) -> int:
         """Return how many bytes of right chunks the requester has; Wrong if what is visible is not whole."""
