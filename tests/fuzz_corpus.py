@@ -35,6 +35,7 @@ from edgepool.model.pool import Genesis
 from edgepool.model.record import Body, DataDemand, DataOffer, SignedRecord, Statement, sign_record
 from edgepool.model.transfer import (
     AES_128_GCM,
+    PACKED,
     PLAIN,
     ChunkRequest,
     ToHolder,
@@ -161,8 +162,8 @@ def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list
 def _transfer_requests(confirmation: SignedRecord) -> list[Any]:
     share, both = bytes(range(32)), (AES_128_GCM, "chacha20-poly1305")
     return [
-        TransferRequest(0, confirmation, share, both, (PLAIN,), True),
-        TransferRequest(2**31, confirmation, share, (), (), False),
+        TransferRequest(0, confirmation, share, both, (PLAIN,), True, ()),
+        TransferRequest(2**31, confirmation, share, (), (), False, (bytes(32), bytes(range(32)))),
         ChunkRequest(0, 0, 1),
         ChunkRequest(7, 65535, 65536),
         TransferEnd(0, True),
@@ -172,9 +173,9 @@ def _transfer_requests(confirmation: SignedRecord) -> list[Any]:
 
 def _transfer_answers(manifest: Manifest) -> list[Any]:
     return [
-        TransferAccept(0, manifest, bytes(range(32)), AES_128_GCM, PLAIN, b"", b""),
-        TransferAccept(7, None, bytes(32), AES_128_GCM, PLAIN, b"\5", b""),
-        TransferAccept(8, manifest, b"", "", PLAIN, b"", b"some small data"),
+        TransferAccept(0, manifest, bytes(range(32)), AES_128_GCM, PLAIN, b"", b"", b""),
+        TransferAccept(7, None, bytes(32), AES_128_GCM, PACKED, b"\5", bytes(range(32)), b""),
+        TransferAccept(8, manifest, b"", "", PLAIN, b"", b"", b"some small data"),
         TransferRefusal(0, ""),
         TransferRefusal(9, "does not hold this"),
     ]

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from edgepool.errors import DecodeError
 from edgepool.model.codec import Wire
-from edgepool.model.fields import Text
+from edgepool.model.fields import Hash, MaybeHash, Text
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
 from edgepool.model.twin import MAX_CHUNKS, Manifest
 
@@ -23,6 +23,9 @@ INLINE_BYTES = 64 * 1024
 MAX_BITMAP_BYTES = MAX_CHUNKS // 8
 PLAIN = "plain"
 """The encoding of chunks that travel as they are."""
+PACKED = "zstd"
+"""The encoding of chunks that may be packed, each for itself, where that makes it smaller."""
+MAX_BASES = 4
 AES_128_GCM = "aes-128-gcm"
 CHACHA20_POLY1305 = "chacha20-poly1305"
 
@@ -39,6 +42,7 @@ class TransferRequest(Wire, tag="open", frozen=True):
 
     `share` is its half of the secret that the data connection's key is made of; `ciphers` and
     `encodings` are what it understands, best first. With `manifest` False it knows the manifest already.
+    `bases` are the roots of other versions that it has, to be told only what differs from one of them.
     """
 
     transfer: TransferNumber
@@ -47,6 +51,7 @@ class TransferRequest(Wire, tag="open", frozen=True):
     ciphers: Choices
     encodings: Choices
     manifest: bool
+    bases: Annotated[tuple[Hash, ...], Meta(max_length=MAX_BASES)]
 
 
 class TransferAccept(Wire, tag="yes", frozen=True):
@@ -54,6 +59,7 @@ class TransferAccept(Wire, tag="yes", frozen=True):
 
     Otherwise `share` is the holder's half of the secret, `cipher` and `encoding` are what it chose, and
     `have` is a bitmap of the chunks that it has so far (least significant bit first), empty for all.
+    `base` is the version, of those that the requester has, from which packed chunks differ; empty for none.
     """
 
     transfer: TransferNumber
@@ -62,6 +68,7 @@ class TransferAccept(Wire, tag="yes", frozen=True):
     cipher: Annotated[str, Meta(max_length=32)]
     encoding: Annotated[str, Meta(max_length=32)]
     have: Bitmap
+    base: MaybeHash
     data: Annotated[bytes, Meta(max_length=INLINE_BYTES)]
 
 

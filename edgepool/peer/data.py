@@ -119,6 +119,7 @@ class DataPlane:
             moved=lambda size_bytes: self._transfers.moved(transfer, size_bytes),
             done=lambda _, failure: self._transfers.end(transfer, failure),
             refusal=refusal,
+            base=self._blobs.first_of(request.bases),
         )
 
     # --- fetch ------------------------------------------------------------------------------
@@ -172,7 +173,15 @@ class DataPlane:
         duration_ms = self._clock.now().monotonic_ms - started_ms
         holder = max(got.shares, key=lambda peer: got.shares[peer], default=PeerId(same[0].holder.peer))
         return Fetched(
-            key, body.version, body.root, body.size_bytes, got.path, holder, duration_ms, got.shares
+            key,
+            body.version,
+            body.root,
+            body.size_bytes,
+            got.path,
+            holder,
+            duration_ms,
+            got.shares,
+            got.wire_bytes,
         )
 
     async def refetch(self, key: DataKey, version: int, root: bytes) -> PeerId:

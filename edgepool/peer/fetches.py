@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from edgepool.core.machine import ConfirmTransfer, RankedOffer
 from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
 from edgepool.model.ids import PeerId
 from edgepool.model.record import DataOffer, SignedRecord
+from edgepool.model.transfer import MAX_BASES
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import TransferProgress, Transfers
 from edgepool.peer.values import PeerMisbehaved
@@ -23,7 +25,8 @@ from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.partial import PartialBlob
 from edgepool.transport.fetching import Fetch
-from edgepool.transport.receiving import WrongChunk
+from edgepool.transport.packing import Base, open_base
+from edgepool.transport.receiving import DamagedBase, WrongChunk
 from edgepool.transport.transfer import TransferClient
 
 if TYPE_CHECKING:
@@ -47,10 +50,11 @@ FindOffers = Callable[[], Awaitable[Sequence[RankedOffer]]]
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """Data is stored at `path`; `shares` says how many bytes came from whom, '' if it was here already."""
+    """Data is stored at `path`; `shares` says how many bytes came from whom, by `wire_bytes` on the way."""
 
     path: Path
     shares: dict[PeerId, int]
+    wire_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -98,8 +102,12 @@ class Fetches:
         await self._peer.storage.make_room(body.size_bytes)
         writers: list[PartialBlob] = []
 
+        bases = await asyncio.to_thread(self._open_versions, key, body.root)
+
         def open_sink(manifest: Manifest) -> PartialBlob:
             writers.append(self._blobs.writer(manifest))
+            for base in bases:
+                writers[-1].copy_from(base.manifest, base.descriptor)
             return writers[-1]
 
         def moved(holder: PeerId, size_bytes: int) -> None:
@@ -107,7 +115,7 @@ class Fetches:
             if progress is not None:
                 progress(fetch.done_bytes, body.size_bytes)
 
-        fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved)
+        fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved, bases)
         gathering = _Gathering(key, body, fetch, list(offers))
         try:
             await self._gather(gathering, find_more)
@@ -117,9 +125,22 @@ class Fetches:
             await self._stop(gathering)
             for writer in writers:
                 writer.abort()
+            for base in bases:
+                base.close()
         self._peer.storage.used(body.root, key, body.version)
         self._peer.holding(body.root, body.size_bytes)
-        return Got(path, dict(fetch.shares))
+        return Got(path, dict(fetch.shares), fetch.wire_bytes)
+
+    def _open_versions(self, key: DataKey, root: bytes) -> list[Base]:
+        """Open the newest versions of the data under `key` that are here, other than `root`."""
+        bases: list[Base] = []
+        for other in self._peer.storage.versions(key):
+            manifest = self._blobs.manifest(other)
+            if other == root or manifest is None or len(bases) == MAX_BASES:
+                continue
+            with suppress(OSError):  # then it does not help
+                bases.append(open_base(manifest, self._blobs.path(other)))
+        return bases
 
     async def _gather(self, gathering: _Gathering, find_more: FindOffers) -> None:
         """Draw from holders until all is there; Unavailable if there is none left to draw from."""
@@ -169,6 +190,8 @@ class Fetches:
                 return
             except EdgepoolError as error:
                 failure = str(error)
+                if isinstance(error, DamagedBase):
+                    continue  # without it, this time
                 if isinstance(error, WrongChunk):
                     self._blame(gathering, error)
                 if not isinstance(error, Refused) or error.reason != EXPIRED or not transfer.done_bytes:

@@ -90,6 +90,12 @@ class DataKeeper:
                 self._drop(root)
             raise
 
+    def versions(self, key: DataKey) -> list[bytes]:
+        """Return the roots of the versions of `key` that are held whole, the newest first."""
+        entries = [(self._catalogue.entry(root), root) for root in self._blobs.roots()]
+        mine = [(entry.version, root) for entry, root in entries if entry.key == key]
+        return [root for _, root in sorted(mine, reverse=True)]
+
     # --- room -------------------------------------------------------------------------------------
 
     async def make_room(self, size_bytes: int) -> None:

@@ -35,7 +35,8 @@ class Published:
 class Fetched:
     """Data has arrived, every chunk checked against the root on chain, and is stored at `path`.
 
-    `shares` says how many bytes came from whom in this fetch, `holder` who sent most.
+    `shares` says how many bytes came from whom in this fetch, `holder` who sent most. `wire_bytes` is what
+    travelled for them: less than that if another version was here already, or the data was packed.
     """
 
     key: DataKey
@@ -46,6 +47,7 @@ class Fetched:
     holder: PeerId
     duration_ms: int
     shares: dict[PeerId, int]
+    wire_bytes: int = 0
 
     def read(self) -> bytes:
         """Return the data itself."""

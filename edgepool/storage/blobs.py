@@ -19,6 +19,7 @@ import itertools
 import os
 import stat
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -124,6 +125,14 @@ class BlobStore:
                 f"{path} or its data is damaged ({error}): delete both files and get the data again"
             ) from None
         return manifest
+
+    def first_of(self, roots: Sequence[bytes]) -> tuple[Manifest, Path] | None:
+        """Return the manifest and the file of the first of `roots` that is held, None if none is."""
+        for root in roots:
+            manifest = self.manifest(root)
+            if manifest is not None:
+                return manifest, self.path(root)
+        return None
 
     def import_bytes(self, data: bytes) -> Manifest:
         """Store `data`; return its manifest."""

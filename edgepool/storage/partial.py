@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,17 @@ class PartialBlob:
             write_all(self._fd, data, index * self.manifest.chunk_bytes)
         self._there[index] = 1
         self._missing -= 1
+
+    def copy_from(self, manifest: Manifest, descriptor: int) -> None:
+        """Take the chunks that another version has as well from its open file, as far as it can be read."""
+        places = {digest: index for index, digest in enumerate(manifest.chunks)}
+        for index, digest in enumerate(self.manifest.chunks):
+            place = places.get(digest)
+            if place is None or self._there[index]:
+                continue
+            size_bytes = manifest.chunk_size_bytes(place)
+            with suppress(OSError, DecodeError):
+                self.put(index, os.pread(descriptor, size_bytes, place * manifest.chunk_bytes))
 
     def finish(self) -> Path:
         """Make the data durable, then visible; return its file. If that fails, as after `abort`."""

@@ -19,7 +19,8 @@ from edgepool.model.record import SignedRecord
 from edgepool.model.transfer import chunks_of, confirmation_of
 from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.transport.lane import LaneKey
-from edgepool.transport.receiving import ChunkSink, Receiver, Spool, WrongChunk
+from edgepool.transport.packing import Base
+from edgepool.transport.receiving import ChunkSink, DamagedBase, Receiver, Spool, WrongChunk
 from edgepool.transport.transfer import OpenTransfer, TransferClient
 
 TICK_S = 0.1
@@ -44,7 +45,9 @@ class _Begun:
 class Fetch:
     """One piece of data on its way here, from as many holders as `draw_from` is called for.
 
-    `moved(holder, size_bytes)` is called on the event loop for each chunk that is new.
+    `moved(holder, size_bytes)` is called on the event loop for each chunk that is new. `bases` are other
+    versions that are here, open for as long as this lasts: a holder that has one of them, too, tells what
+    differs from it.
     """
 
     def __init__(
@@ -54,7 +57,10 @@ class Fetch:
         size_bytes: int,
         open_sink: OpenSink,
         moved: Callable[[PeerId, int], None],
+        bases: Sequence[Base] = (),
     ) -> None:
+        self.wire_bytes = 0
+        self._bases = {base.manifest.root: base for base in bases}
         self.root = root
         self.size_bytes = size_bytes
         self.shares: dict[PeerId, int] = {}
@@ -97,7 +103,8 @@ class Fetch:
         Raises what ended it: Refused, RemoteError (WrongChunk if it sent one) or Unavailable for this
         holder alone; what the sink raised for all.
         """
-        transfer = await self._client.open(holder, addresses, confirmation, self._begun is None)
+        bases = tuple(self._bases)
+        transfer = await self._client.open(holder, addresses, confirmation, self._begun is None, bases)
         try:
             begun = await self._begin(holder, transfer)
             if begun.plan.whole or self._over.done():
@@ -198,6 +205,7 @@ class Fetch:
             self._limits.transfer_stall_ms / 1000,
             arrived=lambda index: self._arrived(begun, holder, index),
             ended=ended.set_result,
+            base=self._bases.get(transfer.accept.base),
         )
         self._asked[holder] = transfer, receiver
         begun.plan.add(holder, has)
@@ -208,7 +216,10 @@ class Fetch:
             del self._asked[holder]
             begun.plan.lose(holder)
             receiver.stop()
+            self.wire_bytes += receiver.wire_bytes
             self._ask()
+        if ended.done() and isinstance(damaged := ended.result(), DamagedBase):
+            self._bases.pop(damaged.root, None)
         if not self._over.done():
             await _raise_reason(ended, transfer.lost)
 

@@ -34,6 +34,8 @@ HEADER_BYTES = 12
 SEAL_BYTES = 16
 LAST = 1
 """The flag of the last frame of a chunk."""
+PACKED = 2
+"""The flag of all frames of a chunk that is packed (see packing.py)."""
 
 _HEADER = struct.Struct(">III")
 _NONCE = struct.Struct(">4xQ")
@@ -120,7 +122,7 @@ class Opener:
 def read_header(header: bytes) -> tuple[int, int, int]:
     """Return index, length and flags of a frame; DecodeError if its length is out of bounds."""
     index, length, flags = _HEADER.unpack(header)
-    if length > FRAME_BYTES or flags & ~LAST:
+    if length > FRAME_BYTES or flags & ~(LAST | PACKED):
         raise DecodeError(f"a frame of {length} bytes with flags {flags}")
     return index, length, flags
 

@@ -20,9 +20,20 @@ from typing import Protocol
 from blake3 import blake3
 
 from edgepool.errors import DecodeError, RemoteError, Unavailable
+from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId
 from edgepool.model.twin import Manifest
-from edgepool.transport.lane import FRAME_BYTES, HEADER_BYTES, LAST, SEAL_BYTES, LaneKey, Opener, read_header
+from edgepool.transport.lane import (
+    FRAME_BYTES,
+    HEADER_BYTES,
+    LAST,
+    PACKED,
+    SEAL_BYTES,
+    LaneKey,
+    Opener,
+    read_header,
+)
+from edgepool.transport.packing import Base, place_of, unpack
 
 BUFFERED_BYTES = 8 * 1024 * 1024
 """So much may wait to be written."""
@@ -49,6 +60,14 @@ class WrongChunk(RemoteError):
     def __init__(self, peer: str, index: int) -> None:
         super().__init__(peer, f"chunk {index} is not what its manifest says")
         self.index = index
+
+
+class DamagedBase(Unavailable):
+    """The older version here, from which chunks were to differ, is not what it was any more."""
+
+    def __init__(self, root: bytes) -> None:
+        super().__init__(f"the older version {root.hex()[:16]} that is held here is damaged")
+        self.root = root
 
 
 class Spool:
@@ -113,6 +132,7 @@ class Receiver:
     """Takes the chunks that one holder sends, in the order in which they are asked for.
 
     On the event loop, `arrived(index)` is called for each chunk that came and was right, `ended(error)` once.
+    `wire_bytes` is what has come, as it came. Packed chunks may differ from `base`.
     """
 
     def __init__(
@@ -125,7 +145,11 @@ class Receiver:
         stall_s: float,
         arrived: Callable[[int], None],
         ended: Callable[[Exception | None], None],
+        base: Base | None = None,
     ) -> None:
+        self.wire_bytes = 0
+        self._base = base
+        self._packed: bytearray | None = None
         self._holder = holder
         self._connection = connection
         self._opener = Opener(key)
@@ -188,7 +212,8 @@ class Receiver:
             return False
         try:
             size_bytes = self._manifest.chunk_size_bytes(index)
-            right = self._open_chunk(header, length, flags, memoryview(buffer)[:size_bytes])
+            chunk = memoryview(buffer)[:size_bytes]
+            right = (self._open_packed if flags & PACKED else self._open_chunk)(header, length, flags, chunk)
             if not right:
                 raise WrongChunk(self._holder, index)
         except BaseException:
@@ -201,25 +226,56 @@ class Receiver:
 
     def _open_chunk(self, header: bytes, length: int, flags: int, chunk: memoryview) -> bool:
         """Read the frames of a chunk into `chunk`; say whether it is what the manifest says."""
-        first = read_header(header)[0]
         hasher = blake3()
+        self._open_frames(header, length, flags, chunk, hasher.update)
+        return hasher.digest() == self._manifest.chunks[read_header(header)[0]]
+
+    def _open_packed(self, header: bytes, length: int, flags: int, chunk: memoryview) -> bool:
+        """Read the frames of a packed chunk and unpack it into `chunk`; say whether it is right."""
+        index = read_header(header)[0]
+        if self._packed is None:
+            self._packed = bytearray(min(self._manifest.chunk_bytes, self._manifest.size_bytes))
+        packed = memoryview(self._packed)
+        content = packed[: self._open_frames(header, length, flags, packed[: len(chunk)])]
+        try:
+            chunk[:] = unpack(content, len(chunk), self._base)
+            right = data_hash(chunk) == self._manifest.chunks[index]
+        except DecodeError:
+            right = False
+        if not right and self._base is not None:
+            place = place_of(content) if len(content) >= 8 else None
+            if place is not None and not self._base.sound(place, len(chunk)):
+                raise DamagedBase(self._base.manifest.root)
+        return right
+
+    def _open_frames(
+        self,
+        header: bytes,
+        length: int,
+        flags: int,
+        into: memoryview,
+        opened: Callable[[memoryview], object] = len,
+    ) -> int:
+        """Read the frames of a chunk, the first of which has this header, into `into`; return their size."""
+        first, packed = read_header(header)[0], flags & PACKED
         filled = 0
         while True:
             end = filled + length
-            if not length or end > len(chunk) or (end == len(chunk)) != bool(flags & LAST):
+            misfit = bool(flags & LAST) != (end == len(into)) and not packed
+            if not length or end > len(into) or misfit:
                 raise DecodeError(f"a frame of {length} bytes that does not fit into chunk {first}")
             sealed = self._sealed[: length + SEAL_BYTES]
             self._fill(sealed)
-            content = chunk[filled:end]
+            content = into[filled:end]
             self._opener.open(header, sealed, content)
-            hasher.update(content)
+            opened(content)
             filled = end
             if flags & LAST:
-                return hasher.digest() == self._manifest.chunks[first]
+                return filled
             self._fill(self._header)
             header = bytes(self._header)
             index, length, flags = read_header(header)
-            if index != first:
+            if index != first or flags & PACKED != packed:
                 raise DecodeError(f"a frame of chunk {index} inside chunk {first}")
 
     def _fill(self, view: memoryview, patient: bool = False) -> None:
@@ -235,6 +291,7 @@ class Receiver:
             except BlockingIOError:
                 got = 0
             filled += got
+            self.wire_bytes += got
             slow = filled < len(view) and got < SLOWEST_BYTES and monotonic() - began_s > 0.9 * self._stall_s
             if slow and (filled or asked or not patient):
                 raise Unavailable(f"{self._holder} stalled: {len(self._expected)} chunks are asked for")

@@ -18,7 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from edgepool.model.twin import Manifest
-from edgepool.transport.lane import FRAME_BYTES, LAST, LaneKey, Sealer
+from edgepool.transport.lane import FRAME_BYTES, LAST, PACKED, LaneKey, Sealer
+from edgepool.transport.packing import Base, Packer, pays
 
 PIECE_BYTES = 64 * 1024
 """What is paced is sent in pieces of this size."""
@@ -40,7 +41,8 @@ class TransferSource:
     On the event loop, `moved(size_bytes)` is called for what was sent, `done(bytes_sent, failure)` once at
     the end (`failure` is '' if the requester took all that it wanted), and `refusal()` for each request for
     chunks: it names the condition that fails by now, or is ''. A thread calls `wait(size_bytes)` before
-    it sends so many bytes, and sends when that returns. `has` is None for whole data.
+    it sends so many bytes, and sends when that returns. `has` is None for whole data. `base` is another
+    version that the requester has as well: only what differs from it has to be told.
     """
 
     manifest: Manifest
@@ -50,20 +52,30 @@ class TransferSource:
     refusal: Callable[[], str] = _always
     wait: Callable[[int], None] = _nothing
     has: frozenset[int] | None = None
+    base: tuple[Manifest, Path] | None = None
 
 
 class Serving:
     """One transfer being served; its owner calls it on the event loop, and is told of the end there."""
 
     def __init__(
-        self, source: TransferSource, descriptor: int, key: LaneKey, ended: Callable[[Serving], None]
+        self,
+        source: TransferSource,
+        descriptor: int,
+        key: LaneKey,
+        ended: Callable[[Serving], None],
+        packs: bool = False,
+        base: Base | None = None,
     ) -> None:
+        """With `packs` chunks may be packed, if that pays; `base` is what they may differ from."""
         self.source = source
         self.key = key
         self.bytes_sent = 0
         self.owed = 0
         self.failure = ""
         self._descriptor = descriptor
+        self._packs = packs
+        self._base = base
         self._told = ended
         self._loop = asyncio.get_running_loop()
         self._wanted: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
@@ -106,12 +118,16 @@ class Serving:
     def _run(self) -> None:
         failure = ""
         try:
-            sealer = Sealer(self.key)
-            plain = memoryview(bytearray(FRAME_BYTES))
+            sealer, packer = Sealer(self.key), self._packer()
+            size_bytes = FRAME_BYTES if packer is None else self.source.manifest.chunk_bytes
+            plain = memoryview(bytearray(min(size_bytes, max(self.source.manifest.size_bytes, 1))))
             while (wanted := self._wanted.get()) is not None:
                 first, count = wanted
                 for index in range(first, first + count):
-                    self._send_chunk(sealer, plain, index)
+                    if packer is None:
+                        self._send_chunk(sealer, plain, index)
+                    else:
+                        self._send_packed(sealer, packer, plain, index)
         except BlockingIOError:
             failure = "the requester stalled"
         except ConnectionError:
@@ -121,25 +137,54 @@ class Serving:
         with suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self._thread_ended, failure)
 
+    def _packer(self) -> Packer | None:
+        if self._base is not None:
+            return Packer(self._base)
+        if self._packs and pays(self._descriptor, self.source.manifest.size_bytes):
+            return Packer(None)
+        return None
+
     def _send_chunk(self, sealer: Sealer, plain: memoryview, index: int) -> None:
-        assert self._connection is not None
         manifest = self.source.manifest
         offset, rest = index * manifest.chunk_bytes, manifest.chunk_size_bytes(index)
         while rest:
             length = min(FRAME_BYTES, rest)
-            if os.preadv(self._descriptor, [plain[:length]], offset) != length:
-                raise OSError(0, "the file became shorter")
+            self._read(plain[:length], offset)
             offset, rest = offset + length, rest - length
-            frame = sealer.seal(index, plain[:length], 0 if rest else LAST)
-            if self.source.wait is _nothing:
-                self._connection.sendall(frame)
-            else:
-                for start in range(0, len(frame), PIECE_BYTES):
-                    piece = frame[start : start + PIECE_BYTES]
-                    self.source.wait(len(piece))
-                    self._connection.sendall(piece)
+            self._send_frame(sealer.seal(index, plain[:length], 0 if rest else LAST))
+        self._tell_sent(index)
+
+    def _send_packed(self, sealer: Sealer, packer: Packer, plain: memoryview, index: int) -> None:
+        """Send a chunk packed, or as it is if that does not pay."""
+        manifest = self.source.manifest
+        chunk = plain[: manifest.chunk_size_bytes(index)]
+        offset = index * manifest.chunk_bytes
+        self._read(chunk, offset)
+        packed = packer.pack(offset, chunk)
+        content, flag = (chunk, 0) if packed is None else (memoryview(packed), PACKED)
+        for start in range(0, len(content), FRAME_BYTES):
+            end = start + FRAME_BYTES
+            last = LAST if end >= len(content) else 0
+            self._send_frame(sealer.seal(index, content[start:end], flag | last))
+        self._tell_sent(index)
+
+    def _read(self, into: memoryview, offset: int) -> None:
+        if os.preadv(self._descriptor, [into], offset) != len(into):
+            raise OSError(0, "the file became shorter")
+
+    def _send_frame(self, frame: memoryview) -> None:
+        assert self._connection is not None
+        if self.source.wait is _nothing:
+            self._connection.sendall(frame)
+            return
+        for start in range(0, len(frame), PIECE_BYTES):
+            piece = frame[start : start + PIECE_BYTES]
+            self.source.wait(len(piece))
+            self._connection.sendall(piece)
+
+    def _tell_sent(self, index: int) -> None:
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._sent, manifest.chunk_size_bytes(index))
+            self._loop.call_soon_threadsafe(self._sent, self.source.manifest.chunk_size_bytes(index))
 
     # --- on the loop again --------------------------------------------------------------------
 
@@ -158,4 +203,6 @@ class Serving:
         if self._connection is not None:
             self._connection.close()
         os.close(self._descriptor)
+        if self._base is not None:
+            self._base.close()
         self._told(self)

@@ -19,6 +19,8 @@ from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId, split_address
 from edgepool.model.record import SignedRecord
 from edgepool.model.transfer import (
+    MAX_BASES,
+    PACKED,
     PLAIN,
     SHARE_BYTES,
     ChunkRequest,
@@ -58,9 +60,14 @@ class TransferClient:
         self._dialling: dict[PeerId, asyncio.Lock] = {}
 
     async def open(
-        self, holder: PeerId, addresses: Sequence[str], confirmation: SignedRecord, manifest: bool = True
+        self,
+        holder: PeerId,
+        addresses: Sequence[str],
+        confirmation: SignedRecord,
+        manifest: bool = True,
+        bases: tuple[bytes, ...] = (),
     ) -> OpenTransfer:
-        """Ask `holder` for the data of a confirmation.
+        """Ask `holder` for the data of a confirmation; `bases` are versions of it that are here.
 
         Raises Refused (by the holder), RemoteError (it broke the protocol) or Unavailable (not reached,
         stalled).
@@ -68,11 +75,12 @@ class TransferClient:
         known = self._connections.get(holder)
         if known is not None and known.usable:
             try:
-                return await known.open(confirmation, manifest)
+                return await known.open(confirmation, manifest, bases)
             except Unavailable:
                 if known.usable:
                     raise
-        return await (await self._connect(holder, addresses)).open(confirmation, manifest)
+        connection = await self._connect(holder, addresses)
+        return await connection.open(confirmation, manifest, bases)
 
     def cut(self, peer: PeerId, reason: str) -> None:
         """End the connection to `peer`, and all transfers on it, at once."""
@@ -173,7 +181,9 @@ class HolderConnection(asyncio.BufferedProtocol):
         """Whether there is no transfer on it."""
         return not self._open and not self._answers
 
-    async def open(self, confirmation: SignedRecord, manifest: bool) -> OpenTransfer:
+    async def open(
+        self, confirmation: SignedRecord, manifest: bool, bases: tuple[bytes, ...]
+    ) -> OpenTransfer:
         """Ask for data; see TransferClient.open."""
         number, self._next = self._next, self._next + 1
         share = secrets.token_bytes(SHARE_BYTES)
@@ -182,7 +192,12 @@ class HolderConnection(asyncio.BufferedProtocol):
         self.used_s = self._loop.time()
         stall = self._loop.call_later(self._client.limits.transfer_stall_ms / 1000, self._stalled, answer)
         try:
-            self.send(TransferRequest(number, confirmation, share, ciphers(), (PLAIN,), manifest))
+            encodings = (PACKED, PLAIN)
+            self.send(
+                TransferRequest(
+                    number, confirmation, share, ciphers(), encodings, manifest, bases[:MAX_BASES]
+                )
+            )
             accept = await answer
         except asyncio.CancelledError:
             self.send(TransferEnd(number, False))
@@ -193,6 +208,9 @@ class HolderConnection(asyncio.BufferedProtocol):
             if self.idle and self._failure is None and self._timer is None:
                 self._timer = self._loop.call_later(IDLE_S, self._close_if_idle)
         root = confirmation_of(confirmation).root
+        if accept.base and accept.base not in bases:
+            self.send(TransferEnd(number, False))
+            raise RemoteError(self.holder, "its answer chooses a version that is not here")
         return self._opened(number, accept, share, root)
 
     def send(self, message: ToHolder) -> None:
@@ -228,7 +246,11 @@ class HolderConnection(asyncio.BufferedProtocol):
     def _opened(self, number: int, accept: TransferAccept, share: bytes, root: bytes) -> OpenTransfer:
         key = None
         if accept.share:
-            if accept.cipher not in ciphers() or accept.encoding != PLAIN or len(accept.share) != SHARE_BYTES:
+            if (
+                accept.cipher not in ciphers()
+                or accept.encoding not in (PACKED, PLAIN)
+                or len(accept.share) != SHARE_BYTES
+            ):
                 self.send(TransferEnd(number, False))
                 raise RemoteError(
                     self.holder, "its answer chooses a cipher or an encoding that was not offered"

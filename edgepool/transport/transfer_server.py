@@ -20,6 +20,7 @@ from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId
 from edgepool.model.transfer import (
     INLINE_BYTES,
+    PACKED,
     PLAIN,
     SHARE_BYTES,
     ChunkRequest,
@@ -35,6 +36,7 @@ from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.lane import LaneKey, choose
+from edgepool.transport.packing import Base, open_base
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.serving import Serving, TransferSource
 
@@ -315,11 +317,16 @@ class _Session(asyncio.BufferedProtocol):
         share = secrets.token_bytes(SHARE_BYTES)
         terms = [*self._terms, request.transfer, confirmation_of(request.confirmation).root]
         key = LaneKey(cipher, (request.share, share), terms)
-        serving = Serving(source, descriptor, key, lambda ended: self._ended(request.transfer, ended))
+        packs, base = PACKED in request.encodings, _base_of(request, source)
+        serving = Serving(
+            source, descriptor, key, lambda ended: self._ended(request.transfer, ended), packs, base
+        )
         self._served[request.transfer] = serving
         self._server.began(serving)
         have = b"" if source.has is None else bitmap_of(source.has, len(manifest.chunks))
-        self._answer(TransferAccept(request.transfer, shown, share, cipher, PLAIN, have, b""))
+        encoding = PACKED if packs else PLAIN
+        root = b"" if base is None else base.manifest.root
+        self._answer(TransferAccept(request.transfer, shown, share, cipher, encoding, have, root, b""))
         return True
 
     def _answer_whole(self, request: TransferRequest, source: TransferSource, data: bytes) -> None:
@@ -328,7 +335,7 @@ class _Session(asyncio.BufferedProtocol):
             self._refuse_source(request.transfer, source, "the holder's file became shorter")
             return
         shown = manifest if request.manifest else None
-        self._answer(TransferAccept(request.transfer, shown, b"", "", PLAIN, b"", data))
+        self._answer(TransferAccept(request.transfer, shown, b"", "", PLAIN, b"", b"", data))
         source.moved(len(data))
         source.done(len(data), "")
 
@@ -376,6 +383,16 @@ class _Session(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             body = encode(answer)
             self._transport.write(header(len(body)) + body)
+
+
+def _base_of(request: TransferRequest, source: TransferSource) -> Base | None:
+    """Return the version that both sides have, if the requester can be told what differs from it."""
+    if PACKED not in request.encodings or source.base is None or source.base[0].root not in request.bases:
+        return None
+    try:
+        return open_base(*source.base)
+    except OSError:
+        return None  # then everything is told
 
 
 def _read_now(descriptor: int, size_bytes: int) -> bytes | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId
 from edgepool.model.transfer import AES_128_GCM
 from edgepool.model.twin import Manifest
-from edgepool.transport.lane import LAST, LaneKey, Sealer
-from edgepool.transport.receiving import Receiver, Spool, WrongChunk
+from edgepool.transport.lane import LAST, PACKED, LaneKey, Sealer
+from edgepool.transport.packing import Base, Packer, open_base
+from edgepool.transport.receiving import DamagedBase, Receiver, Spool, WrongChunk
 
 HOLDER = PeerId("12D3KooWPSjwuwUkYKvFUSk8zv5LVBxUcTVX3aSK5vqMmMeibTBL")
 CHUNK = 1024
@@ -29,6 +31,7 @@ MANIFEST = Manifest(
 KEY = LaneKey(AES_128_GCM, (b"r" * 32, b"h" * 32), ["terms"])
 OTHER_KEY = LaneKey(AES_128_GCM, (b"h" * 32, b"r" * 32), ["terms"])
 STALL_S = 0.3
+OLDER = DATA[:300] + b"something else" + DATA[310:]
 
 
 def chunk(index: int) -> bytes:
@@ -74,7 +77,7 @@ class Lane:
 
 
 @asynccontextmanager
-async def open_lane(*asked: int) -> AsyncIterator[Lane]:
+async def open_lane(*asked: int, base: Base | None = None) -> AsyncIterator[Lane]:
     far, near = socket.socketpair()
     kept = Kept()
     spool = Spool(kept, CHUNK, lambda: None)
@@ -86,7 +89,7 @@ async def open_lane(*asked: int) -> AsyncIterator[Lane]:
     def ended(error: Exception | None) -> None:
         lane.ended.set_result(error)
 
-    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, STALL_S, arrived, ended)
+    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, STALL_S, arrived, ended, base)
     lane = Lane(far, receiver, kept, spool)
     for index in asked:
         receiver.expect(index)
@@ -235,3 +238,54 @@ async def test_a_slow_disk_holds_the_connection_back_and_a_full_one_ends_it() ->
     far.close()
     await asyncio.to_thread(spool.end)
     assert set(slow.chunks) == set(range(count))
+
+
+@contextmanager
+def base_file(tmp_path: Path, content: bytes) -> Iterator[Base]:
+    """An older version that has all of DATA but a few bytes; `content` is what its file has by now."""
+    path = tmp_path / "older"
+    path.write_bytes(content)
+    base = open_base(Manifest(len(OLDER), len(OLDER), (data_hash(OLDER),)), path)
+    try:
+        yield base
+    finally:
+        base.close()
+
+
+async def test_a_packed_chunk_is_told_by_what_differs_from_an_older_version(tmp_path: Path) -> None:
+    with base_file(tmp_path, OLDER) as base:
+        async with open_lane(0, 1, base=base) as lane:
+            packed = Packer(base).pack(0, memoryview(chunk(0)))
+            assert packed is not None
+            assert len(packed) < CHUNK // 4
+            lane.send(lane.seal(0, packed[:20], PACKED), lane.seal(0, packed[20:], PACKED | LAST))
+            lane.send(lane.seal(1, chunk(1)))
+            await until(lambda: lane.arrived == [0, 1])
+            await asyncio.to_thread(lane.spool.end)
+            assert lane.kept.chunks == {0: chunk(0), 1: chunk(1)}
+
+
+async def test_a_damaged_older_version_is_not_the_holders_fault(tmp_path: Path) -> None:
+    with base_file(tmp_path, OLDER) as base:
+        packed = Packer(base).pack(0, memoryview(chunk(0)))
+        assert packed is not None
+    with base_file(tmp_path, OLDER[:50] + bytes(100) + OLDER[150:]) as base:
+        async with open_lane(0, base=base) as lane:
+            lane.send(lane.seal(0, packed, PACKED | LAST))
+            assert isinstance(await lane.end(), DamagedBase)
+    with base_file(tmp_path, OLDER) as base:
+        async with open_lane(0, base=base) as lane:
+            other = Packer(base).pack(0, memoryview(bytes(CHUNK)))
+            assert other is not None
+            lane.send(lane.seal(0, other, PACKED | LAST))
+            assert isinstance(await lane.end(), WrongChunk)
+        assert lane.kept.chunks == {}
+
+
+async def test_packed_and_plain_frames_do_not_mix() -> None:
+    packed = Packer(None).pack(0, memoryview(bytes(CHUNK)))
+    assert packed is not None
+    async with open_lane(0) as lane:
+        lane.send(lane.seal(0, packed[:10], PACKED), lane.seal(0, packed[10:], LAST))
+        error = await lane.end()
+        assert "inside chunk 0" in str(error)

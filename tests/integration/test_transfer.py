@@ -452,7 +452,7 @@ async def raw(
 
 def request_for(holder: Holder, requester: Requester, number: int = 0) -> TransferRequest:
     confirmation = confirmation_for(holder.manifest, holder.peer, requester.peer)
-    return TransferRequest(number, confirmation, bytes(32), (AES_128_GCM,), (PLAIN,), True)
+    return TransferRequest(number, confirmation, bytes(32), (AES_128_GCM,), (PLAIN,), True, ())
 
 
 async def test_requests_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ async def test_a_cipher_that_is_not_known_is_not_taken(tmp_path: Path) -> None:
     async with serving(tmp_path, bytes(MIB)) as ([holder], requester):
         confirmation = confirmation_for(holder.manifest, holder.peer, requester.peer)
         for ciphers, encodings in ((("null",), (PLAIN,)), ((), (PLAIN,)), ((AES_128_GCM,), ())):
-            request = TransferRequest(0, confirmation, bytes(32), ciphers, encodings, True)
+            request = TransferRequest(0, confirmation, bytes(32), ciphers, encodings, True, ())
             reader, writer = await raw(holder, requester, request)
             size_bytes = int.from_bytes(await reader.readexactly(4), "big")
             assert b"in common" in await reader.readexactly(size_bytes)
@@ -563,7 +563,7 @@ async def test_a_request_must_name_a_confirmation(tmp_path: Path) -> None:
     async with serving(tmp_path, b"x") as ([holder], requester):
         demand = DataDemand(DataKey("P-1", "model"), 0, "", "")
         record = sign_record(holder.peer.identity.signer, NETWORK, ChainId("0" * 40), demand, 1, 1)
-        request = TransferRequest(0, record, bytes(32), (AES_128_GCM,), (PLAIN,), True)
+        request = TransferRequest(0, record, bytes(32), (AES_128_GCM,), (PLAIN,), True, ())
         reader, writer = await raw(holder, requester, request)
         assert await ended(reader)
         writer.close()
