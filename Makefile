@@ -17,8 +17,11 @@ ARGS ?=
 
 .PHONY: demo test check bench bench-transfer fmt docs model fuzz rehearse soak install clean
 
-demo: $(VENV)/.installed
-	$(BIN)/edgepool demo $(ARGS)
+# TRANSPORT=libp2p runs all links over libp2p, for which it installs an extra.
+TRANSPORT ?= tls
+
+demo: $(VENV)/.installed $(if $(filter-out tls,$(TRANSPORT)),$(VENV)/.installed-libp2p)
+	$(BIN)/edgepool demo --transport $(TRANSPORT) $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses 2 $(ARGS)
@@ -65,6 +68,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[workshop]'
 	@touch $@
+
+$(VENV)/.installed-libp2p: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[workshop,libp2p]'
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[workshop,dev]'

@@ -24,6 +24,8 @@ CONFIG_FILE = "edgepool.toml"
 BUDGET_FILE = "budget.toml"
 """What was set with 'edgepool budget set'; it goes before [budget] in the settings."""
 Approve = Literal["coordinator", "manual"]
+Road = Literal["tls", "libp2p", "both"]
+"""Over what links go. Data goes straight over TLS wherever two peers reach each other."""
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -94,6 +96,13 @@ class ConduitSettings(Settings, frozen=True):
     total_mbit_s: Annotated[int, Meta(ge=0)] = 0
     peer_mbit_s: Annotated[int, Meta(ge=0)] = 0
     idle_timeout_ms: Positive = 60_000
+
+
+class Libp2pSettings(Settings, frozen=True):
+    """The road over libp2p: where its child listens, and what memory it may have on top of its libraries."""
+
+    listen: Annotated[str, Meta(max_length=256)] = "/ip4/127.0.0.1/tcp/0"
+    memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] = 256 * 1024**2
 
 
 class ApiSettings(Settings, frozen=True):
@@ -196,6 +205,7 @@ class PeerSettings(Settings, frozen=True):
     machine_type: Annotated[str, Meta(max_length=64)] = ""
     listen: str = "/ip4/127.0.0.1/tcp/0"
     conduits: Annotated[tuple[str, ...], Meta(max_length=4)] = ()
+    transport: Road = "tls"
     coordinators: tuple[str, ...] = ()
     folder: Path = Path(".")
     identity: IdentitySettings = IdentitySettings()
@@ -205,6 +215,7 @@ class PeerSettings(Settings, frozen=True):
     conduit: ConduitSettings = ConduitSettings()
     api: ApiSettings = ApiSettings()
     limits: Limits = Limits()
+    libp2p: Libp2pSettings = Libp2pSettings()
     storage: StorageSettings = StorageSettings()
     budget: BudgetSettings = BudgetSettings()
     consensus: ConsensusSettings = ConsensusSettings()
@@ -268,6 +279,8 @@ def check_settings(settings: PeerSettings, where: str) -> None:
     try:
         if settings.listen:
             parse_address(settings.listen)
+        if settings.transport != "tls":
+            parse_address(settings.libp2p.listen)
         for known in settings.known_peers:
             if split_address(known.address).peer is None:
                 raise ConfigError(

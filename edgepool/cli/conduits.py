@@ -23,6 +23,7 @@ def path_cells(link: LinkStatus) -> tuple[str, str, str, str]:
         here, name, other = link.conduit_ms, "direct", link.direct_ms
     cost = _ms(here) + (f" ({name} {_ms(other)})" if other is not None else "")
     path = f"conduit {link.conduit}" if link.conduit else "direct"
+    path += "" if link.road == "tls" else f", {link.road}"
     return path, cost, size(link.bytes_sent), size(link.bytes_received)
 
 

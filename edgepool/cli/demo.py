@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepool.cli.console import out, print_json, run_async
+from edgepool.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgepool.workshop.demo import DemoOptions
@@ -35,6 +36,9 @@ def demo(
     keep_data: Annotated[
         bool, typer.Option("--keep-data", help="Keep the twin data too (2 GB), not only chains and reports.")
     ] = False,
+    transport: Annotated[
+        str, typer.Option(help="Over what links go: tls, or libp2p, which is an extra.")
+    ] = "tls",
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live screen.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
@@ -49,6 +53,8 @@ def demo(
     """
     from edgepool.workshop.demo import DemoOptions
 
+    if transport not in ("tls", "libp2p"):
+        raise ConfigError(f"links go over tls or libp2p, not '{transport}': name one of the two")
     options = DemoOptions(
         folder=folder,
         hour_seconds=hour_seconds,
@@ -59,6 +65,7 @@ def demo(
         kill=not no_kill,
         plain=plain,
         keep_data=keep_data,
+        transport="libp2p" if transport == "libp2p" else "tls",
         quiet=json,
     )
     _run(options, json)

@@ -62,6 +62,10 @@ MEANINGS = {
     "software is broken or hostile",
     "refused_busy": "all places for handshakes, links or transfers were taken, and callers were put off; if "
     "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
+    "refused_other_road": "members dialled links over TLS, which go over libp2p alone here: give them that "
+    'road, or set transport = "both"',
+    "restarted_libp2p": "the libp2p child ended, hung or grew, and was started again, and its links came "
+    "back; the log says why",
     "refused_token": "connections began with a token that is not good here, and got nowhere: late ones, or "
     "somebody who guesses; if it goes on rising, look for a foreign program",
     "refused_circuit": "members asked this conduit for somebody who keeps no place here, or for more than "

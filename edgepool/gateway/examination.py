@@ -52,7 +52,7 @@ from edgepool.gateway.ways import (
     check_serving,
     firewall_rows,
 )
-from edgepool.model.ids import PeerId, parse_address
+from edgepool.model.ids import PeerId, on_tcp, parse_address
 from edgepool.model.pool import Member
 from edgepool.peer.known import known_members
 from edgepool.peer.values import PeerStatus
@@ -97,7 +97,7 @@ async def examine(folder: Path) -> Examination:
         if settings.authority.folder:
             findings.append(check_authority_key(await asyncio.to_thread(authority_key_problem, settings)))
         others = await asyncio.to_thread(_others, settings, facts.peer)
-        places = [(member.name, address) for member in others for address in member.addresses]
+        places = [(member.name, on_tcp(address)) for member in others for address in member.addresses]
         findings += await asyncio.to_thread(_chains, settings, facts, status, running)
         findings += check_time_service(clock_kept())
         findings += _ports(settings, running)

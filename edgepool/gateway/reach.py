@@ -15,7 +15,7 @@ from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError, RemoteError
 from edgepool.gateway.doctor import Finding
 from edgepool.gateway.ways import PlaceFacts
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import PeerId, split_address
 from edgepool.model.pool import Member
 from edgepool.transport.conduits import Conduits
 from edgepool.transport.dial import OpenStream
@@ -43,7 +43,8 @@ async def reach(settings: PeerSettings, identity: Identity, members: Sequence[Me
 
     Those behind a conduit are tried through it.
     """
-    places = [(member, address) for member in members for address in member.addresses][:MAX_TRIES]
+    places = [(member, address) for member in members for address in member.addresses]
+    places = [place for place in places if not split_address(place[1]).libp2p][:MAX_TRIES]
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(member: Member, address: str) -> Reached:

@@ -24,13 +24,15 @@ from edgepool.config import (
     FixedPool,
     IdentitySettings,
     KnownPeer,
+    Libp2pSettings,
     PeerSettings,
+    Road,
     Role,
     check_settings,
     load_peer_settings,
 )
 from edgepool.errors import ConfigError, LocalError
-from edgepool.model.ids import PeerId, format_address, parse_address
+from edgepool.model.ids import PeerId, as_libp2p, format_address, parse_address
 from edgepool.transport.certificates import (
     AUTHORITY_CERTIFICATE,
     create_authority,
@@ -62,6 +64,8 @@ class PeerPlan:
     authority_folder: str = ""
     conduits: tuple[str, ...] = ()
     serve_conduit: bool = False
+    transport: Road = "tls"
+    libp2p_listen: str = Libp2pSettings().listen
 
 
 def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSettings:
@@ -103,16 +107,18 @@ def known_from_folder(folder: Path) -> tuple[KnownPeer, PeerSettings, PeerId]:
     """
     settings = load_peer_settings(folder)
     peer = read_peer_id(settings)
-    if not settings.listen:
+    over_libp2p = settings.transport == "libp2p"
+    if not over_libp2p and not settings.listen:
         raise ConfigError(f"'{folder}' accepts nothing from outside: name the folder of a peer that does")
-    host, port, _ = parse_address(settings.listen)
+    host, port, _ = parse_address(settings.libp2p.listen if over_libp2p else settings.listen)
     if port == 0:
         raise ConfigError(
             f"'{folder}' listens on port 0, a new one at each start: "
             f"write a fixed port behind 'listen' in its {CONFIG_FILE} first"
         )
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return KnownPeer(settings.name, f"{format_address(host, port)}/p2p/{peer}"), settings, peer
+    address = as_libp2p(host, port) if over_libp2p else format_address(host, port)
+    return KnownPeer(settings.name, f"{address}/p2p/{peer}"), settings, peer
 
 
 def free_ports(count: int) -> list[int]:
@@ -176,6 +182,8 @@ def check_plan(folder: Path, plan: PeerPlan) -> None:
         known_peers=plan.known_peers,
         fixed_pools=plan.fixed_pools,
         authority=AuthoritySettings(folder=plan.authority_folder),
+        transport=plan.transport,
+        libp2p=Libp2pSettings(listen=plan.libp2p_listen),
         folder=folder,
     )
     check_settings(settings, f"peer '{plan.name}'")
@@ -207,6 +215,10 @@ listen = {_quoted(plan.listen)}
 # back when one dies. They pass what they cannot read.
 conduits = {_list(plan.conduits)}
 
+# Over what links go: "tls", "libp2p", or "both", which then dials by address. Data goes straight over TLS
+# wherever two peers reach each other. libp2p needs an extra: pip install 'edgepool[libp2p]'.
+transport = {_quoted(plan.transport)}
+
 # The peers (ids) whose invitations to pools are believed. A coordinator counts itself in.
 coordinators = {_list(plan.coordinators)}
 
@@ -226,6 +238,7 @@ coordinators = {_list(plan.coordinators)}
 #passphrase_file = ""
 
 {_conduit(plan)}
+{_libp2p(plan)}
 # The local HTTP API: loopback only. Port 0 takes a free one; api.json says which while it runs.
 #[api]
 #host = "127.0.0.1"
@@ -283,6 +296,18 @@ def _known(known_peers: Sequence[KnownPeer]) -> str:
         for known in known_peers
     )
     return head + "\n".join(tables)
+
+
+def _libp2p(plan: PeerPlan) -> str:
+    head = (
+        "# The road over libp2p: where its child process listens (a multiaddr), and how many bytes of\n"
+        "# memory it may have on top of its libraries.\n"
+    )
+    mark = "" if plan.transport != "tls" else "#"
+    return head + (
+        f"{mark}[libp2p]\n{mark}listen = {_quoted(plan.libp2p_listen)}\n"
+        f"#memory_bytes = {Libp2pSettings().memory_bytes}\n"
+    )
 
 
 def _pools(plan: PeerPlan) -> str:

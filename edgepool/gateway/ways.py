@@ -160,15 +160,18 @@ def firewall_rows(settings: PeerSettings, others: Iterable[tuple[str, str]]) -> 
     out: dict[tuple[str, int], dict[str, None]] = {}
     direct: dict[str, None] = {}
     for name, address in [*others, *(("conduit", conduit) for conduit in settings.conduits)]:
-        host, port, conduit, _ = split_address(address)
+        host, port, conduit, *_ = split_address(address)
         if is_loopback(host):
             continue
         out.setdefault((host, port), {})["conduit" if conduit else name] = None
         if conduit is None and name != "conduit":
             direct[host] = None
     rows = []
-    if settings.listen:
-        host, port, _ = parse_address(settings.listen)
+    ways_in = [settings.listen] if settings.listen else []
+    if settings.transport != "tls":
+        ways_in.append(settings.libp2p.listen)
+    for listen in ways_in:
+        host, port, _ = parse_address(listen)
         if not is_loopback(host):
             sources = ", ".join(direct) or "all peers of the network"
             if settings.conduit.serve:

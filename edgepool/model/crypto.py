@@ -46,6 +46,11 @@ class Signer:
         message = signed_bytes(domain, statement)
         return nacl.bindings.crypto_sign(message, self._secret)[:SIGNATURE_BYTES]
 
+    @property
+    def seed(self) -> bytes:
+        """The 32 bytes that are the key; for the process that speaks libp2p in this peer's name alone."""
+        return self._seed
+
     def derive(self, purpose: str, context: bytes) -> bytes:
         """Return 32 secret bytes that only this key can make, for one purpose and context."""
         return hashlib.blake2b(purpose.encode() + b"\0" + context, key=self._seed, digest_size=32).digest()

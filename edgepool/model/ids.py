@@ -23,6 +23,7 @@ ChainId = NewType("ChainId", str)
 # libp2p peer ids: identity multihash (0x00, length 36) of protobuf {type: Ed25519, 32-byte key}.
 _PREFIX = bytes.fromhex("002408011220")
 PUBLIC_KEY_BYTES = 32
+_NOISE = "/noise"
 _CIRCUIT = "/p2p-circuit"
 _MAX_ADDRESS = 256
 
@@ -59,36 +60,40 @@ def short(peer: str) -> str:
 class Address(NamedTuple):
     """A multiaddr in its parts: where to connect, which peer is there, and behind which conduit.
 
-    With a conduit, `host` and `port` are the conduit's; `peer` is the peer behind it.
+    With a conduit, `host` and `port` are the conduit's; `peer` is the peer behind it. `libp2p` says that it
+    is an address of the libp2p road, where Noise is spoken on the port.
     """
 
     host: str
     port: int
     conduit: PeerId | None
     peer: PeerId | None
+    libp2p: bool = False
 
 
 def split_address(address: str) -> Address:
     """Split '/ip4|ip6|dns4/HOST/tcp/PORT[/p2p/PEER]', or that of a peer behind a conduit.
 
     That is, as in libp2p, '/ip4/HOST/tcp/PORT/p2p/CONDUIT/p2p-circuit[/p2p/PEER]': one conduit, never two.
-    Raises DecodeError, in one sentence, for anything else.
+    Raises DecodeError, in one sentence, for anything else. /noise behind the port means the libp2p road.
     """
-    direct, circuit, behind = address.partition(_CIRCUIT)
+    over_libp2p = address.split("/")[5:6] == [_NOISE[1:]]
+    plain = address.replace(_NOISE, "", 1) if over_libp2p else address
+    direct, circuit, behind = plain.partition(_CIRCUIT)
     host, port, peer = parse_address(direct)
     if not circuit:
-        return Address(host, port, None, peer)
+        return Address(host, port, None, peer, over_libp2p)
     if len(address) > _MAX_ADDRESS:
         raise DecodeError(f"an address has at most {_MAX_ADDRESS} characters")
     if peer is None:
         raise DecodeError(f"'{address}' is not an address: write the conduit's /p2p/PEER before {_CIRCUIT}")
     if not behind:
-        return Address(host, port, peer, None)
+        return Address(host, port, peer, None, over_libp2p)
     empty, p2p, last = behind.partition("/p2p/")
     if empty or not p2p:
         raise DecodeError(f"'{address}' is not an address: nothing but /p2p/PEER may stand behind {_CIRCUIT}")
     public_key_of(PeerId(last))
-    return Address(host, port, peer, PeerId(last))
+    return Address(host, port, peer, PeerId(last), over_libp2p)
 
 
 def with_peer(address: str, peer: PeerId) -> str:
@@ -134,3 +139,13 @@ def format_address(host: str, port: int) -> str:
     except ValueError:
         return f"/dns4/{host}/tcp/{port}"
     return f"/ip{version}/{host}/tcp/{port}"
+
+
+def as_libp2p(host: str, port: int) -> str:
+    """Return the address of a peer's libp2p road: that of its port, and that Noise is spoken there."""
+    return format_address(host, port) + _NOISE
+
+
+def on_tcp(address: str) -> str:
+    """Return an address without what it says of its road: as libp2p dials it, without /noise."""
+    return address.replace(_NOISE, "", 1) if split_address(address).libp2p else address

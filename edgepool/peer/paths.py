@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from edgepool.core.circuits import Pair
 from edgepool.model.ids import PeerId, short
-from edgepool.peer.pathvalues import ConduitStatus, PairStatus, PlaceStatus
+from edgepool.peer.pathvalues import ConduitStatus, Libp2pStatus, PairStatus, PlaceStatus
 from edgepool.runtime.ports import Transport
 from edgepool.transport.conduit import Conduit
 from edgepool.transport.paths import LinkPath
@@ -67,6 +69,12 @@ def conduit_of(transport: Transport) -> ConduitStatus | None:
         bytes=table.bytes_passed,
         pairs=pairs[:_MAX_PAIRS],
     )
+
+
+def libp2p_of(transport: Transport) -> Libp2pStatus | None:
+    """Return how the libp2p child is; None if there is none."""
+    road = transport.libp2p if isinstance(transport, TlsTransport) else None
+    return None if road is None else Libp2pStatus(**asdict(road.state))
 
 
 def _name(conduit: Conduit, peer: PeerId) -> str:

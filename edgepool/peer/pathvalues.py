@@ -9,7 +9,8 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A link that stands. `conduit` is the name of the one that it goes through, '' if it is direct.
 
     `direct_ms` and `conduit_ms` are the round-trip times last measured on either path, None if never; the
-    bytes are those of this link without transfers, which have connections of their own.
+    bytes are those of this link without transfers, which have connections of their own. `road` is what it
+    goes over: "tls" or "libp2p".
     """
 
     peer: str
@@ -22,6 +23,21 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     conduit_ms: float | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
+    road: str = "tls"
+
+
+class Libp2pStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The libp2p child of a peer: whether it runs, how often it was started again, what it has and uses.
+
+    `accepted` counts the inbound connections of its present life.
+    """
+
+    running: bool
+    restarts: int
+    resident_bytes: int
+    connections: int
+    streams: int
+    accepted: int
 
 
 class PlaceStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
-from edgepool.peer.paths import conduit_of, paths_of, places_of
+from edgepool.peer.paths import conduit_of, libp2p_of, paths_of, places_of
 from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity, Transport
@@ -59,6 +59,7 @@ def status_of(
         storage=keeper.status(),
         conduits=places,
         conduit=conduit_of(transport),
+        libp2p=libp2p_of(transport),
     )
 
 
@@ -75,6 +76,7 @@ def _link(identity: PeerIdentity, up_ms: int, path: LinkPath | None) -> LinkStat
         conduit_ms=path.conduit_ms,
         bytes_sent=path.bytes_sent,
         bytes_received=path.bytes_received,
+        road=path.road,
     )
 
 
@@ -105,6 +107,11 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
         metrics[f"edgepool_chain_waiting_records{label}"] = chain.waiting
     for reason, count in sorted(totals.refused.items()):
         metrics[f'edgepool_refused_total{{reason="{_escape(reason)}"}}'] = count
+    if status.libp2p is not None:
+        metrics["edgepool_libp2p_running"] = status.libp2p.running
+        metrics["edgepool_libp2p_restarts_total"] = status.libp2p.restarts
+        for name in ("resident_bytes", "connections", "streams"):
+            metrics[f"edgepool_libp2p_{name}"] = getattr(status.libp2p, name)
     return metrics
 
 

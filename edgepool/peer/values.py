@@ -17,7 +17,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
-from edgepool.peer.pathvalues import ConduitStatus, LinkStatus, PlaceStatus
+from edgepool.peer.pathvalues import ConduitStatus, Libp2pStatus, LinkStatus, PlaceStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +316,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     storage: StorageStatus = StorageStatus()
     conduits: list[PlaceStatus] = []
     conduit: ConduitStatus | None = None
+    libp2p: Libp2pStatus | None = None
 
 
 # --- members ------------------------------------------------------------------------------------

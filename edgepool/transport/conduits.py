@@ -104,6 +104,8 @@ class Conduits:
     async def open(self, address: str) -> socket.socket:
         """Open a stream to a multiaddr, through a conduit if it says so (an OpenStream of dial.py)."""
         found = split_address(address)
+        if found.libp2p:
+            raise OSError(0, "Noise is spoken there, not TLS")
         if found.conduit is None:
             return await open_tcp(found.host, found.port)
         if found.peer is None:

@@ -22,6 +22,8 @@ Raises OSError (which TimeoutError is), ValueError or DecodeError if that fails.
 async def open_direct(address: str) -> socket.socket:
     """Connect to a multiaddr without a conduit. It takes as long as the system tries: set a timeout."""
     found = split_address(address)
+    if found.libp2p:
+        raise OSError(0, "Noise is spoken there, not TLS")
     if found.conduit is not None:
         raise OSError(0, "it is reached through a conduit only")
     return await open_tcp(found.host, found.port)

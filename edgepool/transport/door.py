@@ -172,7 +172,7 @@ class Listener:
         except OSError as error:
             if self._socket is not None:
                 self._socket.close()
-            raise LocalError(f"cannot listen on {listen}: {_advice(error)}") from None
+            raise LocalError(f"cannot listen on {listen}: {advice(error)}") from None
         bound_host, bound_port = self._socket.getsockname()[:2]
         self.addresses = (format_address(reachable_host(bound_host), bound_port),)
         self._accepting = asyncio.create_task(self._accept(), name="edgepool accept")
@@ -287,7 +287,8 @@ def reachable_host(host: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _advice(error: OSError) -> str:
+def advice(error: OSError) -> str:
+    """Return what to do when a port cannot be listened on."""
     if error.errno == errno.EADDRINUSE:
         return (
             "the port is in use; stop the other program, or set another port in 'listen' (0 takes a free one)"

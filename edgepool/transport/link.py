@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError
@@ -71,6 +71,7 @@ class Link(asyncio.BufferedProtocol):
         self.peer = identity.peer
         self.dialled = dialled
         self.conduit = conduit
+        self.road: Literal["tls", "libp2p"] = "tls"
         self.round_trip = RoundTrip()
         self.bytes_sent = self.bytes_received = 0
         self.up = False

@@ -15,7 +15,8 @@ class LinkPath:
     """The path of a link: `conduit` is the name of the one that it goes through, '' for none.
 
     `direct_ms` and `conduit_ms` are the round-trip times that were measured last, directly and through a
-    conduit; None where none was. The bytes are those of this link, frames and their headers.
+    conduit; None where none was. The bytes are those of this link, frames and their headers. `road` is what
+    the link goes over: "tls" or "libp2p".
     """
 
     conduit: str
@@ -23,6 +24,7 @@ class LinkPath:
     conduit_ms: float | None
     bytes_sent: int
     bytes_received: int
+    road: str = "tls"
 
 
 class Paths:
@@ -47,4 +49,4 @@ class Paths:
             ms if (ms := now.get(way)) is not None else self._measured.get((link.peer, way))
             for way in (False, True)
         )
-        return LinkPath(link.conduit, direct, through, link.bytes_sent, link.bytes_received)
+        return LinkPath(link.conduit, direct, through, link.bytes_sent, link.bytes_received, link.road)

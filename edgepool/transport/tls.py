@@ -27,8 +27,10 @@ from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
 from edgepool.transport.identity import CONDUIT_PROTOCOL, LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
 from edgepool.transport.lane import LANE
+from edgepool.transport.libp2p import LINK_STREAM, Libp2pRoad
 from edgepool.transport.link import Link
 from edgepool.transport.paths import LinkPath, Paths
+from edgepool.transport.proofdoor import ProofDoor
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.transfer_server import TransferServer
 
@@ -65,9 +67,12 @@ class TlsTransport:
         self.conduits = conduits or Conduits(settings, identity, counters)
         self.conduit = Conduit(settings, counters) if settings.conduit.serve else None
         self._paths = Paths()
-        self._listener = Listener(identity, settings.limits, counters, self._judge_inbound)
+        self._listener = Listener(identity, settings.limits, counters, self._judge_tls)
         if transfers is not None:
             self._listener.plain[LANE] = transfers.take
+        self.libp2p: Libp2pRoad | None = None
+        if settings.transport != "tls":
+            self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p)
         self._handler: LinkHandler | None = None
         self._closing = False
         self._wanted: dict[PeerId, Member] = {}
@@ -87,7 +92,10 @@ class TlsTransport:
 
         The former are without /p2p, those behind a conduit end with it; the listener's only after `start`.
         """
-        return (*self._listener.addresses, *self.conduits.addresses)
+        ours, libp2p = self._listener.addresses, self.libp2p.addresses if self.libp2p is not None else ()
+        # Others dial the first first: where links go over libp2p, TLS takes data only.
+        direct = (*libp2p, *ours) if self._settings.transport == "libp2p" else (*ours, *libp2p)
+        return (*direct, *self.conduits.addresses)
 
     def paths(self) -> dict[PeerId, LinkPath]:
         """Return by which path each link goes, and what that costs."""
@@ -104,6 +112,8 @@ class TlsTransport:
             self.conduit.start()
             self.conduits.local = self.conduit.grant
         self.conduits.start(self._arrived)
+        if self.libp2p is not None:
+            await self.libp2p.start()
         self._tick()
         for member in self._wanted.values():
             self._dial_from_now_on(member)
@@ -168,6 +178,8 @@ class TlsTransport:
         await self._wait_until_closed(CLOSE_S / 10)
         if self.conduit is not None:
             self.conduit.close()
+        if self.libp2p is not None:
+            await self.libp2p.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_until_closed(self, timeout_s: float) -> None:
@@ -210,6 +222,18 @@ class TlsTransport:
         count(self._counters, refusals.STRANGER)
         return None
 
+    def _judge_tls(self, identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+        if protocol == LINK_PROTOCOL and self._settings.transport == "libp2p":
+            count(self._counters, refusals.OTHER_ROAD)
+            return None
+        return self._judge_inbound(identity, protocol)
+
+    def _judge_libp2p(self, identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+        taker = self._judge_inbound(identity, LINK_PROTOCOL if protocol == LINK_STREAM else protocol)
+        if isinstance(taker, Link):
+            taker.road = "libp2p"
+        return taker
+
     def _link_refusal(self, peer: PeerId) -> str:
         """Say for which reason an accepted connection of `peer` does not become its link, or ''."""
         if peer == self._identity.peer:
@@ -250,10 +274,10 @@ class TlsTransport:
             return False
         if found.peer not in (None, member.peer):
             return False
-        through_conduit = found.conduit is not None
+        through_conduit, over_libp2p = found.conduit is not None, found.libp2p
 
         def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            if identity.peer != member.peer or protocol != LINK_PROTOCOL:
+            if identity.peer != member.peer or protocol not in (LINK_PROTOCOL, LINK_STREAM):
                 count(self._counters, refusals.WRONG_PEER)
                 return None
             link = self._up.get(member.peer)
@@ -261,15 +285,24 @@ class TlsTransport:
             if self._closing or good_enough or identity.peer in self._awaiting_welcome:
                 return None
             conduit = self.conduits.name_of(address)
-            return Link(identity, True, self, self._limits, self._counters, conduit)
+            made = Link(identity, True, self, self._limits, self._counters, conduit)
+            made.road = "libp2p" if over_libp2p else "tls"
+            return made
 
-        doorway = Doorway(self._identity.trust, self._counters, judge)
+        doorway: Doorway | ProofDoor = Doorway(self._identity.trust, self._counters, judge)
+        if over_libp2p and self.libp2p is not None:
+            doorway = self.libp2p.door(judge)
+        elif over_libp2p or self._settings.transport == "libp2p":
+            return False  # no road of ours
         timeout_ms = self._limits.handshake_timeout_ms
         welcomed = False
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                context = self._identity.link_context
-                await connect(doorway, address, context, timeout_ms, self.conduits.open)
+                if self.libp2p is not None and isinstance(doorway, ProofDoor):
+                    await self.libp2p.connect(doorway, member.peer, address)
+                elif isinstance(doorway, Doorway):
+                    context = self._identity.link_context
+                    await connect(doorway, address, context, timeout_ms, self.conduits.open)
                 if isinstance(doorway.admitted, Link):
                     welcomed = await asyncio.shield(doorway.admitted.welcome)
         except (OSError, ValueError, DecodeError):  # TimeoutError and ssl.SSLError are OSErrors

@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 
 import edgepool
+from edgepool.config import Road
 from edgepool.errors import LocalError
 from edgepool.workshop.orders import Orders, Workshop, expand, load_workshop
 from edgepool.workshop.report import build_report
@@ -51,6 +52,7 @@ class DemoOptions:
     plain: bool = False
     quiet: bool = False
     keep_data: bool = False
+    transport: Road = "tls"
 
 
 async def run_demo(options: DemoOptions, console: Console | None = None) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def _plan(options: DemoOptions, workshop: Workshop, orders: Orders, *, cloud: bo
         one_process_per_machine=options.one_process_per_machine,
         cloud=cloud,
         kill=options.kill and not cloud,
+        transport=options.transport,
     )
 
 
@@ -120,11 +123,12 @@ def _screen(options: DemoOptions, console: Console) -> LiveScreen | PlainScreen 
 
 def _opening(workshop: Workshop, orders: Orders, options: DemoOptions) -> str:
     machines = len(workshop.function_of)
+    road = "mutual TLS" if options.transport == "tls" else options.transport
     processes = machines if options.one_process_per_machine else len(workshop.fixed_pools)
     return (
         f"edgepool: {machines} machines in {len(workshop.fixed_pools)} fixed pools make "
         f"{len(orders.tasks)} parts, in {processes} processes beside the coordinator's, "
-        f"over mutual TLS on this machine; an hour of machining takes {options.hour_seconds:g} s, and all "
+        f"over {road} on this machine; an hour of machining takes {options.hour_seconds:g} s, and all "
         "else is real: keys, links, chains, files of up to 64 MB."
     )
 
@@ -148,6 +152,7 @@ def _told_options(options: DemoOptions, source: Path) -> dict[str, Any]:
         "one_process_per_machine": options.one_process_per_machine,
         "cloud": options.cloud,
         "kill": options.kill,
+        "transport": options.transport,
     }
 
 

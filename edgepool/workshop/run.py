@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time
 
+from edgepool.config import Road
 from edgepool.errors import EdgepoolError, Unavailable
 from edgepool.gateway.client import ApiClient
 from edgepool.peer.values import PeerStatus
@@ -43,6 +44,7 @@ class RunPlan:
     one_process_per_machine: bool
     cloud: bool
     kill: bool
+    transport: Road = "tls"
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ async def run_workshop(plan: RunPlan, screen: Screen) -> Outcome:
     outcome = Outcome(plan, view)
     screen.show(view)
     view.phase = "making keys and certificates"
-    site = await asyncio.to_thread(make_site, plan.folder, plan.workshop, plan.cloud)
+    site = await asyncio.to_thread(make_site, plan.folder, plan.workshop, plan.cloud, plan.transport)
     view.coordinator_id = site.coordinator_id
     processes = Processes(site.processes, view.take)
     try:

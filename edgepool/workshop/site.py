@@ -8,10 +8,11 @@ SITE/processes/            what each process was told to run, and its log
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgepool.config import FixedPool, KnownPeer, Role
+from edgepool.config import FixedPool, KnownPeer, Road, Role
 from edgepool.errors import LocalError
 from edgepool.gateway.setup import PeerPlan, free_ports, known_from_folder, make_peer_folder
 from edgepool.model.ids import format_address
@@ -43,12 +44,15 @@ class Site:
         return self.folder / "processes"
 
 
-def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
-    """Make all folders of `workshop` under `folder`, which must be new or empty; LocalError if not."""
+def make_site(folder: Path, workshop: Workshop, relay: bool, transport: Road = "tls") -> Site:
+    """Make all folders of `workshop` under `folder`, which must be new or empty; LocalError if not.
+
+    The peers' links go over `transport`.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise LocalError(f"{folder} is not empty: name another folder")
     authority = folder / "authority"
-    ports = iter(free_ports(len(workshop.function_of) + workshop.witnesses + 1))
+    ports = iter(free_ports(2 * (len(workshop.function_of) + workshop.witnesses + 1)))
     pools = tuple(FixedPool(name=p.name, members=workshop.machines_of(p.name)) for p in workshop.fixed_pools)
     coordinator = folder / "peers" / COORDINATOR
     make_peer_folder(
@@ -59,6 +63,8 @@ def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
             "coordinator",
             listen=format_address(HOST, next(ports)),
             fixed_pools=pools,
+            transport=transport,
+            libp2p_listen=format_address(HOST, next(ports)),
         ),
         authority,
     )
@@ -66,11 +72,11 @@ def make_site(folder: Path, workshop: Workshop, relay: bool) -> Site:
     machines: dict[str, Path] = {}
     for name, function in workshop.function_of.items():
         machines[name] = folder / "peers" / name
-        plan = _follower(workshop, name, "machine", function, next(ports), coordinator_id, known)
+        plan = _follower(workshop, name, "machine", function, ports, coordinator_id, known, transport)
         make_peer_folder(machines[name], plan, authority)
     witnesses = {name: folder / "peers" / name for name in workshop.witness_names}
     for name, place in witnesses.items():
-        plan = _follower(workshop, name, "witness", "", next(ports), coordinator_id, known)
+        plan = _follower(workshop, name, "witness", "", ports, coordinator_id, known, transport)
         make_peer_folder(place, plan, authority)
     if relay:
         make_peer_folder(folder / "relay", PeerPlan("relay", workshop.name, "client"), authority)
@@ -85,16 +91,19 @@ def _follower(
     name: str,
     role: Role,
     function: str,
-    port: int,
+    ports: Iterator[int],
     coordinator_id: str,
     known: KnownPeer,
+    transport: Road,
 ) -> PeerPlan:
     return PeerPlan(
         name,
         workshop.name,
         role,
         function,
-        listen=format_address(HOST, port),
+        listen=format_address(HOST, next(ports)),
         coordinators=(coordinator_id,),
         known_peers=(known,),
+        transport=transport,
+        libp2p_listen=format_address(HOST, next(ports)),
     )

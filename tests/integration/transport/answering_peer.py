@@ -19,9 +19,9 @@ class Answering(Recorder):
         self.peer.transport.send(peer, frame)
 
 
-async def main(road: str, folder: str, name: str, *options: str) -> None:
+async def main(road: str, folder: str, name: str, port: str) -> None:
     made = ROADS[road](Path(folder))
-    peer = made.peer(name, **dict(option.split("=", 1) for option in options))
+    peer = made.peer(name, **made.listening_at("127.0.0.1", int(port)))
     handler = Answering()
     handler.peer = peer
     await peer.start(handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,15 @@ def _nothing_left_over(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(params=list(ROADS))
 def road(request: pytest.FixtureRequest, tmp_path: Path) -> Road:
-    return ROADS[request.param](tmp_path)
+    return made(request.param, tmp_path)
 
 
 @pytest.fixture(params=[name for name in ROADS if name != "memory"])
 def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Road:
-    return ROADS[request.param](tmp_path)
+    return made(request.param, tmp_path)
+
+
+def made(name: str, folder: Path) -> Road:
+    if name == "libp2p" and find_spec("libp2p") is None:
+        pytest.skip("the extra libp2p is not installed")
+    return ROADS[name](folder)

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 from tls_peers import Recorder, TlsPeer, free_port, make_settings
 
-from edgepool.config import Limits
+from edgepool.config import Libp2pSettings, Limits
+from edgepool.model.channelproof import MembershipProof
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import PeerId, format_address
+from edgepool.model.ids import PeerId, format_address, on_tcp, parse_address
 from edgepool.model.pool import Member
 from edgepool.runtime.ports import LinkHandler, PeerIdentity, Transport
 from edgepool.transport.memory import MemoryNetwork, MemoryTransport
+from edgepool.transport.proofdoor import ProofDoor
 
 
 class RoadPeer(Protocol):
@@ -183,9 +185,102 @@ class TlsRoad(Road):
         return TlsRawLink(*await asyncio.open_connection(*at.where, ssl=context, server_hostname=""))
 
 
+class ChildRawLink:
+    """A link's stream that a member opened over its own child, with the proof done, and then left to us."""
+
+    def __init__(self, peer: TlsPeer) -> None:
+        self.peer = peer
+        self.reader = asyncio.StreamReader(limit=2**20)
+        self.protocol = asyncio.StreamReaderProtocol(self.reader)
+        self.stream: Any = None
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(data)
+
+    async def read(self, size_bytes: int) -> bytes:
+        try:
+            return await self.reader.readexactly(size_bytes)
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+
+    async def ended(self) -> bool:
+        try:
+            while await self.reader.read(65536):
+                pass
+        except OSError:
+            pass
+        return True
+
+    def stop_reading(self) -> None:
+        self.stream.pause_reading()
+
+    def abort(self) -> None:
+        self.stream.abort()
+
+
+class _CarelessDoor(ProofDoor):
+    """Proves its own membership, and takes whoever is at the other end for what it wants."""
+
+    def examine(self, proof: MembershipProof) -> PeerIdentity:
+        return PeerIdentity(PeerId(""), "", "machine", "")
+
+
+class _Handover(asyncio.BufferedProtocol):
+    """Takes a stream over from the proof door and gives what arrives to a plain protocol."""
+
+    def __init__(self, link: ChildRawLink) -> None:
+        self._link = link
+        self._buffer = bytearray(65536)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._link.stream = transport
+        self._link.protocol.connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._link.protocol.data_received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        self._link.reader.feed_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.protocol.connection_lost(exc)
+
+
+class Libp2pRoad(TlsRoad):
+    name = "libp2p"
+
+    def peer(self, name: str, *, limits: Limits | None = None, **settings: Any) -> TlsPeer:
+        return super().peer(name, limits=limits, transport="libp2p", **settings)
+
+    def stranger(self, name: str) -> TlsPeer:
+        return TlsPeer(make_settings(self.folder / "elsewhere", name, transport="libp2p"))
+
+    def listening_at(self, host: str, port: int) -> dict[str, Any]:
+        return {"libp2p": Libp2pSettings(listen=format_address(host, port))}
+
+    def where(self, peer: TlsPeer) -> tuple[str, int]:
+        host, port, _ = parse_address(on_tcp(peer.transport.addresses[0]))
+        return host, port
+
+    async def raw(self, at: TlsPeer, as_peer: TlsPeer, protocol: str = "/edgepool/link/1") -> ChildRawLink:
+        link = ChildRawLink(as_peer)
+        road = as_peer.transport.libp2p
+        assert road is not None
+        door = _CarelessDoor(
+            as_peer.identity, as_peer.counters, protocol, True, lambda *_: _Handover(link), 20_000
+        )
+        await road.connect(door, at.peer, at.transport.addresses[0])
+        if link.stream is None:
+            link.reader.feed_eof()
+        return link
+
+
 def frame_of(body: bytes) -> bytes:
     """Return a frame as it is on the wire."""
     return len(body).to_bytes(4, "big") + body
 
 
-ROADS: dict[str, type[Road]] = {"memory": MemoryRoad, "tls": TlsRoad}
+ROADS: dict[str, type[Road]] = {"memory": MemoryRoad, "tls": TlsRoad, "libp2p": Libp2pRoad}

@@ -1,0 +1,113 @@
+"""Links over libp2p: the second road, beside that of mutual TLS (tls.py).
+
+py-libp2p runs in a child process (libp2p_process.py, libp2p_child/). It brings streams whose other end Noise
+has proved to have a peer id; here they become links, once both sides have shown that they are members
+(proofdoor.py). Everything else about links is what tls.py does with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from edgepool.config import PeerSettings
+from edgepool.errors import LocalError
+from edgepool.model.identity import PeerIdentity
+from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address
+from edgepool.transport.door import advice, reachable_host
+from edgepool.transport.identity import Identity
+from edgepool.transport.libp2p_child.messages import Begin
+from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
+from edgepool.transport.libp2p_stream import ChildStream
+from edgepool.transport.proofdoor import Admit, ProofDoor
+from edgepool.transport.refusals import Counters
+
+LINK_STREAM = "/edgepool/link/1"
+"""The libp2p protocol of links."""
+
+
+class Libp2pRoad:
+    """Opens and takes libp2p streams for links. `admit` judges who has proved to be a member."""
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        identity: Identity,
+        counters: Counters,
+        admit: Admit,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._identity = identity
+        self._counters = counters
+        self._admit = admit
+        limits = settings.limits
+        begin = Begin(
+            identity.signer.seed,
+            (settings.libp2p.listen,),
+            (LINK_STREAM,),
+            limits.handshakes,
+            limits.links,
+            limits.handshake_timeout_ms,
+            limits.keepalive_ms,
+            settings.libp2p.memory_bytes,
+        )
+        # The libraries themselves take some 85 MiB of it.
+        most_bytes = settings.libp2p.memory_bytes + 128 * 1024**2
+        self.process = ChildProcess(begin, limits, counters, self._accept, changed, most_bytes)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs, with /noise at their end, at which this peer can be dialled; () before `start`."""
+        found = []
+        for address in self.process.addresses:
+            host, port, _ = parse_address(address)
+            found.append(as_libp2p(reachable_host(host), port))
+        return tuple(found)
+
+    @property
+    def state(self) -> ChildState:
+        """What the child has and uses."""
+        return self.process.state
+
+    async def start(self) -> None:
+        """Start the child and listen; LocalError if that is not possible."""
+        try:
+            await self.process.start()
+        except ListeningFailed as error:
+            listened = OSError(error.number, os.strerror(error.number))
+            raise LocalError(f"cannot listen on {error.address}: {advice(listened)}") from None
+
+    def door(self, admit: Admit) -> ProofDoor:
+        """Return what is to stand on a stream that this side opens for a link."""
+        return self._door(LINK_STREAM, True, admit)
+
+    async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
+        """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails."""
+        timeout_ms = self._limits.handshake_timeout_ms
+        stream = await self.process.open_stream(peer, on_tcp(address), LINK_STREAM, timeout_ms)
+        try:
+            stream.begin(door)
+            await asyncio.shield(door.over)
+        except BaseException:
+            stream.abort()
+            raise
+
+    async def close(self) -> None:
+        """End the child, and with it all streams."""
+        await self.process.close()
+
+    def _accept(self, stream: ChildStream, protocol: str) -> asyncio.BaseProtocol | None:
+        def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            taker = self._admit(identity, protocol)
+            if taker is not None:
+                self.process.prove(stream.peer)
+            return taker
+
+        return self._door(protocol, False, admit)
+
+    def _door(self, protocol: str, opened_here: bool, admit: Admit) -> ProofDoor:
+        timeout_ms = self._limits.handshake_timeout_ms
+        return ProofDoor(self._identity, self._counters, protocol, opened_here, admit, timeout_ms)
