@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgepool.config import BUDGET_FILE, CONFIG_FILE, BudgetSettings, PeerSettings, load_peer_settings
 from edgepool.core.transfer.budget import BudgetPlan, Hours
+from edgepool.model.ids import PeerId
 from edgepool.peer.values import BudgetStatus
 from edgepool.runtime.pacer import Pacer
 from edgepool.runtime.ports import Clock
@@ -60,6 +62,24 @@ class Budgets:
         """Let nobody wait any more."""
         self.sending.close()
         self.receiving.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPace:
+    """What moves to or from one peer, of one kind of data, within the budget."""
+
+    pacer: Pacer
+    peer: PeerId
+    kind: str
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited; nobody needs to wait otherwise."""
+        return self.pacer.limits
+
+    def wait(self, size_bytes: int) -> None:
+        """Return when so many bytes may move; blocks a thread."""
+        self.pacer.wait(self.peer, self.kind, size_bytes)
 
 
 def plan_of(settings: BudgetSettings) -> BudgetPlan:

@@ -17,6 +17,7 @@ from edgepool.model.record import DataDemand, DataOffer, TransmissionConfirmatio
 from edgepool.model.transfer import TransferRequest
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import Accounting, Transfers
+from edgepool.peer.budgets import PeerPace
 from edgepool.peer.fetches import EXPIRED, Fetches, ProgressCallback, offer_of
 from edgepool.peer.values import Fetched, Published
 from edgepool.runtime.ports import Clock, PeerIdentity
@@ -119,6 +120,7 @@ class DataPlane:
             moved=lambda size_bytes: self._transfers.moved(transfer, size_bytes),
             done=lambda _, failure: self._transfers.end(transfer, failure),
             refusal=refusal,
+            pace=PeerPace(self._peer.budgets.sending, identity.peer, body.key.kind),
             base=self._blobs.first_of(request.bases),
         )
 

@@ -20,6 +20,7 @@ from edgepool.model.record import DataOffer, SignedRecord
 from edgepool.model.transfer import MAX_BASES
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import TransferProgress, Transfers
+from edgepool.peer.budgets import PeerPace
 from edgepool.peer.values import PeerMisbehaved
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
@@ -115,7 +116,10 @@ class Fetches:
             if progress is not None:
                 progress(fetch.done_bytes, body.size_bytes)
 
-        fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved, bases)
+        def pace(holder: PeerId) -> PeerPace:
+            return PeerPace(self._peer.budgets.receiving, holder, key.kind)
+
+        fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved, pace, bases)
         gathering = _Gathering(key, body, fetch, list(offers))
         try:
             await self._gather(gathering, find_more)

@@ -21,6 +21,7 @@ from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.transport.lane import LaneKey
 from edgepool.transport.packing import Base
 from edgepool.transport.receiving import ChunkSink, DamagedBase, Receiver, Spool, WrongChunk
+from edgepool.transport.serving import Pace
 from edgepool.transport.transfer import OpenTransfer, TransferClient
 
 TICK_S = 0.1
@@ -45,9 +46,9 @@ class _Begun:
 class Fetch:
     """One piece of data on its way here, from as many holders as `draw_from` is called for.
 
-    `moved(holder, size_bytes)` is called on the event loop for each chunk that is new. `bases` are other
-    versions that are here, open for as long as this lasts: a holder that has one of them, too, tells what
-    differs from it.
+    `moved(holder, size_bytes)` is called on the event loop for each chunk that is new; `pace` says what keeps
+    that which comes from a holder within a budget. `bases` are other versions that are here, open for as long
+    as this lasts: a holder that has one of them, too, tells what differs from it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Fetch:
         size_bytes: int,
         open_sink: OpenSink,
         moved: Callable[[PeerId, int], None],
+        pace: Callable[[PeerId], Pace] | None = None,
         bases: Sequence[Base] = (),
     ) -> None:
         self.wire_bytes = 0
@@ -68,6 +70,7 @@ class Fetch:
         self._limits: Limits = client.limits
         self._open_sink = open_sink
         self._moved = moved
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._opening = asyncio.Lock()
         self._begun: _Begun | None = None
@@ -203,6 +206,7 @@ class Fetch:
             manifest,
             self._spool,
             self._limits.transfer_stall_ms / 1000,
+            self._pace(holder) if self._pace is not None else None,
             arrived=lambda index: self._arrived(begun, holder, index),
             ended=ended.set_result,
             base=self._bases.get(transfer.accept.base),

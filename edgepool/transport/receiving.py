@@ -34,6 +34,7 @@ from edgepool.transport.lane import (
     read_header,
 )
 from edgepool.transport.packing import Base, place_of, unpack
+from edgepool.transport.serving import Pace
 
 BUFFERED_BYTES = 8 * 1024 * 1024
 """So much may wait to be written."""
@@ -143,6 +144,7 @@ class Receiver:
         manifest: Manifest,
         spool: Spool,
         stall_s: float,
+        pace: Pace | None,
         arrived: Callable[[int], None],
         ended: Callable[[Exception | None], None],
         base: Base | None = None,
@@ -156,6 +158,7 @@ class Receiver:
         self._manifest = manifest
         self._spool = spool
         self._stall_s = stall_s
+        self._pace = pace
         self._arrived = arrived
         self._ended = ended
         self._loop = asyncio.get_running_loop()
@@ -264,6 +267,8 @@ class Receiver:
             misfit = bool(flags & LAST) != (end == len(into)) and not packed
             if not length or end > len(into) or misfit:
                 raise DecodeError(f"a frame of {length} bytes that does not fit into chunk {first}")
+            if self._pace is not None and self._pace.limits:
+                self._pace.wait(length)
             sealed = self._sealed[: length + SEAL_BYTES]
             self._fill(sealed)
             content = into[filled:end]

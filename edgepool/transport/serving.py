@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Protocol
 
 from edgepool.model.twin import Manifest
 from edgepool.transport.lane import FRAME_BYTES, LAST, PACKED, LaneKey, Sealer
@@ -26,12 +27,17 @@ PIECE_BYTES = 64 * 1024
 _TIMEVAL = struct.Struct("ll")
 
 
-def _nothing(size_bytes: int) -> None:
-    """Do not wait."""
+class Pace(Protocol):
+    """Keeps what moves to or from one peer within a budget."""
 
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited; nobody needs to wait otherwise."""
+        ...
 
-def _always() -> str:
-    return ""
+    def wait(self, size_bytes: int) -> None:
+        """Return when so many bytes may move; blocks a thread."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +46,16 @@ class TransferSource:
 
     On the event loop, `moved(size_bytes)` is called for what was sent, `done(bytes_sent, failure)` once at
     the end (`failure` is '' if the requester took all that it wanted), and `refusal()` for each request for
-    chunks: it names the condition that fails by now, or is ''. A thread calls `wait(size_bytes)` before
-    it sends so many bytes, and sends when that returns. `has` is None for whole data. `base` is another
-    version that the requester has as well: only what differs from it has to be told.
+    chunks: it names the condition that fails by now, or is ''. `has` is None for whole data. `base` is
+    another version that the requester has as well: only what differs from it has to be told.
     """
 
     manifest: Manifest
     path: Path
     moved: Callable[[int], None]
     done: Callable[[int, str], None]
-    refusal: Callable[[], str] = _always
-    wait: Callable[[int], None] = _nothing
+    refusal: Callable[[], str] = str
+    pace: Pace | None = None
     has: frozenset[int] | None = None
     base: tuple[Manifest, Path] | None = None
 
@@ -174,12 +179,13 @@ class Serving:
 
     def _send_frame(self, frame: memoryview) -> None:
         assert self._connection is not None
-        if self.source.wait is _nothing:
+        pace = self.source.pace
+        if pace is None or not pace.limits:
             self._connection.sendall(frame)
             return
         for start in range(0, len(frame), PIECE_BYTES):
             piece = frame[start : start + PIECE_BYTES]
-            self.source.wait(len(piece))
+            pace.wait(len(piece))
             self._connection.sendall(piece)
 
     def _tell_sent(self, index: int) -> None:

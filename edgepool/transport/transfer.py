@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError, EdgepoolError, Refused, RemoteError, Unavailable
@@ -19,6 +19,7 @@ from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId, split_address
 from edgepool.model.record import SignedRecord
 from edgepool.model.transfer import (
+    INLINE_BYTES,
     MAX_BASES,
     PACKED,
     PLAIN,
@@ -191,27 +192,32 @@ class HolderConnection(asyncio.BufferedProtocol):
         self._answers[number] = answer
         self.used_s = self._loop.time()
         stall = self._loop.call_later(self._client.limits.transfer_stall_ms / 1000, self._stalled, answer)
-        try:
-            encodings = (PACKED, PLAIN)
-            self.send(
-                TransferRequest(
-                    number, confirmation, share, ciphers(), encodings, manifest, bases[:MAX_BASES]
-                )
+        confirmed = confirmation_of(confirmation)
+        self.send(
+            TransferRequest(
+                number, confirmation, share, ciphers(), (PACKED, PLAIN), manifest, bases[:MAX_BASES]
             )
+        )
+        # The data connection is on its way while the holder thinks: that saves a round trip.
+        dialled = _Dialled(self.open_stream()) if confirmed.size_bytes > INLINE_BYTES else None
+        try:
             accept = await answer
+            if accept.base and accept.base not in bases:
+                self.send(TransferEnd(number, False))
+                raise RemoteError(self.holder, "its answer chooses a version that is not here")
+            transfer = self._opened(number, accept, share, confirmed.root)
+            transfer.dialled, dialled = dialled, None
         except asyncio.CancelledError:
             self.send(TransferEnd(number, False))
             raise
         finally:
             stall.cancel()
+            if dialled is not None:
+                dialled.discard()
             self._answers.pop(number, None)
             if self.idle and self._failure is None and self._timer is None:
                 self._timer = self._loop.call_later(IDLE_S, self._close_if_idle)
-        root = confirmation_of(confirmation).root
-        if accept.base and accept.base not in bases:
-            self.send(TransferEnd(number, False))
-            raise RemoteError(self.holder, "its answer chooses a version that is not here")
-        return self._opened(number, accept, share, root)
+        return transfer
 
     def send(self, message: ToHolder) -> None:
         """Send a message, if the connection still stands."""
@@ -320,6 +326,31 @@ class HolderConnection(asyncio.BufferedProtocol):
             answer.set_result(message)
 
 
+class _Dialled:
+    """A stream that is being opened, and closed again if nobody takes it."""
+
+    def __init__(self, opening: Coroutine[Any, Any, socket.socket]) -> None:
+        self._task = asyncio.get_running_loop().create_task(opening)
+        self._taken = False
+
+    async def take(self) -> socket.socket:
+        """Return the stream; raises what opening it raised."""
+        connection = await self._task
+        self._taken = True
+        return connection
+
+    def discard(self) -> None:
+        """It is not needed, unless it was taken."""
+        if not self._taken:
+            self._task.cancel()
+            self._task.add_done_callback(_close_opened)
+
+
+def _close_opened(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
 @dataclass(eq=False)
 class OpenTransfer:
     """A transfer that a holder has accepted: small data is in `accept.data`, larger comes over a lane.
@@ -331,6 +362,7 @@ class OpenTransfer:
     number: int
     accept: TransferAccept
     key: LaneKey | None
+    dialled: _Dialled | None = None
 
     def __post_init__(self) -> None:
         self.lost: asyncio.Future[EdgepoolError] = asyncio.get_running_loop().create_future()
@@ -339,7 +371,7 @@ class OpenTransfer:
         """Open the data connection, once. Raises Unavailable if that fails."""
         assert self.key is not None
         try:
-            connection = await self.connection.open_stream()
+            connection = await (self.dialled or _Dialled(self.connection.open_stream())).take()
         except (OSError, ValueError, DecodeError) as error:
             why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             raise Unavailable(f"no data connection to {self.connection.holder}: {why}") from None
@@ -359,6 +391,8 @@ class OpenTransfer:
 
     def end(self, whole: bool) -> None:
         """Nothing more is wanted."""
+        if self.dialled is not None:
+            self.dialled.discard()
         if self.key is not None:
             self.connection.send(TransferEnd(self.number, whole))
             self.connection.forget(self.number)

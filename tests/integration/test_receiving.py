@@ -89,7 +89,7 @@ async def open_lane(*asked: int, base: Base | None = None) -> AsyncIterator[Lane
     def ended(error: Exception | None) -> None:
         lane.ended.set_result(error)
 
-    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, STALL_S, arrived, ended, base)
+    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, STALL_S, None, arrived, ended, base)
     lane = Lane(far, receiver, kept, spool)
     for index in asked:
         receiver.expect(index)
@@ -224,7 +224,7 @@ async def test_a_slow_disk_holds_the_connection_back_and_a_full_one_ends_it() ->
     count = 8
     manifest = Manifest(count * CHUNK, CHUNK, tuple(data_hash(chunk(0)) for _ in range(count)))
     arrived: list[int] = []
-    receiver = Receiver(HOLDER, near, KEY, manifest, spool, 10.0, arrived.append, lambda error: None)
+    receiver = Receiver(HOLDER, near, KEY, manifest, spool, 10.0, None, arrived.append, lambda error: None)
     sealer = Sealer(KEY)
     for index in range(count):
         receiver.expect(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -80,6 +81,21 @@ class Kept:
         return b"".join(self.chunks[i] for i in sorted(self.chunks))
 
 
+class Held:
+    """Lets nothing be sent before `go`."""
+
+    limits = True
+
+    def __init__(self) -> None:
+        self._gate = threading.Event()
+
+    def wait(self, size_bytes: int) -> None:
+        self._gate.wait()
+
+    def go(self) -> None:
+        self._gate.set()
+
+
 class Holder:
     """Serves one piece of data from a file, and remembers who asked and how it ended."""
 
@@ -91,7 +107,7 @@ class Holder:
         self.refusal = ""
         self.refuses_chunks = ""
         self.has: frozenset[int] | None = None
-        self.wait: Callable[[int], None] | None = None
+        self.pace: Held | None = None
         self.asked: list[str] = []
         self.ends: list[tuple[int, str]] = []
         self.moved_bytes = 0
@@ -105,23 +121,18 @@ class Holder:
         self.asked.append(identity.name)
         if self.refusal:
             return self.refusal
-        source = TransferSource(
+        return TransferSource(
             self.manifest,
             self.path,
             self._moved,
             lambda *end: self.ends.append(end),
             lambda: self.refuses_chunks,
-            has=self.has,
+            self.pace,
+            self.has,
         )
-        if self.wait is not None:
-            source = TransferSource(*[getattr(source, at) for at in FIELDS[:5]], self.wait, self.has)
-        return source
 
     def _moved(self, size_bytes: int) -> None:
         self.moved_bytes += size_bytes
-
-
-FIELDS = tuple(TransferSource.__dataclass_fields__)
 
 
 class Requester:
@@ -258,16 +269,14 @@ async def test_a_confirmation_that_runs_out_ends_the_transfer_at_the_next_reques
 
 async def test_more_requesters_than_places_are_told_busy(tmp_path: Path) -> None:
     data = bytes(4 * MIB)
-    gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
     async with serving(tmp_path, data, limits=Limits(transfers_served=1)) as ([holder], requester):
-        holder.wait = lambda size: asyncio.run_coroutine_threadsafe(gate.wait(), loop).result() and None
+        holder.pace = held = Held()
         slow = asyncio.create_task(requester.get(holder, Kept()))
         await until(lambda: holder.server.serving)
         with pytest.raises(Refused, match="busy"):
             await requester.get(holder, Kept())
         assert holder.counters == {"refused_busy": 1}
-        gate.set()
+        held.go()
         await slow
         await until(lambda: not holder.server.serving)
         await requester.get(holder, Kept())
@@ -409,17 +418,15 @@ async def test_a_dead_a_lying_and_a_refusing_holder_cost_only_themselves(tmp_pat
 async def test_a_silent_holder_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """Its chunks are asked from the other one long before it counts as stalled."""
     data = random.Random(8).randbytes(12 * MIB)
-    gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
     async with serving(tmp_path, data, count=2, limits=Limits(transfer_stall_ms=60_000)) as (
         holders,
         requester,
     ):
         silent = holders[0]
-        silent.wait = lambda size: asyncio.run_coroutine_threadsafe(gate.wait(), loop).result() and None
+        silent.pace = held = Held()
         kept = Kept()
         fetched, failures = await gather(requester, holders, kept)
-        gate.set()
+        held.go()
         assert (kept.data, failures) == (data, [])
         assert fetched.shares == {holders[1].peer.peer: len(data)}
 
