@@ -56,6 +56,7 @@ from edgepool.model.message import (
 from edgepool.model.pool import Invitation, accept, sign_invitation
 from edgepool.model.record import (
     Body,
+    Complaint,
     DataDemand,
     DataOffer,
     MachiningCompletion,
@@ -63,7 +64,9 @@ from edgepool.model.record import (
     MachiningRequirement,
     MembershipChange,
     QualityInspection,
+    Share,
     SignedRecord,
+    TransferReceipt,
     TransmissionConfirmation,
     confirmation_terms,
     join_terms,
@@ -109,7 +112,7 @@ class Liar(Governing):
     def _body(self, chain: Chain) -> Body:
         task, number, text = self._one(("T1", "T2", "\0")), self._one((0, 10, 20, 100_000)), "x" * 64
         key, root = self._one(KEYS), self._one((ROOT, self._bytes(32)))
-        match int(self._rng.random() * 13):
+        match int(self._rng.random() * 15):
             case 0:
                 step, steps = self._one((0, 1, 255)), self._one((1, 2, 256))
                 minutes = self._one((0, 10_000_000))
@@ -141,6 +144,12 @@ class Liar(Governing):
                 return self._statement()
             case 10:
                 return self._trust(chain)
+            case 11:
+                count, most = self._one((0, 1, 1, 16)), self._one((0, 1000, 2**50))
+                shares = tuple(Share(self._peer(), self._one((0, 1, most))) for _ in range(count))
+                return TransferReceipt(key, 1, root, most, shares, self._one((0, 2**53)))
+            case 12:
+                return Complaint(key, root, self._one((0, 65535)), self._peer(), self._bytes(32))
             case _:
                 return self._change(chain)
 

@@ -42,9 +42,9 @@ def query(
 ) -> None:
     """Find records in all chains of a peer, newest first; all conditions must be met.
 
-    Kinds are requirement, procedure, completion, inspection, demand, offer, confirmation, membership,
-    evidence, anchor and statement. Times are those that the authors gave; without an offset they are this
-    machine's local time.
+    Kinds are requirement, procedure, completion, inspection, demand, offer, confirmation, receipt, complaint,
+    membership, evidence, anchor and statement. Times are those that the authors gave; without an offset they
+    are this machine's local time.
 
     The index, index.sqlite in the folder, is made from the chains and kept up with them; it can be
     deleted at any time.

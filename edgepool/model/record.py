@@ -33,11 +33,12 @@ from edgepool.model.fields import (
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Member
 from edgepool.model.trust import TrustChange
-from edgepool.model.twin import DataKey
+from edgepool.model.twin import MAX_CHUNKS, DataKey
 from edgepool.model.vote import Certificate, Equivocation
 
 MAX_RECORD_BYTES = 4096
 MAX_PAYLOAD_BYTES = 2048
+MAX_SHARES = 16
 
 
 class MachiningRequirement(Wire, tag="requirement", frozen=True):
@@ -133,6 +134,42 @@ class TransmissionConfirmation(Wire, tag="confirmation", frozen=True):
     requester_signature: Signature
 
 
+class Share(Wire, frozen=True):
+    """How many bytes of data came from one holder."""
+
+    holder: PeerText
+    size_bytes: SizeBytes
+
+
+class TransferReceipt(Wire, tag="receipt", frozen=True):
+    """The author has got data, whole and checked [S3.15]: what, from whom, and how long it took.
+
+    `shares` stand in the order of their holders. They make up less than `size_bytes` if an earlier attempt
+    had left a part.
+    """
+
+    key: DataKey
+    version: Annotated[int, Meta(ge=1, le=2**31)]
+    root: Hash
+    size_bytes: SizeBytes
+    shares: Annotated[tuple[Share, ...], Meta(max_length=MAX_SHARES)]
+    duration_ms: TimeMs
+
+
+class Complaint(Wire, tag="complaint", frozen=True):
+    """The author alleges that `holder` sent a chunk that is not what the manifest under `root` says.
+
+    Nobody else can check that, so nothing follows from it but what people make of it. `confirmation` is the
+    id of the record by which the holder agreed to send.
+    """
+
+    key: DataKey
+    root: Hash
+    chunk: Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
+    holder: PeerText
+    confirmation: Hash
+
+
 class MembershipChange(Wire, tag="membership", frozen=True):
     """The author approves a change of who votes [S3.6]: admit, exclude, or replace in place.
 
@@ -193,6 +230,8 @@ Body = (
     | DataDemand
     | DataOffer
     | TransmissionConfirmation
+    | TransferReceipt
+    | Complaint
     | MembershipChange
     | TrustChange
     | Equivocation
@@ -209,6 +248,8 @@ RECORD_KINDS = (
     "demand",
     "offer",
     "confirmation",
+    "receipt",
+    "complaint",
     "membership",
     "trust",
     "evidence",

@@ -53,12 +53,12 @@ class DataPlane:
         self._accounting = accounting
         self._clock = clock
         self._transfers = Transfers(accounting, clock, peer.tell)
-        self._client = TransferClient(identity, peer.settings.limits, open_stream)
-        self._fetches = Fetches(peer, self._client, blobs, self._transfers, clock)
+        client = TransferClient(identity, peer.settings.limits, open_stream)
+        self._fetches = Fetches(peer, client, blobs, self._transfers, clock)
 
     async def close(self) -> None:
-        """End all connections to holders."""
-        await self._client.close()
+        """Wait a moment for receipts that are on their way, and end all connections to holders."""
+        await self._fetches.close()
 
     # --- publish ----------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class DataPlane:
         body = offer_of(offers[0])
         same = [offer for offer in offers if offer_of(offer).root == body.root]
         got = await self._fetches.get(
-            key, same, lambda: self.find(key, body.version, FIND_TIMEOUT_MS), progress
+            key, same, lambda: self.find(key, body.version, FIND_TIMEOUT_MS), chain, progress
         )
         duration_ms = self._clock.now().monotonic_ms - started_ms
         holder = max(got.shares, key=lambda peer: got.shares[peer], default=PeerId(same[0].holder.peer))

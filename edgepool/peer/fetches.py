@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from edgepool.core.machine import ConfirmTransfer, RankedOffer
 from edgepool.errors import EdgepoolError, Refused, RemoteError, Unavailable
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataOffer, SignedRecord
 from edgepool.model.transfer import MAX_BASES
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import TransferProgress, Transfers
 from edgepool.peer.budgets import PeerPace
+from edgepool.peer.receipts import Receipts
 from edgepool.peer.values import PeerMisbehaved
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
@@ -66,6 +67,7 @@ class _Gathering:
     body: DataOffer
     fetch: Fetch
     offers: list[RankedOffer]
+    chain: ChainId | None
     drawing: dict[asyncio.Task[None], RankedOffer] = field(default_factory=dict)
     transfers: dict[PeerId, TransferProgress] = field(default_factory=dict)
     tried: set[PeerId] = field(default_factory=set)
@@ -83,18 +85,25 @@ class Fetches:
         self._blobs = blobs
         self._transfers = transfers
         self._clock = clock
+        self._receipts = Receipts(peer)
+
+    async def close(self) -> None:
+        """Wait a moment for receipts that are on their way, and end all connections to holders."""
+        await self._receipts.close()
+        await self._client.close()
 
     async def get(
         self,
         key: DataKey,
         offers: Sequence[RankedOffer],
         find_more: FindOffers,
+        chain: ChainId | None = None,
         progress: ProgressCallback | None = None,
     ) -> Got:
         """Get the data that `offers` (all of one root, best first) offer.
 
-        `find_more` finds who has it by now. Raises Unavailable, saying of each holder why it did not hand
-        it over, or StorageError.
+        `find_more` finds who has it by now; on `chain` stands who sent what. Raises Unavailable, saying of
+        each holder why it did not hand it over, or StorageError.
         """
         body = offer_of(offers[0])
         if self._blobs.has(body.root):
@@ -120,7 +129,8 @@ class Fetches:
             return PeerPace(self._peer.budgets.receiving, holder, key.kind)
 
         fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved, pace, bases)
-        gathering = _Gathering(key, body, fetch, list(offers))
+        gathering = _Gathering(key, body, fetch, list(offers), chain)
+        started_ms = self._clock.now().monotonic_ms
         try:
             await self._gather(gathering, find_more)
             await fetch.finish()
@@ -133,6 +143,9 @@ class Fetches:
                 base.close()
         self._peer.storage.used(body.root, key, body.version)
         self._peer.holding(body.root, body.size_bytes)
+        if chain is not None and fetch.shares:
+            duration_ms = self._clock.now().monotonic_ms - started_ms
+            await self._receipts.receipt(chain, body, fetch.shares, duration_ms)
         return Got(path, dict(fetch.shares), fetch.wire_bytes)
 
     def _open_versions(self, key: DataKey, root: bytes) -> list[Base]:
@@ -197,7 +210,7 @@ class Fetches:
                 if isinstance(error, DamagedBase):
                     continue  # without it, this time
                 if isinstance(error, WrongChunk):
-                    self._blame(gathering, error)
+                    await self._blame(gathering, error, confirmation)
                 if not isinstance(error, Refused) or error.reason != EXPIRED or not transfer.done_bytes:
                     raise
             finally:
@@ -210,8 +223,14 @@ class Fetches:
         assert isinstance(confirmation, SignedRecord)
         return confirmation
 
-    def _blame(self, gathering: _Gathering, error: WrongChunk) -> None:
-        self._peer.tell(PeerMisbehaved(PeerId(error.peer), f"{gathering.key}: {error.reason}"))
+    async def _blame(self, gathering: _Gathering, error: WrongChunk, confirmation: SignedRecord) -> None:
+        """Tell watchers, and the chain, who sent a wrong chunk."""
+        holder = PeerId(error.peer)
+        self._peer.tell(PeerMisbehaved(holder, f"{gathering.key}: {error.reason}"))
+        if gathering.chain is not None:
+            await self._receipts.complain(
+                gathering.chain, gathering.body, holder, error.index, confirmation.id
+            )
 
 
 def offer_of(ranked: RankedOffer) -> DataOffer:

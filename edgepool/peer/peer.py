@@ -169,13 +169,13 @@ class Peer(PeerView):
         await self._shut()
 
     async def _shut(self) -> None:
+        await self.data.close()  # receipts may still be on their way
         self._open = False
         if self._load_task is not None:
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
         self.budgets.close()
         await self.storage.close()
-        await self.data.close()
         await self._transport.close()
         await self._loop.close()
         self._store.close()

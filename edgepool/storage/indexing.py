@@ -22,6 +22,7 @@ from edgepool.model.ids import ChainId
 from edgepool.model.record import (
     Body,
     ChainAnchor,
+    Complaint,
     DataDemand,
     DataOffer,
     MachiningCompletion,
@@ -30,6 +31,7 @@ from edgepool.model.record import (
     MembershipChange,
     QualityInspection,
     Statement,
+    TransferReceipt,
     TransmissionConfirmation,
     kind_of,
 )
@@ -306,7 +308,7 @@ def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | No
             return parts_of.setdefault(body.task, body.part), None, body.task
         case MachiningProcedure() | MachiningCompletion() | QualityInspection():
             return parts_of.get(body.task), None, body.task
-        case DataDemand() | DataOffer() | TransmissionConfirmation():
+        case DataDemand() | DataOffer() | TransmissionConfirmation() | TransferReceipt() | Complaint():
             return body.key.part, body.key.kind, None
         case MembershipChange() | TrustChange() | Equivocation() | ChainAnchor() | Statement():
             return None, None, None

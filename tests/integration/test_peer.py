@@ -19,7 +19,7 @@ from edgepool import DataKey, LocalError, Peer, Refused, StorageError, Unavailab
 from edgepool.gateway.pools import pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import parse_address
-from edgepool.model.record import DataDemand, MachiningCompletion
+from edgepool.model.record import DataDemand, MachiningCompletion, TransferReceipt
 from edgepool.peer.values import BlockAdded, PeerEvent, PoolEntered, RecordCommitted, TransferEnded
 from edgepool.peer.verify import verify_chain
 
@@ -47,6 +47,7 @@ async def test_data_goes_straight_from_holder_to_requester_and_is_on_chain(tmp_p
         assert (fetched.holder, fetched.root, fetched.version) == (holder.id, published.root, 1)
         assert requester.status().totals.received_by_holder == {holder.id: len(data)}
         await until(lambda: third.chain_state(cell.chain).counts["confirmation"] == 1)
+        await until(lambda: third.chain_state(cell.chain).counts["receipt"] == 1)
         counts = third.chain_state(cell.chain).counts
         assert (counts["offer"], counts["demand"]) == (1, 1)
 
@@ -108,9 +109,36 @@ async def test_damaged_data_names_its_holder_and_another_is_tried(tmp_path: Path
         assert first.name in str(caught.value)
         assert second.name in str(caught.value)
         assert not requester._blobs.has(published.root)
+        await until(lambda: requester.chain_state(cell.chain).counts["complaint"] == 2)
         blobs[0].write_bytes(data)
         fetched = await requester.fetch(KEY)
         assert (fetched.read(), fetched.holder) == (data, first.id)
+        await until(lambda: requester.chain_state(cell.chain).counts["receipt"] == 1)
+        assert requester.chain_state(cell.chain).counts["complaint"] == 2  # of the same thing only once
+
+
+async def test_large_data_comes_from_all_holders_and_the_chain_says_what_came_from_whom(
+    tmp_path: Path,
+) -> None:
+    data = os.urandom(24_000_000)
+    async with open_cell(tmp_path, 4) as cell:
+        *holders, requester = cell.machines
+        for holder in holders:
+            await holder.publish(KEY, data, version=1)
+        fetched = await requester.fetch(KEY)
+        assert fetched.read() == data
+        assert sum(fetched.shares.values()) == len(data)
+        assert set(fetched.shares) <= {holder.id for holder in holders}
+        assert len(fetched.shares) > 1
+        await until(lambda: requester.chain_state(cell.chain).counts["receipt"] == 1)
+        receipt = next(
+            signed.record.body
+            for height in range(1, requester.chain_state(cell.chain).height + 1)
+            for signed in requester.block(cell.chain, height).block.records  # type: ignore[union-attr]
+            if isinstance(signed.record.body, TransferReceipt)
+        )
+        assert {share.holder: share.size_bytes for share in receipt.shares} == fetched.shares
+        assert (receipt.root, receipt.size_bytes) == (fetched.root, len(data))
 
 
 def damage(blob: Path, at: int) -> None:

@@ -6,7 +6,16 @@ from ledger_world import KEY, World, signer
 
 from edgepool.core.ledger.contracts import CONTRACTS, MAX_INSPECTIONS, MAX_OTHERS_INSPECTIONS, REGISTRY
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.record import RECORD_KINDS, DataDemand, MachiningRequirement, SignedRecord, sign_record
+from edgepool.model.record import (
+    RECORD_KINDS,
+    Complaint,
+    DataDemand,
+    MachiningRequirement,
+    Share,
+    SignedRecord,
+    TransferReceipt,
+    sign_record,
+)
 from edgepool.model.twin import DataKey
 
 
@@ -222,3 +231,36 @@ def test_reasons_fit_into_the_message_that_carries_them(world: World) -> None:
         reason = verdict(world, required, refused)
         assert reason
         assert len(reason) <= 256
+
+
+def test_a_receipt_says_who_sent_how_much_and_adds_up(world: World) -> None:
+    author = world.signers[0]
+    first, second = sorted((world.peers[1], world.outsider.peer))
+
+    def receipt(*shares: Share, size_bytes: int = 10, key: DataKey = KEY) -> SignedRecord:
+        return world.record(author, TransferReceipt(key, 1, bytes(32), size_bytes, shares, 5))
+
+    for good in (receipt(), receipt(Share(first, 10)), receipt(Share(first, 4), Share(second, 5))):
+        assert verdict(world, good) == ""
+    for bad, why in (
+        (receipt(Share(second, 4), Share(first, 4)), "not in order"),
+        (receipt(Share(first, 4), Share(first, 4)), "stands twice"),
+        (receipt(Share(author.peer, 4)), "from itself"),
+        (receipt(Share(first, 0)), "has no share"),
+        (receipt(Share(first, 6), Share(second, 5)), "more than the data"),
+        (receipt(key=DataKey("P", "a/b")), "not a data key"),
+    ):
+        assert why in verdict(world, bad)
+
+
+def test_a_complaint_is_of_somebody_else(world: World) -> None:
+    author = world.signers[0]
+    for holder, key, why in (
+        (world.peers[1], KEY, ""),
+        (world.outsider.peer, KEY, ""),
+        (author.peer, KEY, "of itself"),
+        (world.peers[1], DataKey("P", "a/b"), "not a data key"),
+    ):
+        found = verdict(world, world.record(author, Complaint(key, bytes(32), 7, holder, bytes(32))))
+        assert why in found
+        assert bool(why) == bool(found)

@@ -60,10 +60,10 @@ def test_every_role_may_do_what_the_page_says_and_nothing_else(act: Act, role: R
             assert STANDINGS[grant[0]] in said  # type: ignore[index]
 
 
-def test_a_regulator_writes_nothing_and_reads_no_data_and_a_client_writes_demands_only() -> None:
+def test_a_regulator_writes_nothing_and_reads_no_data_and_a_client_writes_of_its_demands_only() -> None:
     writes = {role: [kind for kind, act in WRITING.items() if RIGHTS[act].grant(role)] for role in ROLES}
     assert writes["regulator"] == []
-    assert writes["client"] == ["demand"]
+    assert writes["client"] == ["demand", "receipt", "complaint"]
     assert not {"procedure", "completion", "inspection"} & set(writes["witness"])
     assert RIGHTS["read data"].regulator == ()
 

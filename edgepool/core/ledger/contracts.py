@@ -23,6 +23,7 @@ from edgepool.core.rights import WRITING, refusal
 from edgepool.model.crypto import verify
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
+    Complaint,
     DataDemand,
     DataOffer,
     MachiningCompletion,
@@ -31,6 +32,7 @@ from edgepool.model.record import (
     QualityInspection,
     Record,
     SignedRecord,
+    TransferReceipt,
     TransmissionConfirmation,
     confirmation_terms,
     kind_of,
@@ -253,6 +255,47 @@ class ConfirmationContract:
         return ""
 
 
+class ReceiptContract:
+    """Somebody has got data, and says how much of it came from whom [S3.15]."""
+
+    name = "receipt"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this receipt may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, TransferReceipt)
+        problem = body.key.problem()
+        if problem:
+            return f"not a data key: {problem}"
+        holders = [share.holder for share in body.shares]
+        if holders != sorted(set(holders)):
+            return "the holders are not in order, or one stands twice"
+        if signed.record.author in holders:
+            return "nobody gets data from itself"
+        if not all(share.size_bytes for share in body.shares):
+            return "a holder who sent nothing has no share"
+        if sum(share.size_bytes for share in body.shares) > body.size_bytes:
+            return "the shares are more than the data"
+        return ""
+
+
+class ComplaintContract:
+    """Somebody alleges that a holder sent a wrong chunk. It stands as its author's word, no more."""
+
+    name = "complaint"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this complaint may not stand, or return ''."""
+        body = signed.record.body
+        assert isinstance(body, Complaint)
+        problem = body.key.problem()
+        if problem:
+            return f"not a data key: {problem}"
+        return "nobody complains of itself" if body.holder == signed.record.author else ""
+
+
 @lru_cache(maxsize=VERDICTS_KEPT)
 def _requester_agrees(network: str, body: TransmissionConfirmation) -> bool:
     terms = confirmation_terms(network, body.key, body.root, body.requester, body.holder, body.valid_until_ms)
@@ -298,6 +341,8 @@ _ALL: tuple[Contract, ...] = (
     OfferContract(),
     DemandContract(),
     ConfirmationContract(),
+    ReceiptContract(),
+    ComplaintContract(),
     MembershipContract(),
     TrustContract(),
     EvidenceContract(),

@@ -22,6 +22,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, PoolKind
 from edgepool.model.record import (
     ChainAnchor,
+    Complaint,
     DataDemand,
     DataOffer,
     MachiningCompletion,
@@ -31,6 +32,7 @@ from edgepool.model.record import (
     QualityInspection,
     SignedRecord,
     Statement,
+    TransferReceipt,
     TransmissionConfirmation,
 )
 from edgepool.model.trust import TrustChange
@@ -272,7 +274,7 @@ class Facts:
                 self._enter_anchor(author, body)
             case Statement():
                 self._write(body.contract, effects)
-            case DataDemand() | TransmissionConfirmation():
+            case DataDemand() | TransmissionConfirmation() | TransferReceipt() | Complaint():
                 pass  # that they are on the chain is all that they do
             case _:
                 assert_never(body)
