@@ -29,6 +29,7 @@ from edgepool.model.message import Message, Query, Records, decode_message
 from edgepool.model.record import MembershipChange, sign_record
 from edgepool.model.vote import Equivocation, Vote
 
+SOME_SEEDS = range(22, 42)
 CALM, LONG, CHANGING, CAPTURED, _ = MANNERS
 
 
@@ -121,7 +122,6 @@ def test_a_crash_in_a_handler_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_member_that_forgets_what_it_said_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "ERRORS_KEPT", 1)
-    fuzzer = Fuzzer(Job(22, 0, 3_000, 1))
     monkeypatch.setattr(VoteBook, "said", lambda self, kind, round, voter: None)
     real = VoteBook.votes_of
 
@@ -130,7 +130,8 @@ def test_a_member_that_forgets_what_it_said_is_found(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(VoteBook, "votes_of", forgetful)
     monkeypatch.setattr("edgepool.core.consensus.engine.Engine._recall", lambda self: False)
-    assert "two values signed" in fuzzer.run().errors[0]
+    errors = (error for seed in SOME_SEEDS for error in Fuzzer(Job(seed, 0, 3_000, 1)).run().errors)
+    assert any("two values signed" in error for error in errors)
 
 
 def test_members_that_believe_forged_evidence_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,15 +206,18 @@ def test_liars_are_convicted_and_leave_and_nobody_else_does() -> None:
 
 
 def test_made_up_states_are_taken_over_in_a_captured_pool_and_do_no_harm() -> None:
-    cell = Cell(Random(22), CAPTURED)
-    puppeteer = Puppeteer(Random(22), cell)
-    for _ in range(1_000):
-        message = decode_message(encode(puppeteer.next()))
-        cell.inject(*puppeteer.address, message)
-        cell.pass_time(puppeteer.wait_ms or 100)
+    for seed in SOME_SEEDS:  # in some worlds it does not come to it
+        cell = Cell(Random(seed), CAPTURED)
+        puppeteer = Puppeteer(Random(seed), cell)
+        for _ in range(500):
+            message = decode_message(encode(puppeteer.next()))
+            cell.inject(*puppeteer.address, message)
+            cell.pass_time(puppeteer.wait_ms or 100)
+            if cell.adopted > 1:
+                break
+        cell.prove_alive()
         if cell.adopted > 1:
             break
-    cell.prove_alive()
     assert cell.captured is not None
     victim = cell.nodes[HONEST[0]].chains[cell.captured.chain]
     assert cell.adopted > 1
