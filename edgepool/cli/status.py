@@ -265,7 +265,7 @@ class StatusScreen:
             table.add_row(
                 transfer.key,
                 "to" if transfer.outgoing else "from",
-                transfer.name,
+                f"{transfer.name} (conduit {transfer.conduit})" if transfer.conduit else transfer.name,
                 f"{share} % of {size(transfer.size_bytes)}",
                 f"{size(transfer.bytes_per_s)}/s",
             )
@@ -284,7 +284,9 @@ class StatusScreen:
         table.add_row(
             "demands", Text.assemble(f"{totals.demands} made, {totals.answered} answered, ", failed)
         )
-        table.add_row("data", f"{size(totals.bytes_received)} received, {size(totals.bytes_sent)} sent")
+        through = sum(totals.received_by_conduit.values())
+        note = f" ({size(through)} through conduits)" if through else ""
+        table.add_row("data", f"{size(totals.bytes_received)} received{note}, {size(totals.bytes_sent)} sent")
         stored = self._status.storage
         table.add_row(
             "stored",

@@ -17,7 +17,7 @@ _WINDOW_MS = 2_000
 
 @dataclass(slots=True)
 class TransferProgress:
-    """A transfer under way."""
+    """A transfer under way; an incoming one through `conduit`, if it is not direct."""
 
     key: DataKey
     peer: PeerId
@@ -25,6 +25,7 @@ class TransferProgress:
     size_bytes: int
     started_ms: int
     done_bytes: int = 0
+    conduit: PeerId | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Accounting:
     first_data_ms: int = 0
     received_by_kind: dict[str, int] = field(default_factory=dict)
     received_by_holder: dict[str, int] = field(default_factory=dict)
+    received_by_conduit: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     under_way: list[TransferProgress] = field(default_factory=list)
     _recent: deque[tuple[int, int]] = field(default_factory=deque)
@@ -58,6 +60,9 @@ class Accounting:
         kind, holder = transfer.key.kind, str(transfer.peer)
         self.received_by_kind[kind] = self.received_by_kind.get(kind, 0) + size_bytes
         self.received_by_holder[holder] = self.received_by_holder.get(holder, 0) + size_bytes
+        if transfer.conduit is not None:
+            conduit = str(transfer.conduit)
+            self.received_by_conduit[conduit] = self.received_by_conduit.get(conduit, 0) + size_bytes
 
     def network_load_percent(self, now_ms: int) -> int:
         """Return the share of the uplink used by transfers over the last two seconds."""
@@ -78,6 +83,7 @@ class Accounting:
             transfer_ms=self.transfer_ms,
             received_by_kind=dict(self.received_by_kind),
             received_by_holder=dict(self.received_by_holder),
+            received_by_conduit=dict(self.received_by_conduit),
             refused=dict(self.refused),
             first_data_ms=self.first_data_ms,
         )

@@ -121,6 +121,7 @@ class Fetches:
             return writers[-1]
 
         def moved(holder: PeerId, size_bytes: int) -> None:
+            gathering.transfers[holder].conduit = self._client.conduit_to(holder)
             self._transfers.moved(gathering.transfers[holder], size_bytes)
             if progress is not None:
                 progress(fetch.done_bytes, body.size_bytes)

@@ -132,6 +132,8 @@ def _path_metrics(status: PeerStatus) -> dict[str, float]:
         metrics["edgepool_conduit_places"] = len(status.conduit.places)
         metrics["edgepool_conduit_circuits"] = status.conduit.circuits
         metrics["edgepool_conduit_passed_bytes_total"] = status.conduit.bytes
+    through = sum(status.totals.received_by_conduit.values())
+    metrics["edgepool_data_received_through_conduits_bytes_total"] = through
     return metrics
 
 
@@ -172,16 +174,19 @@ def _transfers(
     now: Instant,
 ) -> list[TransferStatus]:
     rows = []
+    names = {peer: identity.name for peer, identity in identities.items()}
     for transfer in accounting.under_way:
         identity = identities.get(transfer.peer)
         member = node.directory.member(transfer.peer)
         name = identity.name if identity else member.name if member else short(transfer.peer)
+        conduit = transfer.conduit
         elapsed_ms = max(1, now.monotonic_ms - transfer.started_ms)
         rows.append(
             TransferStatus(
                 key=str(transfer.key),
                 peer=transfer.peer,
                 name=name,
+                conduit="" if conduit is None else names.get(conduit, short(conduit)),
                 outgoing=transfer.outgoing,
                 done_bytes=transfer.done_bytes,
                 size_bytes=transfer.size_bytes,

@@ -205,11 +205,12 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A transfer under way."""
+    """A transfer under way; `conduit` is the name of the one that an incoming one comes through, or ''."""
 
     key: str
     peer: str
     name: str
+    conduit: str = ""
     outgoing: bool
     done_bytes: int
     size_bytes: int
@@ -220,7 +221,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What this peer has done since it started.
 
     `demands` counts fetches asked for, `answered` those that ended whole, `failed` the others.
-    `received_by_kind` and `received_by_holder` (peer id) split `bytes_received`. `refused` counts
+    `received_by_kind` and `received_by_holder` (peer id) split `bytes_received`; `received_by_conduit` (peer
+    id) is what did not come directly. `refused` counts
     what was turned away, by reason; `first_data_ms` is the wall time at which the first byte of
     twin data arrived (0 if none has).
     """
@@ -235,6 +237,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     received_by_holder: dict[str, int]
     refused: dict[str, int]
     first_data_ms: int
+    received_by_conduit: dict[str, int] = {}
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):

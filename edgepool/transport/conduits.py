@@ -25,6 +25,8 @@ from edgepool.transport.door import Doorway, connect
 from edgepool.transport.identity import CONDUIT_PROTOCOL, Identity
 from edgepool.transport.refusals import WRONG_PEER, Counters, count
 
+DIRECT_S = 2.5
+"""So long a direct connection may take: time to try once more if a packet is lost, and then a conduit."""
 MAX_LINES = 16
 """A peer keeps connections to so many conduits at once."""
 COMING_AT_ONCE = 32
@@ -107,7 +109,8 @@ class Conduits:
         if found.libp2p:
             raise OSError(0, "Noise is spoken there, not TLS")
         if found.conduit is None:
-            return await open_tcp(found.host, found.port)
+            async with asyncio.timeout(DIRECT_S):
+                return await open_tcp(found.host, found.port)
         if found.peer is None:
             raise OSError(0, "it does not say which peer is wanted behind the conduit")
         if found.conduit == self._identity.peer:

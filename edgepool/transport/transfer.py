@@ -83,6 +83,11 @@ class TransferClient:
         connection = await self._connect(holder, addresses)
         return await connection.open(confirmation, manifest, bases)
 
+    def conduit_to(self, holder: PeerId) -> PeerId | None:
+        """Return the conduit that the connection to `holder` goes through; None if it is direct or none."""
+        connection = self._connections.get(holder)
+        return None if connection is None else split_address(connection.address).conduit
+
     def cut(self, peer: PeerId, reason: str) -> None:
         """End the connection to `peer`, and all transfers on it, at once."""
         connection = self._connections.get(peer)

@@ -93,6 +93,10 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
         await machines[1].publish("PTVA1-1/model", data=answer)
         assert (await machines[0].fetch("PTVA1-1/model")).read() == answer
 
+        totals = machines[1].status().totals
+        assert totals.received_by_conduit == {cloud.id: len(data)}
+        assert machines[1].metrics()["edgepool_data_received_through_conduits_bytes_total"] == len(data)
+
         paths = {link.name: link.conduit for link in machines[0].status().links}
         assert paths == {"cloud": "", "m1": "cloud", "m2": "cloud"}
         served = cloud.status().conduit
