@@ -39,8 +39,8 @@ async def measure_link(quick: bool, folder: Path) -> list[Figure]:
     async with AsyncExitStack() as stack:
         asker, helper, far = await _open_link(stack, folder, size_bytes)
         echo = await _connect(stack, asker.identity, far["echo_port"], EchoClient)
-        asking = await _round_trips(asker.ask, echo.ask, 5 if quick else 15, 200 if quick else 500)
-        manifest = _manifest(far, size_bytes)
+        asking = await round_trips(asker.ask, echo.ask, 5 if quick else 15, 200 if quick else 500)
+        manifest = manifest_of(far, size_bytes)
         receiver = await _connect(
             stack,
             asker.identity,
@@ -78,27 +78,27 @@ async def measure_round_trip(folder: Path, trips: int) -> float:
 
 async def _open_link(
     stack: AsyncExitStack, folder: Path, size_bytes: int
-) -> tuple[_Asker, Helper, dict[str, Any]]:
+) -> tuple[Asker, Helper, dict[str, Any]]:
     """Return a link to a helper process that holds data of this size; both are ended with `stack`."""
     authority = folder / "authority"
     settings = make_peer_folder(folder / "asker", PeerPlan("asker", NETWORK), authority)
     holder = read_peer_id(make_peer_folder(folder / "answerer", PeerPlan("answerer", NETWORK), authority))
     helper = await stack.enter_async_context(Helper("answerer", folder))
     far: dict[str, Any] = await helper.ask("open", size_bytes=size_bytes)
-    asker = _Asker(settings, Member(holder, "answerer", "", tuple(far["addresses"])))
+    asker = Asker(settings, Member(holder, "answerer", "", tuple(far["addresses"])))
     stack.push_async_callback(asker.close)
     await asker.open()
     return asker, helper, far
 
 
-class _Asker:
+class Asker:
     """This end of the link; a LinkHandler that waits for its frame to come back."""
 
     def __init__(self, settings: PeerSettings, other: Member) -> None:
         self.identity: Identity = load_identity(settings)
-        self._client = TransferClient(self.identity, settings.limits)
         self._other = other
         self._transport = TlsTransport(settings, self.identity, {})
+        self._client = TransferClient(self.identity, settings.limits, self._transport.conduits.open)
         self._up = asyncio.Event()
         self._answered: asyncio.Future[bytes] | None = None
 
@@ -176,7 +176,7 @@ async def _connect(stack: AsyncExitStack, identity: Identity, port: int, protoco
     return made
 
 
-async def _round_trips(
+async def round_trips(
     ours: Callable[[bytes], Awaitable[bytes]],
     bare: Callable[[bytes], Awaitable[bytes]],
     rounds: int,
@@ -214,7 +214,7 @@ async def _transfers(
     return Rounds(tuple(took[0][1:]), tuple(took[1][1:])), Rounds(tuple(spent[0][1:]), tuple(spent[1][1:]))
 
 
-def _manifest(far: dict[str, Any], size_bytes: int) -> Manifest:
+def manifest_of(far: dict[str, Any], size_bytes: int) -> Manifest:
     """Return the manifest of the other side's data, whose chunks are all alike."""
     chunk_bytes = chunk_bytes_for(size_bytes)
     manifest = Manifest(size_bytes, chunk_bytes, (bytes.fromhex(far["chunk"]),) * (size_bytes // chunk_bytes))

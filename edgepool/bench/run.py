@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -70,21 +70,23 @@ async def run(
     *,
     quick: bool = False,
     on_part: Callable[[Part], None] = lambda part: None,
+    parts: Mapping[str, Part] | None = None,
 ) -> Report:
-    """Run the parts with these names (all, if none) and return the report.
+    """Run those of `parts` (PARTS, if none) with these names (all, if none) and return the report.
 
     `on_part` is told each part before it begins. LocalError for an unknown name. A part that fails
     or is not done in time becomes a problem in the report, and the others go on.
     """
-    unknown = [name for name in names if name not in PARTS]
+    parts = PARTS if parts is None else parts
+    unknown = [name for name in names if name not in parts]
     if unknown:
-        raise LocalError(f"there is no part '{unknown[0]}': use one of {', '.join(PARTS)}")
+        raise LocalError(f"there is no part '{unknown[0]}': use one of {', '.join(parts)}")
     machine = this_machine()
     start_s = monotonic()
     limit_s = QUICK_LIMIT_S if quick else LIMIT_S
     figures: dict[str, list[Figure]] = {}
     problems: dict[str, str] = {}
-    for part in PARTS.values():
+    for part in parts.values():
         if names and part.name not in names:
             continue
         on_part(part)

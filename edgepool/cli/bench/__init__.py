@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from edgepool.cli.bench import chain, ledger, parts, pools, transfer
+from edgepool.cli.bench import chain, conduit, ledger, parts, pools, transfer
 
 app = typer.Typer()
 app.callback(invoke_without_command=True)(parts.bench)
 app.command("ledger")(ledger.ledger)
 app.command("pools")(pools.pools)
 app.command("chain")(chain.chain)
+app.command("conduit")(conduit.conduit)
 app.command("transfer")(transfer.transfer)

@@ -50,9 +50,9 @@ def bench(
         return
     report = measured(_run(only or (), quick))
     if json:
-        print_json(_as_json(report))
+        print_json(as_json(report))
     else:
-        _print(report)
+        print_report(report)
     if report.problems:
         raise typer.Exit(1)
 
@@ -84,7 +84,7 @@ def _advance(progress: Any, bar: Any) -> Callable[[Part], None]:
     return on_part
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report) -> dict[str, Any]:
     """Return the report with figures keyed by part and name."""
     figures = {
         f"{part}.{figure.name}": {key: value for key, value in asdict(figure).items() if key != "name"}
@@ -94,7 +94,8 @@ def _as_json(report: Report) -> dict[str, Any]:
     return {**asdict(report), "figures": figures}
 
 
-def _print(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """Print the figures of a report as a table."""
     wide = out.width >= _WIDE_COLUMNS
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("part", "figure", "median", "unit", "lowest", "highest", "bare", "ratio", "beside"):
