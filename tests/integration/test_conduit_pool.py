@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 from peer_cell import make_coordinator, make_machine
 
 from edgepool import Peer
+from edgepool.bench.conduit import measure_conduit
 from edgepool.config import ConduitSettings, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import split_address, with_peer
@@ -109,3 +111,13 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
         assert sum(map(len, tap.streams)) > len(data) + len(answer)
         for secret in (data[:64], answer[:64], b"PTVA1-1", b"surface"):
             assert not any(secret in stream for stream in tap.streams)
+
+
+async def test_the_cost_of_a_conduit_is_measured_beside_the_direct_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepool.bench.conduit.QUICK_BYTES", 2 * 1024 * 1024)
+    figures = await measure_conduit(True, tmp_path)
+    assert [figure.name for figure in figures] == ["link", "round_trip", "transfer", "conduit_cpu"]
+    assert all(figure.value > 0 for figure in figures)
+    assert all(figure.beside == "the direct path" for figure in figures[:3])

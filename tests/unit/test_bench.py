@@ -22,7 +22,7 @@ from edgepool.bench.ceiling import Ceiling
 from edgepool.bench.chain import NAMES, _burst, _gentle, form_pool
 from edgepool.bench.figures import Figure, Rounds, alternate, figure_of, percentile, timed
 from edgepool.bench.length import measure_length
-from edgepool.bench.link import _Asker, _connect, _manifest, _round_trips
+from edgepool.bench.link import Asker, _connect, manifest_of, round_trips
 from edgepool.bench.load import PHASES, LoadReport, Spent, cost_of_an_empty_block
 from edgepool.bench.longchain import LongChain
 from edgepool.bench.material import NETWORK, make_block, make_pool, make_records
@@ -154,11 +154,11 @@ async def test_a_link_is_asked_and_all_data_arrives(tmp_path):
     holder = read_peer_id(make_peer_folder(tmp_path / "answerer", plan, tmp_path / "authority"))
     answerer = Answerer(tmp_path)
     far = await answerer.open(size_bytes)
-    asker = _Asker(settings, Member(holder, "answerer", "", far["addresses"]))
+    asker = Asker(settings, Member(holder, "answerer", "", far["addresses"]))
     try:
         await asker.open()
         assert await asker.ask(b"x" * 1024) == b"x" * 1024
-        await asker.transfer(_manifest(far, size_bytes))
+        await asker.transfer(manifest_of(far, size_bytes))
         async with asyncio.timeout(5), AsyncExitStack() as stack:
             for digest, right in ((far["digest"], True), ("00" * 32, False)):
                 receiver = await _connect(
@@ -184,10 +184,10 @@ async def test_an_answer_with_other_bytes_is_no_measurement():
     async def liar(data):
         return data[::-1]
 
-    rounds = await _round_trips(echo, echo, 2, 3)
+    rounds = await round_trips(echo, echo, 2, 3)
     assert (len(rounds.ours), len(rounds.bare)) == (2, 2)
     with pytest.raises(Unavailable):
-        await _round_trips(echo, liar, 2, 3)
+        await round_trips(echo, liar, 2, 3)
 
 
 class InProcess:
