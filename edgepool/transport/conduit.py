@@ -36,6 +36,7 @@ from edgepool.transport.conduitwire import (
 )
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.greeting import TOKEN_BYTES
+from edgepool.transport.identity import Identity
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.splice import Gate, Pipes, Pump, Splice
 
@@ -59,12 +60,13 @@ class _Ends:
 class Conduit:
     """The conduit of one peer, whose transport hands it connections; nothing happens before `start`."""
 
-    def __init__(self, settings: PeerSettings, counters: Counters) -> None:
+    def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
         self.table = CircuitTable(settings.conduit)
         self.limits = settings.limits
         self.counters = counters
         self.names: dict[PeerId, str] = {}
         self._settings = settings.conduit
+        self._trust = identity.trust
         self._calls: dict[_Call, None] = {}
         self._reserved: dict[PeerId, _Call] = {}
         self._ends: dict[Circuit, _Ends] = {}
@@ -91,13 +93,6 @@ class Conduit:
         if self._gate is not None:
             self._gate.close()
         self._pipes.close()
-
-    def cut(self, peer: PeerId) -> None:
-        """End all that a peer has here: it is no member any more."""
-        for circuit in self.table.of(peer):
-            self._end(circuit, "a side is no member any more")
-        for call in [one for one in self._calls if one.identity.peer == peer]:
-            call.end()
 
     # --- for the transport --------------------------------------------------------------------
 
@@ -157,18 +152,24 @@ class Conduit:
             count(self.counters, refusals.BUSY)
         return refusal
 
-    def grant(self, asker: PeerId, target: PeerId) -> bytes:
-        """Set up a circuit and tell its target; return the asker's token. OSError says why there is none."""
+    def grant(self, asker: PeerIdentity, target: PeerId) -> bytes:
+        """Set up a circuit and tell its target; return the asker's token. OSError says why there is none.
+
+        It stands as long as both are trusted.
+        """
         tokens = (secrets.token_bytes(TOKEN_BYTES), secrets.token_bytes(TOKEN_BYTES))
         timeout_ms = self.limits.handshake_timeout_ms
-        circuit = self.table.ask(asker, target, tokens, self._now_ms(), timeout_ms)
+        circuit = self.table.ask(asker.peer, target, tokens, self._now_ms(), timeout_ms)
         if isinstance(circuit, str):
             count(self.counters, refusals.CIRCUIT)
             raise OSError(0, circuit)
         self._ends[circuit] = _Ends()
-        if not self._reserved[target].say(Offered(asker, tokens[1])):
+        call = self._reserved[target]
+        if not call.say(Offered(asker.peer, tokens[1])):
             self._end(circuit, "the target does not listen")
             raise OSError(0, NOT_HERE)
+        for identity in (asker, call.identity):
+            self._trust.hold(identity, lambda why: self._end(circuit, why), lambda: circuit not in self._ends)
         return tokens[0]
 
     # --- circuits -----------------------------------------------------------------------------
@@ -271,7 +272,7 @@ class _Call(asyncio.BufferedProtocol):
                 self.say(Reserved(self._conduit.reserve(self)))
             case Ask(number, target):
                 try:
-                    self.say(Granted(number, self._conduit.grant(self.identity.peer, target)))
+                    self.say(Granted(number, self._conduit.grant(self.identity, target)))
                 except OSError as error:
                     self.say(Declined(number, error.strerror or "the conduit failed"))
             case Beat(number):

@@ -58,7 +58,7 @@ class Conduits:
 
     def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
         self.names: dict[PeerId, str] = {}
-        self.local: Callable[[PeerId, PeerId], bytes] | None = None
+        self.local: Callable[[PeerIdentity, PeerId], bytes] | None = None
         self._settings = settings
         self._identity = identity
         self._counters = counters
@@ -116,7 +116,7 @@ class Conduits:
         if found.conduit == self._identity.peer:
             if self.local is None:
                 raise OSError(0, "this peer is no conduit (any more)")
-            token = self.local(self._identity.peer, found.peer)
+            token = self.local(self._identity.certificate, found.peer)
         else:
             token = await self._place(address).ask(found.peer)
         return await _come(found.host, found.port, token)

@@ -65,7 +65,7 @@ class TlsTransport:
         self._counters = counters
         self._transfers = transfers
         self.conduits = conduits or Conduits(settings, identity, counters)
-        self.conduit = Conduit(settings, counters) if settings.conduit.serve else None
+        self.conduit = Conduit(settings, identity, counters) if settings.conduit.serve else None
         self._paths = Paths()
         self._listener = Listener(identity, settings.limits, counters, self._judge_tls)
         if transfers is not None:

@@ -13,6 +13,7 @@ from tls_peers import TlsPeer, ended, make_settings, until
 
 from edgepool.config import Limits
 from edgepool.core.circuits import NOT_HERE, SHARE
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.model.codec import Wire, encode
 from edgepool.transport.conduitwire import (
     CIRCUIT_NAME,
@@ -246,16 +247,22 @@ async def test_who_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
         assert c.counters == {"refused_circuit": 1}
 
 
-async def test_the_ways_of_a_member_that_is_one_no_more_are_cut(tmp_path: Path) -> None:
+async def test_the_ways_of_a_member_that_is_revoked_are_cut_and_it_gets_no_other(tmp_path: Path) -> None:
     async with conduit_peer(tmp_path) as c:
         a, b = inner_peer(tmp_path, "a", c), inner_peer(tmp_path, "b", c)
         async with started(a, b):
             a.transport.want(b.member)
             await until(lambda: a.linked_to(b) and b.linked_to(a), SLOW_S)
+            # Only the conduit knows of it yet.
+            c.identity.trust.decide(UnitedTrust(revoked={b.peer: None}))
             conduit = c.transport.conduit
             assert conduit is not None
-            conduit.cut(b.peer)
-            await until(lambda: "down" in [event for event, _ in a.seen.events], SLOW_S)
+            assert not conduit.table.circuits
+            await until(lambda: not a.linked_to(b), SLOW_S)
+            await until(lambda: c.counters.get("refused_revoked"), SLOW_S)
+            assert set(conduit.table.reserved) == {a.peer}
+            assert not kept(b)
+            assert kept(a)
 
 
 async def test_another_peer_in_the_place_of_the_one_that_was_asked_for_gets_no_link(tmp_path: Path) -> None:
