@@ -24,6 +24,7 @@ CONFIG_FILE = "edgepool.toml"
 BUDGET_FILE = "budget.toml"
 """What was set with 'edgepool budget set'; it goes before [budget] in the settings."""
 Approve = Literal["coordinator", "manual"]
+Default = Literal["network", "pool", "owner"]
 Road = Literal["tls", "libp2p", "both"]
 """Over what links go. Data goes straight over TLS wherever two peers reach each other."""
 
@@ -191,6 +192,16 @@ class BudgetSettings(Settings, frozen=True):
     ] = {}
 
 
+class RightsSettings(Settings, frozen=True):
+    """To whom this peer hands data for which its owner has set no policy [S2.3].
+
+    `default` "network" is every machine, coordinator, witness and inspector of the network, "pool" those of
+    the pool in which the data is offered, "owner" nobody. Regulators and clients are never among them.
+    """
+
+    default: Default = "network"
+
+
 class PeerSettings(Settings, frozen=True):
     """Everything about one peer. `folder` is where it keeps keys, chains and data.
 
@@ -219,6 +230,7 @@ class PeerSettings(Settings, frozen=True):
     storage: StorageSettings = StorageSettings()
     budget: BudgetSettings = BudgetSettings()
     consensus: ConsensusSettings = ConsensusSettings()
+    rights: RightsSettings = RightsSettings()
 
     def path(self, relative: str) -> Path:
         """Return a path of this peer's folder."""

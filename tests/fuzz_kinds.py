@@ -33,8 +33,9 @@ def records_in(message: Message) -> Iterator[SignedRecord]:
                 yield from _of(certified.block)
         case QueryAnswer():
             yield from (offer.record for offer in message.offers)
-        case ConfirmAnswer(record=SignedRecord() as record):
-            yield record
+        case ConfirmAnswer(record=record, policy=policy):
+            yield from [record] if record is not None else []
+            yield from [policy.record] if policy is not None else []
 
 
 def kinds_in(message: Message) -> Iterator[str]:

@@ -53,6 +53,7 @@ from edgepool.model.message import (
     Records,
     RecordsRefused,
 )
+from edgepool.model.policy import DataPolicy, PolicyTerms
 from edgepool.model.pool import Invitation, accept, sign_invitation
 from edgepool.model.record import (
     Body,
@@ -73,6 +74,9 @@ from edgepool.model.record import (
     sign_record,
 )
 from edgepool.model.trust import TrustChange
+
+PURPOSES = ("", "production", "x" * 64)
+REFUSALS = ("", "", "no", "x" * 256)
 
 
 class Liar(Governing):
@@ -112,7 +116,7 @@ class Liar(Governing):
     def _body(self, chain: Chain) -> Body:
         task, number, text = self._one(("T1", "T2", "\0")), self._one((0, 10, 20, 100_000)), "x" * 64
         key, root = self._one(KEYS), self._one((ROOT, self._bytes(32)))
-        match int(self._rng.random() * 15):
+        match int(self._rng.random() * 16):
             case 0:
                 step, steps = self._one((0, 1, 255)), self._one((1, 2, 256))
                 minutes = self._one((0, 10_000_000))
@@ -150,6 +154,8 @@ class Liar(Governing):
                 return TransferReceipt(key, 1, root, most, shares, self._one((0, 2**53)))
             case 12:
                 return Complaint(key, root, self._one((0, 65535)), self._peer(), self._bytes(32))
+            case 13:
+                return self._policy(chain)
             case _:
                 return self._change(chain)
 
@@ -157,6 +163,22 @@ class Liar(Governing):
         heard = self._heard(Records)
         record_id = heard.records[0].id if heard is not None else self._bytes(32)
         return RecordsRefused(self._chain().id, record_id, "x" * self._one((0, 1, 256)))
+
+    def _policy(self, chain: Chain) -> DataPolicy:
+        """Return a policy for much, little or nothing, of the next version of its pattern or another."""
+        part, kind = self._one(("*", KEYS[0].part, "x" * 64, "/", "P*")), self._one(("*", KEYS[0].kind))
+        standing = max((entry.policy.version for _, entry in chain.state.policies()), default=0)
+        version = max(1, self._one((1, standing, standing + 1, 2**31)))
+        terms = PolicyTerms(
+            tuple(self._peer() for _ in range(self._one((0, 1, 24)))),
+            tuple(self._chain_text() for _ in range(self._one((0, 1, 16)))),
+            self._one(((), ("works",), ("x" * 64,) * 8)),
+            self._one(((), ("machine",), ("regulator", "client"))),
+            self._one(((), ("production",), ("x" * 64,) * 8)),
+            self._one((0, 0, EPOCH_MS, 2**53)),
+            self._often(),
+        )
+        return DataPolicy(part, kind, version, terms if self._often() else None)
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -193,26 +215,32 @@ class Liar(Governing):
         )
 
     def _load_query(self) -> Message:
-        return LoadQuery(self._number(), self._one((ROOT, self._bytes(32))))
+        root = self._one((ROOT, self._bytes(32)))
+        return LoadQuery(self._number(), self._one(KEYS), root, self._one(PURPOSES))
 
     def _load_report(self) -> Message:
-        return LoadReport(self._number(), self._one((ROOT, self._bytes(32))), self._often(), 0, 100)
+        return LoadReport(
+            self._number(), self._one((ROOT, self._bytes(32))), self._often(), 0, 100, self._one(REFUSALS)
+        )
 
     def _confirm_request(self) -> Message:
         signer = self._one((LIAR, STRANGER))
         until_ms = self._one((0, EPOCH_MS + self._cell.now_ms + 1_000, EPOCH_MS + 10**7, 2**53))
         key, root = self._one((*KEYS, KEYS[0])), self._one((ROOT, ROOT, self._bytes(32)))
         holder = self._one(HONEST)
-        terms = confirmation_terms(NETWORK, key, root, signer.peer, holder, until_ms)
+        purpose = self._one(PURPOSES)
+        terms = confirmation_terms(NETWORK, key, root, signer.peer, holder, until_ms, purpose)
         return ConfirmRequest(
-            self._number(), key, root, signer.peer, until_ms, signer.sign("confirmation", terms)
+            self._number(), key, root, signer.peer, until_ms, signer.sign("confirmation", terms), purpose
         )
 
     def _confirm_answer(self) -> Message:
         asked = self._heard(ConfirmRequest)
         if asked is None or not self._often():
             record = self._record(self._chain()) if self._often() else None
-            return ConfirmAnswer(self._number(), self._one((ROOT, self._bytes(32))), record, "x" * 256)
+            return ConfirmAnswer(
+                self._number(), self._one((ROOT, self._bytes(32))), record, "x" * 256, self._maybe_policy()
+            )
         body = TransmissionConfirmation(
             asked.key,
             asked.root,
@@ -221,9 +249,14 @@ class Liar(Governing):
             LIAR.peer,
             asked.valid_until_ms,
             asked.requester_signature,
+            asked.purpose,
         )
         signed = sign_record(LIAR, NETWORK, self._chain().id, body, 0, 0)
-        return ConfirmAnswer(asked.query, asked.root, signed, "")
+        return ConfirmAnswer(asked.query, asked.root, signed, "", self._maybe_policy())
+
+    def _maybe_policy(self) -> OfferProof | None:
+        """Return the proof of something that may be no policy, or nothing."""
+        return self._proof() if self._often() else None
 
     # --- pools --------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from edgepool.config import Default
+from edgepool.core.access import Access
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove, prove_kept
 from edgepool.core.machine import BlockSource
-from edgepool.core.rights import Subject, refusal
+from edgepool.core.rights import Subject
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import OfferProof
 from edgepool.model.pool import Member
@@ -17,8 +19,9 @@ MAX_PROOFS = 8
 class ChainDirectory:
     """Looks things up in a node's chains; the node keeps `connected`, `held` and `load` true."""
 
-    def __init__(self, me: PeerId, source: BlockSource) -> None:
+    def __init__(self, me: PeerId, source: BlockSource, default: Default = "network") -> None:
         self.chains: dict[ChainId, Chain] = {}
+        self.access = Access(me, self.chains, default)
         self.connected_peers: dict[PeerId, Subject] = {}
         self.addresses: dict[PeerId, tuple[str, ...]] = {}
         self.held: dict[bytes, int] = {}
@@ -34,21 +37,39 @@ class ChainDirectory:
         """Return the chains of the manufacturing pools that this peer is in."""
         return self._of_kind("manufacturing")
 
-    def offers(self, chain: ChainId, key: DataKey, version: int) -> tuple[OfferProof, ...]:
-        """Return the offers of `key` on one chain with their proofs, the newest version if 0."""
+    def offers(
+        self, chain: ChainId, key: DataKey, version: int, *, outward: bool = False
+    ) -> tuple[OfferProof, ...]:
+        """Return the offers of `key` on one chain with their proofs, the newest version if 0.
+
+        `outward` is for others: without what policies hide from other pools.
+        """
         known = self.chains.get(chain)
         if known is None:
             return ()
         proofs = []
         for entry in known.state.offers(key, version)[:MAX_PROOFS]:
-            height, index = entry.ref.height, entry.ref.index
-            certified = self._source.block(chain, height)
-            kept = self._source.kept(chain, height, index) if certified is None else None
-            if certified is not None:
-                proofs.append(prove(known.genesis, known.handovers, certified, index))
-            elif kept is not None:
-                proofs.append(prove_kept(known.genesis, known.handovers, kept))
+            if not (outward and self.access.hides(chain, key, entry.offer.root)):
+                proofs.append(self._proof(known, entry.ref.height, entry.ref.index))
         return tuple(proof for proof in proofs if proof is not None)
+
+    def policy(self, chain: ChainId, key: DataKey, root: bytes) -> OfferProof | None:
+        """Return the proof of the policy under which this peer hands on data that `chain` offers, or None.
+
+        What came to this peer under a policy of a chain that it does not follow goes on under that one.
+        """
+        origin = self.access.origins.get(root)
+        if origin is not None and origin.chain not in self.chains:
+            return origin.proof
+        found = self.access.policy_for(chain, key, root)
+        return self._proof(self.chains[found[0]], found[1].height, found[1].index) if found else None
+
+    def _proof(self, chain: Chain, height: int, index: int) -> OfferProof | None:
+        certified = self._source.block(chain.id, height)
+        kept = self._source.kept(chain.id, height, index) if certified is None else None
+        if certified is not None:
+            return prove(chain.genesis, chain.handovers, certified, index)
+        return prove_kept(chain.genesis, chain.handovers, kept) if kept is not None else None
 
     def height(self, chain: ChainId) -> int:
         """Return the height of a chain that this peer is on."""
@@ -84,26 +105,15 @@ class ChainDirectory:
         """Return network and processing load in percent."""
         return self.load_percent
 
-    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
-        """Return the chain on which this holder records a transfer to `requester`, or why there is none.
+    def subject(self, peer: PeerId) -> Subject:
+        """Return who a linked peer is; of one whose link has just gone no more is known than its id."""
+        return self.connected_peers.get(peer) or Subject(peer)
 
-        Best is a chain that both are on and that has the offer; else one that has the offer (a
-        requester from another pool). What no chain of this peer has is not for sharing.
-        """
-        subject = self.connected_peers.get(requester) or Subject(requester)
-        refused = refusal("read data", subject, ("default",))
-        if refused:
-            return None, refused
-        fallback: ChainId | None = None
-        for chain_id, chain in self.chains.items():
-            if not chain.member:
-                continue
-            if not any(entry.offer.root == root for entry in chain.state.offers_of(key)):
-                continue
-            if requester in chain.people:
-                return chain_id, ""
-            fallback = fallback or chain_id
-        return fallback, "" if fallback else "it is offered in no pool of this holder"
+    def admit(
+        self, requester: PeerId, key: DataKey, root: bytes, purpose: str, now_ms: int
+    ) -> tuple[ChainId | None, str]:
+        """Return the chain on which this holder records a transfer to `requester`, or why there is none."""
+        return self.access.admit(self.subject(requester), key, root, purpose, now_ms)
 
     def _of_kind(self, kind: str) -> tuple[ChainId, ...]:
         return tuple(

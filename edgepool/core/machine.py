@@ -18,7 +18,7 @@ from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, He
 from edgepool.model.codec import Wire
 from edgepool.model.fields import Height, MaybeHash
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import Message, OfferProof
+from edgepool.model.message import Message, OfferProof, Origin
 from edgepool.model.pool import Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
 from edgepool.model.trust import TrustChange
@@ -110,22 +110,27 @@ class SubmitRecord:
 class FindData:
     """Find holders of `key` by Algorithm 2. Done(tuple[RankedOffer, ...]), best first, perhaps empty.
 
-    `version` 0 asks for the newest.
+    `version` 0 asks for the newest; `purpose` is what the data is wanted for.
     """
 
     key: DataKey
     version: int
     budget_ms: int
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfirmTransfer:
-    """Have `holder` countersign a transfer. Done(SignedRecord) of a TransmissionConfirmation."""
+    """Have `holder` countersign a transfer. Done(SignedRecord) of a TransmissionConfirmation.
+
+    `purpose` is what the data is wanted for; this peer signs it.
+    """
 
     holder: Member
     key: DataKey
     root: bytes
     valid_until_ms: int
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,8 @@ class RecordRef:
 class RankedOffer:
     """A proven offer with what its holder said of itself; loads in percent, round trip in ms.
 
-    `reachable` is False if the holder did not answer in time; such offers come last.
+    `reachable` is False if the holder did not answer in time; such offers come last, but for those with a
+    `refusal`: the condition by which this peer may not have the data.
     """
 
     proof: OfferProof
@@ -193,6 +199,7 @@ class RankedOffer:
     processing_load_percent: int
     round_trip_ms: int
     reachable: bool
+    refusal: str = ""
 
 
 # --- effects ------------------------------------------------------------------------------------
@@ -326,6 +333,25 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessRefused:
+    """This peer has refused to hand data to `subject`; `reason` is the condition that failed."""
+
+    subject: Subject
+    key: DataKey
+    root: bytes
+    purpose: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CameUnder:
+    """The data with manifest root `root` is handed to this peer under a policy, to be kept with it."""
+
+    root: bytes
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Misbehaved:
     """A peer sent what no honest peer sends; nothing but this notice came of it."""
 
@@ -333,7 +359,17 @@ class Misbehaved:
     reason: str
 
 
-Notice = Done | Failed | BlockCommitted | PoolJoined | TrustDecided | Confirmed | Misbehaved
+Notice = (
+    Done
+    | Failed
+    | BlockCommitted
+    | PoolJoined
+    | TrustDecided
+    | Confirmed
+    | AccessRefused
+    | CameUnder
+    | Misbehaved
+)
 
 
 @dataclass(frozen=True, slots=True)

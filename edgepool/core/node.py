@@ -20,6 +20,7 @@ from edgepool.core.machine import (
     ApproveChange,
     BlockCommitted,
     BlockSource,
+    CameUnder,
     ChangeMembers,
     ChangeTrust,
     ConfirmTransfer,
@@ -80,6 +81,7 @@ from edgepool.model.message import (
     Status,
     Votes,
 )
+from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord, sign_record
 
@@ -99,7 +101,7 @@ class Node:
         self._self = Subject(signer.peer, settings.role)
         self.addresses: tuple[str, ...] = ()
         """Where this peer listens; set before `start`."""
-        self.directory = ChainDirectory(signer.peer, source)
+        self.directory = ChainDirectory(signer.peer, source, settings.rights.default)
         self.chains = self.directory.chains
         self._trusted: dict[PeerId, None] = {PeerId(peer): None for peer in settings.coordinators}
         if settings.role == "coordinator":
@@ -117,6 +119,7 @@ class Node:
             network=settings.network,
             directory=self.directory,
             check_proof=self._proof_problem,
+            check_policy=self._policy_problem,
             limit=settings.limits.queries,
         )
         self._joining = Joining(
@@ -209,7 +212,7 @@ class Node:
                 return self._merge(self._joining.receive(peer, message, now), now)
             case PoolInvite() | PoolAccept() | PoolDecline() | PoolFormed():
                 return self._merge(self._pools.receive(peer, message, now), now)
-            case Query() if refused := refusal("search", self._linked(peer)):
+            case Query() if refused := refusal("search", self.directory.subject(peer)):
                 return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
                 return self._merge(self._resolver.receive(peer, message, now), now)
@@ -289,6 +292,9 @@ class Node:
                     effects += self._merge(self._governing.agreed(output, now), now)
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
+                case Notify(CameUnder(root, origin)):
+                    self.directory.access.origins[root] = origin
+                    effects.append(output)
                 case Notify(BlockCommitted(chain, certified)):
                     effects.append(output)
                     effects += self._after_block(self.chains[chain], certified, now)
@@ -377,17 +383,16 @@ class Node:
         """Return who `peer` is by its certificate: this peer itself, or one that is linked."""
         return self._self if peer == self.peer else self.directory.connected_peers.get(peer)
 
-    def _linked(self, peer: PeerId) -> Subject:
-        """Return who a linked peer is; of one whose link has just gone no more is known than its id."""
-        return self.directory.connected_peers.get(peer) or Subject(peer)
-
     def _follows(self, peer: PeerId, chain: Chain) -> bool:
         """Say whether a linked peer may follow a chain: one of its people, or who may follow all."""
         standing: tuple[Standing, ...] = ("people",) if peer in chain.people else ()
-        return not refusal("follow chain", self._linked(peer), standing)
+        return not refusal("follow chain", self.directory.subject(peer), standing)
 
     def _knows(self, chain: ChainId) -> bool:
         return chain in self.chains
 
     def _proof_problem(self, proof: OfferProof) -> str:
         return proof_problem(proof, self.network, self._trusted)
+
+    def _policy_problem(self, proof: OfferProof) -> str:
+        return proof_problem(proof, self.network, self._trusted, DataPolicy)

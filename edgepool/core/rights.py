@@ -8,12 +8,14 @@ certificates prove.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from edgepool.config import Default
 from edgepool.model.identity import ROLES, Role
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.policy import PolicyTerms
 
 Standing = Literal["anybody", "member", "observer", "people", "coordinator", "trusted", "default", "named"]
 """On what footing a role may act; see STANDINGS."""
@@ -44,6 +46,7 @@ Act = Literal[
     "write evidence",
     "write anchor",
     "write statement",
+    "write policy",
     "form pool",
     "vote",
     "take work",
@@ -101,6 +104,7 @@ RIGHTS: Mapping[Act, Right] = {
     "write evidence": Right("give evidence", *_MEMBERS),
     "write anchor": Right("anchor chains", *_MEMBERS),
     "write statement": Right("make statements", *_MEMBERS),
+    "write policy": Right("set policies for data", *_MEMBERS),
     "form pool": Right("form pools", _NO, _TRUSTED, _NO, _NO, _NO, _NO),
     "vote": Right("be a member of a pool", *(_ANYBODY,) * 4, _NO, _NO),
     "take work": Right("be given work", *_WORKS),
@@ -145,6 +149,60 @@ def refusal(act: Act, subject: Subject, standing: tuple[Standing, ...] = ()) -> 
         those = f"{', '.join(most)} or {last}" if most else last
         return f"{named(subject.role)} may not {right.does}: only {those} may"
     return f"{named(subject.role)} may {right.does} only {' or '.join(STANDINGS[one] for one in grant)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The circumstances under which somebody wants data: what for, when (wall time), and where it is.
+
+    `pools` are the chains that the holder knows the asker to be one of the people of; `offered_in` is among
+    them, or not, and says where the data is offered. `default` is the holder's for data without a policy.
+    """
+
+    purpose: str
+    now_ms: int
+    pools: Collection[ChainId]
+    offered_in: ChainId
+    default: Default
+
+
+def data_refusal(subject: Subject, terms: PolicyTerms | None, reading: Reading) -> str:
+    """Say why `subject` may not read data under `terms` (None: without a policy), or return '' [S2.3].
+
+    The sentence names the first condition that fails: the policy's end, the role, then members, pools,
+    organisations and purposes.
+    """
+    if terms is None:
+        return refusal("read data", subject, ("default",)) or _default_refusal(reading)
+    if 0 < terms.valid_until_ms < reading.now_ms:
+        return "the policy of the data's owner has ended"
+    standing: tuple[Standing, ...] = ("default",)
+    if terms.roles:
+        if RIGHTS["read data"].grant(subject.role) and subject.role not in terms.roles:
+            return f"role '{subject.role}' is not among {', '.join(terms.roles)}"
+        standing = ("default", "named")
+    refused = refusal("read data", subject, standing)
+    if refused:
+        return refused
+    if terms.members and subject.peer not in terms.members:
+        return f"peer {subject.peer} is not among the members that the policy of the data's owner names"
+    if terms.pools and not any(pool in reading.pools for pool in terms.pools):
+        return "the asker is in none of the pools that the policy of the data's owner names"
+    if terms.organisations and subject.organisation not in terms.organisations:
+        ours = f"organisation '{subject.organisation}'" if subject.organisation else "no organisation"
+        return f"{ours} is not among those that the policy of the data's owner names"
+    if terms.purposes and reading.purpose not in terms.purposes:
+        stated = f"purpose '{reading.purpose}'" if reading.purpose else "no purpose"
+        return f"{stated} is not among {', '.join(terms.purposes)}"
+    return ""
+
+
+def _default_refusal(reading: Reading) -> str:
+    if reading.default == "owner":
+        return "this holder hands over only what its owner has set a policy for"
+    if reading.default == "pool" and reading.offered_in not in reading.pools:
+        return "without a policy this holder hands data only to peers of the pool that it is offered in"
+    return ""
 
 
 def named(role: Role) -> str:

@@ -26,7 +26,8 @@ from edgepool.model.fields import (
     Text,
     TimeMs,
 )
-from edgepool.model.ids import ChainId
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.policy import DataPolicy, PolicyTerms, Purpose
 from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
@@ -213,7 +214,7 @@ class PoolFormed(Wire, tag="formed", frozen=True):
 
 
 class OfferProof(Wire, frozen=True):
-    """A data offer on chain, with all that proves it to a stranger: pool, Merkle path and votes."""
+    """A data offer on chain (or a policy), with all that proves it to a stranger: pool, path and votes."""
 
     genesis: Genesis
     handovers: Annotated[tuple[Handover, ...], Meta(max_length=MAX_HANDOVERS)]
@@ -222,6 +223,32 @@ class OfferProof(Wire, frozen=True):
     record: SignedRecord
     index: Annotated[int, Meta(ge=0, le=2**20)]
     path: Annotated[tuple[Annotated[bytes, Meta(max_length=32)], ...], Meta(max_length=20)]
+
+
+class Origin(Wire, frozen=True):
+    """What a peer keeps of data that was handed to it under a policy: the key, and the policy's proof.
+
+    The policy is its author's, who owns the data, and the peer serves the data on under it.
+    """
+
+    key: DataKey
+    proof: OfferProof
+
+    @property
+    def owner(self) -> PeerId:
+        """Whose the data is."""
+        return self.proof.record.record.author
+
+    @property
+    def chain(self) -> ChainId:
+        """Where the policy stands."""
+        return self.proof.record.record.chain
+
+    @property
+    def terms(self) -> PolicyTerms | None:
+        """The policy's conditions."""
+        body = self.proof.record.record.body
+        return body.terms if isinstance(body, DataPolicy) else None
 
 
 class Query(Wire, tag="query", frozen=True):
@@ -248,20 +275,26 @@ class QueryAnswer(Wire, tag="answer", frozen=True):
 
 
 class LoadQuery(Wire, tag="load?", frozen=True):
-    """How busy are you, and do you still hold this? [S3.13, network status query]"""
+    """How busy are you, do you still hold this, and may I have it? [S3.13, network status query]"""
 
     query: QueryId
+    key: DataKey
     root: Hash
+    purpose: Purpose
 
 
 class LoadReport(Wire, tag="load", frozen=True):
-    """How busy the sender is: its uplink and its processor, in percent; whether it holds the data."""
+    """How busy the sender is: its uplink and its processor, in percent; whether it holds the data.
+
+    `refusal` is the condition by which the asker may not have it, '' if it may, as far as is known now.
+    """
 
     query: QueryId
     root: Hash
     holds: bool
     network_load_percent: Percent
     processing_load_percent: Percent
+    refusal: Text
 
 
 class ConfirmRequest(Wire, tag="confirm?", frozen=True):
@@ -273,15 +306,20 @@ class ConfirmRequest(Wire, tag="confirm?", frozen=True):
     requester: PeerText
     valid_until_ms: TimeMs
     requester_signature: Signature
+    purpose: Purpose
 
 
 class ConfirmAnswer(Wire, tag="confirm", frozen=True):
-    """The holder's countersigned record (which it also puts on chain), or why it refuses."""
+    """The holder's countersigned record (which it also puts on chain), or why it refuses.
+
+    `policy` proves the owner's policy, under which the requester may serve the data on; None without one.
+    """
 
     query: QueryId
     root: Hash
     record: SignedRecord | None
     refusal: Text
+    policy: OfferProof | None
 
 
 class Hello(Wire, tag="hello", frozen=True):

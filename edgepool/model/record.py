@@ -31,6 +31,7 @@ from edgepool.model.fields import (
     TimeMs,
 )
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.policy import DataPolicy, Purpose
 from edgepool.model.pool import Member
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import MAX_CHUNKS, DataKey
@@ -122,7 +123,8 @@ class DataOffer(Wire, tag="offer", frozen=True):
 class TransmissionConfirmation(Wire, tag="confirmation", frozen=True):
     """Both sides confirm a transfer [S3.13]: the author is the holder, the requester signs inside.
 
-    The holder serves exactly `root`, to exactly `requester`, until `valid_until_ms`.
+    The holder serves exactly `root`, to exactly `requester`, until `valid_until_ms`, for the `purpose` that
+    the requester has stated ('' for none).
     """
 
     key: DataKey
@@ -132,6 +134,7 @@ class TransmissionConfirmation(Wire, tag="confirmation", frozen=True):
     holder: PeerText
     valid_until_ms: TimeMs
     requester_signature: Signature
+    purpose: Purpose = ""
 
 
 class Share(Wire, frozen=True):
@@ -237,6 +240,7 @@ Body = (
     | Equivocation
     | ChainAnchor
     | Statement
+    | DataPolicy
 )
 """What a record can say."""
 
@@ -255,6 +259,7 @@ RECORD_KINDS = (
     "evidence",
     "anchor",
     "statement",
+    "policy",
 )
 
 
@@ -310,9 +315,10 @@ def confirmation_terms(
     requester: PeerId,
     holder: PeerId,
     valid_until_ms: int,
+    purpose: str = "",
 ) -> list[object]:
     """Return what the requester signs (domain 'confirmation') before the holder countersigns."""
-    return [network, key, root, requester, holder, valid_until_ms]
+    return [network, key, root, requester, holder, valid_until_ms, purpose]
 
 
 def join_terms(

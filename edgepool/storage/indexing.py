@@ -19,6 +19,7 @@ from edgepool.errors import StorageError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId
+from edgepool.model.policy import DataPolicy
 from edgepool.model.record import (
     Body,
     ChainAnchor,
@@ -310,6 +311,8 @@ def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | No
             return parts_of.get(body.task), None, body.task
         case DataDemand() | DataOffer() | TransmissionConfirmation() | TransferReceipt() | Complaint():
             return body.key.part, body.key.kind, None
+        case DataPolicy():
+            return body.part, body.kind, None
         case MembershipChange() | TrustChange() | Equivocation() | ChainAnchor() | Statement():
             return None, None, None
         case _:

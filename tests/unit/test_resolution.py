@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from edgepool.core.machine import (
+    AccessRefused,
     Confirmed,
     ConfirmTransfer,
     Done,
@@ -24,6 +25,7 @@ from edgepool.core.machine import (
 from edgepool.core.resolution.confirmation import Output
 from edgepool.core.resolution.ranking import rank
 from edgepool.core.resolution.resolver import Countersigned, Resolver
+from edgepool.core.rights import Subject
 from edgepool.model.block import Handover, Header
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
@@ -107,7 +109,9 @@ class FakeDirectory:
     def sub_chains(self) -> tuple[ChainId, ...]:
         return tuple(chain_id(name) for name in self.sub)
 
-    def offers(self, chain: ChainId, key: DataKey, version: int) -> tuple[OfferProof, ...]:
+    def offers(
+        self, chain: ChainId, key: DataKey, version: int, *, outward: bool = False
+    ) -> tuple[OfferProof, ...]:
         name = next(name for name in (*self.main, *self.sub) if chain_id(name) == chain)
         self.looked_at.append(name)
         fitting = [
@@ -140,13 +144,26 @@ class FakeDirectory:
     def load(self) -> tuple[int, int]:
         return self.busy
 
-    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
+    def subject(self, peer: PeerId) -> Subject:
+        return Subject(peer)
+
+    def policy(self, chain: ChainId, key: DataKey, root: bytes) -> OfferProof | None:
+        return None
+
+    def admit(
+        self, requester: PeerId, key: DataKey, root: bytes, purpose: str, now_ms: int
+    ) -> tuple[ChainId | None, str]:
         return (chain_id(self.shared), "") if self.shared else (None, "it is not for c")
 
 
 def resolver(name: str, directory: FakeDirectory, limit: int = 16) -> Resolver:
     return Resolver(
-        signer=SIGNERS[name], network=NETWORK, directory=directory, check_proof=check_proof, limit=limit
+        signer=SIGNERS[name],
+        network=NETWORK,
+        directory=directory,
+        check_proof=check_proof,
+        check_policy=check_proof,
+        limit=limit,
     )
 
 
@@ -424,7 +441,7 @@ def test_the_round_trip_is_measured() -> None:
     (send,) = room.find(1, FindData(KEY, 0, 1_000), at(0))
     assert isinstance(send, Send)
     assert isinstance(send.message, LoadQuery)
-    report = LoadReport(send.message.query, root_of("b"), True, 3, 4)
+    report = LoadReport(send.message.query, root_of("b"), True, 3, 4, "")
     (notify,) = room.receive(PEER["b"], report, at(17))
     expected = RankedOffer(offer("b"), person("b"), 3, 4, 17, True)
     assert notify == Notify(Done(1, (expected,)))
@@ -557,7 +574,7 @@ def test_a_holder_refuses_and_names_the_condition(change: str, valid_ms: int, re
         shop.directories["b"].shared = ""
     shop.perform("a", shop.rooms["a"].confirm(4, order(valid_ms=valid_ms), at(0)))
     shop.run()
-    assert outcome(shop) == Failed(4, f"b refuses: {reason}", refused=True)
+    assert outcome(shop) == Failed(4, f"refused by b: {reason}", refused=True)
     assert not any(isinstance(output, Countersigned) for _, output in shop.log)
 
 
@@ -573,8 +590,9 @@ def test_a_request_in_anothers_name_or_with_changed_terms_is_refused() -> None:
         ("a", stretched, "the requester's signature does not hold"),
     ):
         outputs = shop.rooms["b"].receive(PEER[sender], message, at(0))
-        answer = ConfirmAnswer(request.query, request.root, None, refusal)
-        assert outputs == [Send(PEER[sender], answer)]
+        answer = ConfirmAnswer(request.query, request.root, None, refusal, None)
+        told = AccessRefused(Subject(PEER[sender]), request.key, request.root, "", refusal)
+        assert outputs == [Send(PEER[sender], answer), Notify(told)]
 
 
 def test_a_requester_believes_only_the_holders_record_of_its_own_terms() -> None:
@@ -602,7 +620,7 @@ def test_a_requester_believes_only_the_holders_record_of_its_own_terms() -> None
         (send,) = room.confirm(5, order(), at(0))
         assert isinstance(send, Send)
         assert isinstance(send.message, ConfirmRequest)
-        answer = ConfirmAnswer(send.message.query, root_of("b"), record, "")
+        answer = ConfirmAnswer(send.message.query, root_of("b"), record, "", None)
         assert room.receive(PEER["c"], answer, at(1)) == []
         misbehaved, failed = room.receive(PEER["b"], answer, at(1))
         assert isinstance(misbehaved, Notify)

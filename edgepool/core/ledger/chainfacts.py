@@ -9,6 +9,7 @@ from edgepool.core.ledger.facts import (
     TRUST,
     Facts,
     Offered,
+    PolicyEntry,
     TaskState,
     inspection_entry,
     offer_entry,
@@ -56,11 +57,14 @@ class ChainFacts(Facts):
         if height % FORGET_BLOCKS == 0:
             self._forget_tasks()
             self._forget_offers()
+            self._forget_policies()
         self.sum.relieve()
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
-        """Return (height, index) of the offers that stand at or below `height`, rising."""
-        return tuple(one[:2] for one in self.offered() if one[0] <= height)
+        """Return (height, index) of the offers and policies that stand at or below `height`, rising."""
+        places = [one[:2] for one in self.offered()]
+        places += [(entry.height, entry.index) for _, entry in self.ruled()]
+        return tuple(place for place in sorted(places) if place[0] <= height)
 
     def offered(self) -> list[Offered]:
         """Return all offers by their place."""
@@ -71,6 +75,14 @@ class ChainFacts(Facts):
             for offered in of_one
         ]
         return sorted(found, key=lambda offered: offered[:2])
+
+    def ruled(self) -> list[tuple[PeerId, PolicyEntry]]:
+        """Return all policies, each with its author, by author and pattern."""
+        return [
+            (author, entries[pattern])
+            for author, entries in sorted(self._policies.items())
+            for pattern in sorted(entries)
+        ]
 
     def anchors(self) -> list[tuple[PeerId, tuple[tuple[ChainId, int], ...]]]:
         """Return what each author has anchored, by author; of each the chain anchored last stands last."""
@@ -109,6 +121,11 @@ class ChainFacts(Facts):
         """Take in what `author` has anchored."""
         self._changes(("anchors", author, ""))
         self._anchors[author] = dict(anchors)
+
+    def load_policy(self, author: PeerId, entry: PolicyEntry) -> None:
+        """Take in a policy."""
+        self._enter_policy(entry, author)
+        self.sum.relieve()
 
     def load_values(self, contract: str, values: tuple[tuple[str, bytes], ...]) -> None:
         """Take in what the contracts of a name have written."""
@@ -163,10 +180,24 @@ class ChainFacts(Facts):
                 del self._replaced[key]
             self.sum.relieve()
 
+    def _forget_policies(self) -> None:
+        """Drop the policies of those who have left and offer nothing any more."""
+        left = [one for one, known in self._policies.items() if known and not self.roster.may_write(one)]
+        if not left:
+            return
+        holders = {offered[3] for offered in self.offered()}
+        for author in [one for one in left if one not in holders]:
+            for pattern in self._policies[author]:
+                self._changes(("policy", author, pattern))
+            del self._policies[author]
+
     def _entry(self, key: Key) -> Entry:
         kind, owner, place = key
         if key == TRUST:
             return () if self.trust == Trust() else (*key, self.trust)
+        if kind == "policy":
+            entry = self._policies.get(PeerId(owner), {}).get(place)
+            return () if entry is None else (*key, entry.height, entry.index, entry.policy)
         if kind == "step":
             task = self.tasks.get(owner)
             step = task.steps.get(place) if task is not None else None

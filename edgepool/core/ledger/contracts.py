@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from edgepool.core.ledger.facts import StepState
+from edgepool.core.ledger.facts import MAX_POLICIES, MAX_POLICIES_OF, StepState
 from edgepool.core.ledger.governance import (
     ChainAnchorContract,
     EvidenceContract,
@@ -21,6 +21,7 @@ from edgepool.core.ledger.statements import StatementContract
 from edgepool.core.ledger.view import VERDICTS_KEPT, Contract, View
 from edgepool.core.rights import WRITING, refusal
 from edgepool.model.crypto import verify
+from edgepool.model.policy import DataPolicy
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
     Complaint,
@@ -230,6 +231,38 @@ class DemandContract:
         return f"not a data key: {problem}" if problem else ""
 
 
+class PolicyContract:
+    """A member says who may have its data, by patterns of keys; of each pattern there is one policy [S2.3].
+
+    Whether there is any data of its under the pattern is not judged: a policy may come before the offer.
+    """
+
+    name = "policy"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this policy may not stand, or return ''."""
+        body, author = signed.record.body, signed.record.author
+        assert isinstance(body, DataPolicy)
+        problem = body.pattern.problem()
+        if problem:
+            return f"not a pattern of data keys: {problem}"
+        mine = view.policies_of(author)
+        standing = mine.get(body.pattern)
+        version = standing.policy.version if standing is not None else 0
+        if body.version != version + 1:
+            return f"the next policy for {body.pattern} has version {version + 1}, not {body.version}"
+        if standing is not None:
+            return ""
+        if body.terms is None:
+            return f"the author has no policy for {body.pattern} that could be taken back"
+        if len(mine) >= MAX_POLICIES_OF:
+            return f"the author has {MAX_POLICIES_OF} policies here: take one back, or use patterns"
+        if sum(len(known) for known in view.policies().values()) >= MAX_POLICIES:
+            return f"this chain has {MAX_POLICIES} policies"
+        return ""
+
+
 class ConfirmationContract:
     """Holder and requester have both signed the terms of a transfer [S3.13].
 
@@ -298,7 +331,8 @@ class ComplaintContract:
 
 @lru_cache(maxsize=VERDICTS_KEPT)
 def _requester_agrees(network: str, body: TransmissionConfirmation) -> bool:
-    terms = confirmation_terms(network, body.key, body.root, body.requester, body.holder, body.valid_until_ms)
+    what = (body.key, body.root, body.requester, body.holder, body.valid_until_ms, body.purpose)
+    terms = confirmation_terms(network, *what)
     return verify(body.requester, "confirmation", terms, body.requester_signature)
 
 
@@ -348,6 +382,7 @@ _ALL: tuple[Contract, ...] = (
     EvidenceContract(),
     ChainAnchorContract(),
     StatementContract(),
+    PolicyContract(),
 )
 
 _REPLACED: tuple[Contract, ...] = (SelfInspectionContract(),)

@@ -19,6 +19,7 @@ from edgepool.core.machine import RecordRef
 from edgepool.core.rights import Standing, Subject
 from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.policy import DataPolicy, fits, precision
 from edgepool.model.pool import Genesis, PoolKind
 from edgepool.model.record import (
     ChainAnchor,
@@ -48,6 +49,12 @@ TRUST: Key = ("trust", "", "")
 """The one entry of all that a chain says of trust: it changes rarely."""
 
 
+MAX_POLICIES = 4096
+"""How many policies a chain can have, of all authors."""
+MAX_POLICIES_OF = 128
+"""How many policies one author can have on a chain."""
+
+
 @dataclass(frozen=True, slots=True)
 class OfferEntry:
     """A data offer that stands on a chain: where its record is, what it says, and whose it is."""
@@ -55,6 +62,15 @@ class OfferEntry:
     ref: RecordRef
     offer: DataOffer
     holder: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """A data policy that stands on a chain: where its record is, and what it says."""
+
+    height: int
+    index: int
+    policy: DataPolicy
 
 
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
@@ -163,6 +179,7 @@ class Facts:
         self._offers: dict[DataKey, dict[int, list[Offered]]] = {}
         self._anchors: dict[PeerId, dict[ChainId, int]] = {}
         self._values: dict[str, dict[str, bytes]] = {}
+        self._policies: dict[PeerId, dict[DataKey, PolicyEntry]] = {}
 
     def layer(self) -> Facts:
         """Return an empty layer over these facts; it is good for as long as these do not change."""
@@ -239,6 +256,22 @@ class Facts:
         """Return what the users' contract of this name has written, by key, in the order of the keys."""
         return MappingProxyType(self._values_of(contract))
 
+    def policies(self) -> dict[PeerId, dict[DataKey, PolicyEntry]]:
+        """Return all policies by author and pattern; what it returns must not be changed."""
+        return self._policies if self._below is None else self._below.policies() | self._policies
+
+    def policies_of(self, owner: PeerId) -> Mapping[DataKey, PolicyEntry]:
+        """Return the policies of one author by their patterns."""
+        found = self._policies.get(owner)
+        if found is None:
+            found = self._below.policies_of(owner) if self._below is not None else {}  # type: ignore[assignment]
+        return found or {}
+
+    def policy(self, owner: PeerId, key: DataKey) -> PolicyEntry | None:
+        """Return the most precise policy of `owner` that is for `key`, or None [S2.3]."""
+        fitting = [pattern for pattern in self.policies_of(owner) if fits(pattern, key)]
+        return self.policies_of(owner)[max(fitting, key=precision)] if fitting else None
+
     def enter(
         self, height: int, index: int, signed: SignedRecord, effects: Mapping[str, bytes] = _NOTHING
     ) -> None:
@@ -274,6 +307,8 @@ class Facts:
                 self._enter_anchor(author, body)
             case Statement():
                 self._write(body.contract, effects)
+            case DataPolicy():
+                self._enter_policy(PolicyEntry(height, index, body), author)
             case DataDemand() | TransmissionConfirmation() | TransferReceipt() | Complaint():
                 pass  # that they are on the chain is all that they do
             case _:
@@ -304,6 +339,15 @@ class Facts:
             self._offers[offer.key] = {offer.version: [offered]}
         else:
             versions.setdefault(offer.version, []).append(offered)
+
+    def _enter_policy(self, entry: PolicyEntry, author: PeerId) -> None:
+        pattern = entry.policy.pattern
+        self._changes(("policy", author, pattern))
+        known = dict(self.policies_of(author))
+        known.pop(pattern, None)
+        if entry.policy.terms is not None:
+            known[pattern] = entry
+        self._policies[author] = known
 
     def _enter_anchor(self, author: PeerId, body: ChainAnchor) -> None:
         """Note the height. The chain that was anchored last stands last; of too many the first goes."""

@@ -28,6 +28,7 @@ from edgepool.model.crypto import HASH_BYTES, sha256
 from edgepool.model.ids import ChainId
 from edgepool.model.merkle import merkle_path, root_from_path
 from edgepool.model.message import MAX_HANDOVERS, OfferProof
+from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import Genesis, Member, members_hash
 from edgepool.model.record import DataOffer, SignedRecord
 from edgepool.model.vote import Certificate
@@ -86,7 +87,7 @@ class Fault:
 def prove(
     genesis: Genesis, handovers: Sequence[Handover], certified: CertifiedBlock, index: int
 ) -> OfferProof | None:
-    """Return the proof of the data offer at `index` (from 0) of a block of this genesis' chain.
+    """Return the proof of the data offer or policy at `index` (from 0) of a block of this genesis' chain.
 
     `handovers` are those of the chain, at least up to that block. None if there are more than a proof may
     hold (MAX_HANDOVERS). AssertionError if there is no offer at that place.
@@ -96,7 +97,7 @@ def prove(
 
 def prove_kept(genesis: Genesis, handovers: Sequence[Handover], kept: KeptRecord) -> OfferProof | None:
     """Return the proof of a data offer that was kept of a pruned block; see `prove`."""
-    assert isinstance(kept.record.record.body, DataOffer), "only offers are proved"
+    assert isinstance(kept.record.record.body, DataOffer | DataPolicy), "only offers and policies are proved"
     before = handovers_before(handovers, kept.header.height)
     if len(before) > MAX_HANDOVERS:
         return None
@@ -132,8 +133,13 @@ def path_in(block: Block, index: int) -> tuple[bytes, ...]:
     return merkle_path([encode(record) for record in block.records], index)
 
 
-def proof_problem(proof: OfferProof, network: str, coordinators: Collection[str]) -> str:
-    """Say why `proof` proves nothing in `network` to one who trusts `coordinators`, or return ''.
+def proof_problem(
+    proof: OfferProof,
+    network: str,
+    coordinators: Collection[str],
+    kind: type[DataOffer] | type[DataPolicy] = DataOffer,
+) -> str:
+    """Say why `proof` proves no `kind` in `network` to one who trusts `coordinators`, or return ''.
 
     Costs a signature check for each first member, for each signer of a certificate, and two more; the
     certificates of handovers that were checked lately are not checked again.
@@ -143,8 +149,8 @@ def proof_problem(proof: OfferProof, network: str, coordinators: Collection[str]
     problem = proof.genesis.problem(network)
     if problem:
         return f"the genesis: {problem}"
-    if not isinstance(proof.record.record.body, DataOffer):
-        return "the record is no data offer"
+    if not isinstance(proof.record.record.body, kind):
+        return f"the record is no data {'offer' if kind is DataOffer else 'policy'}"
     fault = standing_fault(proof)
     return fault.reason if fault else ""
 

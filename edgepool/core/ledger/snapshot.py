@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.credit import MAX_BOOKED, WorkAccount
-from edgepool.core.ledger.facts import MAX_ANCHORED, StepState, TaskState
+from edgepool.core.ledger.facts import MAX_ANCHORED, MAX_POLICIES, PolicyEntry, StepState, TaskState
 from edgepool.core.ledger.roster import Roster
 from edgepool.core.ledger.statements import MAX_KEY_CHARACTERS, MAX_NAMES, MAX_VALUE_BYTES, MAX_VALUES
 from edgepool.core.ledger.trust import Trust
@@ -35,6 +35,7 @@ from edgepool.model.fields import (
     TimeMs,
 )
 from edgepool.model.message import MAX_SNAPSHOT_BYTES
+from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import MAX_MEMBERS
 from edgepool.model.record import (
     RECORD_KINDS,
@@ -130,6 +131,9 @@ class Snapshot(Wire, frozen=True):
     anchors: Annotated[tuple[tuple[PeerText, _Anchors], ...], Meta(max_length=MAX_MEMBERS)]
     values: Annotated[tuple[tuple[Name, _Values], ...], Meta(max_length=MAX_NAMES)]
     trust: Trust
+    policies: Annotated[
+        tuple[tuple[PeerText, Height, _Place, DataPolicy], ...], Meta(max_length=MAX_POLICIES)
+    ]
 
 
 def write_snapshot(core: Core, facts: ChainFacts) -> bytes:
@@ -144,6 +148,7 @@ def write_snapshot(core: Core, facts: ChainFacts) -> bytes:
             tuple(facts.anchors()),
             tuple(facts.written()),
             facts.trust,
+            tuple((author, one.height, one.index, one.policy) for author, one in facts.ruled()),
         )
     )
 
@@ -164,6 +169,9 @@ def read_snapshot(data: bytes) -> Snapshot:
     _rising("offers", (offered[:2] for offered in snapshot.offers))
     _rising("anchors", (author for author, _ in snapshot.anchors))
     _rising("values", (name for name, _ in snapshot.values))
+    _rising("policies", ((author, policy.pattern) for author, _, _, policy in snapshot.policies))
+    if any(height > core.height or policy.terms is None for _, height, _, policy in snapshot.policies):
+        raise DecodeError("a policy stands above its height, or is none")
     if snapshot.offers and snapshot.offers[-1][0] > core.height:
         raise DecodeError("an offer stands above its height")
     for task in snapshot.tasks:
@@ -189,6 +197,8 @@ def load_facts(snapshot: Snapshot, facts: ChainFacts) -> None:
     for name, values in snapshot.values:
         facts.load_values(name, values)
     facts.load_trust(snapshot.trust)
+    for author, height, index, policy in snapshot.policies:
+        facts.load_policy(author, PolicyEntry(height, index, policy))
 
 
 def saved_work(account: WorkAccount) -> Work:

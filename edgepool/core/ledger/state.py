@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.contracts import author_problem, record_problem
 from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount
-from edgepool.core.ledger.facts import Facts, OfferEntry, StepState, TaskState
+from edgepool.core.ledger.facts import Facts, OfferEntry, PolicyEntry, StepState, TaskState
 from edgepool.core.ledger.snapshot import (
     Core,
     Turns,
@@ -209,6 +209,14 @@ class ChainState:
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return (height, index) of the offers that stand at or below `height`, rising."""
         return self._facts.standing_places(height)
+
+    def policy(self, owner: PeerId, key: DataKey) -> PolicyEntry | None:
+        """Return the most precise policy of `owner` that is for `key`, or None [S2.3]."""
+        return self._facts.policy(owner, key)
+
+    def policies(self) -> list[tuple[PeerId, PolicyEntry]]:
+        """Return all policies, each with its author, by author and pattern."""
+        return self._facts.ruled()
 
     def values(self, contract: str) -> Mapping[str, bytes]:
         """Return what the users' contract of this name has written, by key."""

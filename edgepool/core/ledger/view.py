@@ -14,7 +14,7 @@ from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
 
 if TYPE_CHECKING:
-    from edgepool.core.ledger.facts import OfferEntry, TaskState
+    from edgepool.core.ledger.facts import OfferEntry, PolicyEntry, TaskState
 
 VERDICTS_KEPT = 1024
 """How many verdicts on signatures inside records a contract remembers, for its several drafts."""
@@ -62,6 +62,14 @@ class View(Protocol):
 
     def offers(self, key: DataKey, version: int = 0) -> tuple[OfferEntry, ...]:
         """Return the offers of one version of `key` (0: of the newest)."""
+        ...
+
+    def policies(self) -> Mapping[PeerId, Mapping[DataKey, PolicyEntry]]:
+        """Return all data policies by author and pattern."""
+        ...
+
+    def policies_of(self, owner: PeerId) -> Mapping[DataKey, PolicyEntry]:
+        """Return the data policies of one author by their patterns."""
         ...
 
     def anchored(self, author: PeerId, sub_chain: ChainId) -> int:

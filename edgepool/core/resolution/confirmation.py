@@ -7,9 +7,12 @@ did not agree. A refusal names the condition that failed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgepool.core.machine import (
+    AccessRefused,
+    CameUnder,
     Confirmed,
     ConfirmTransfer,
     Done,
@@ -24,7 +27,8 @@ from edgepool.core.machine import (
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.ids import ChainId, PeerId
-from edgepool.model.message import ConfirmAnswer, ConfirmRequest
+from edgepool.model.message import ConfirmAnswer, ConfirmRequest, OfferProof, Origin
+from edgepool.model.policy import DataPolicy, fits
 from edgepool.model.record import SignedRecord, TransmissionConfirmation, confirmation_terms, sign_record
 
 CONFIRM_TIMEOUT_MS = 5_000
@@ -53,9 +57,21 @@ class _Asked:
 
 
 class Confirmations:
-    """Both sides of confirmations: at most `limit` requests of this peer wait at a time."""
+    """Both sides of confirmations: at most `limit` requests of this peer wait at a time.
 
-    def __init__(self, *, signer: Signer, network: str, directory: Directory, limit: int) -> None:
+    `check_policy` says what is wrong with the proof of a policy, or returns ''.
+    """
+
+    def __init__(
+        self,
+        *,
+        signer: Signer,
+        network: str,
+        directory: Directory,
+        check_policy: Callable[[OfferProof], str],
+        limit: int,
+    ) -> None:
+        self._check_policy = check_policy
         self._signer = signer
         self._own = signer.peer
         self._network = network
@@ -77,7 +93,13 @@ class Confirmations:
         if holder.peer == self._own:
             return [Notify(Failed(ticket, "this peer holds the data itself", refused=True))]
         terms = confirmation_terms(
-            self._network, command.key, command.root, self._own, holder.peer, command.valid_until_ms
+            self._network,
+            command.key,
+            command.root,
+            self._own,
+            holder.peer,
+            command.valid_until_ms,
+            command.purpose,
         )
         request = ConfirmRequest(
             query=query,
@@ -86,6 +108,7 @@ class Confirmations:
             requester=self._own,
             valid_until_ms=command.valid_until_ms,
             requester_signature=self._signer.sign("confirmation", terms),
+            purpose=command.purpose,
         )
         linked = self._directory.connected(holder.peer)
         deadline_ms = now.monotonic_ms + CONFIRM_TIMEOUT_MS
@@ -105,12 +128,15 @@ class Confirmations:
         del self._asked[message.query]
         name = asked.command.holder.name
         if message.record is None:
-            return [Notify(Failed(asked.ticket, f"{name} refuses: {message.refusal}", refused=True))]
-        problem = self._record_problem(asked, message.record)
+            return [Notify(Failed(asked.ticket, f"refused by {name}: {message.refusal}", refused=True))]
+        problem = self._record_problem(asked, message.record) or self._policy_problem(asked, message.policy)
         if problem:
             reason = f"the confirmation of {name} is not valid: {problem}"
             return [Notify(Misbehaved(peer, reason)), Notify(Failed(asked.ticket, reason, refused=True))]
-        return [Notify(Done(asked.ticket, message.record))]
+        done = Notify(Done(asked.ticket, message.record))
+        if message.policy is None:
+            return [done]
+        return [Notify(CameUnder(message.root, Origin(asked.command.key, message.policy))), done]
 
     def peer_up(self, peer: PeerId) -> list[Output]:
         """Ask a holder to which there was no link."""
@@ -158,10 +184,21 @@ class Confirmations:
             holder=asked.command.holder.peer,
             valid_until_ms=request.valid_until_ms,
             requester_signature=request.requester_signature,
+            purpose=request.purpose,
         )
         if body != agreed:
             return "its terms are not those that were asked for"
         return "" if signed.authentic() else "its signature does not hold"
+
+    def _policy_problem(self, asked: _Asked, proof: OfferProof | None) -> str:
+        """Say why the policy under which a holder confirms is not one for the data, or return ''."""
+        if proof is None:
+            return ""
+        problem = self._check_policy(proof)
+        body = proof.record.record.body
+        if problem or not isinstance(body, DataPolicy) or body.terms is None:
+            return f"its policy is not proven: {problem or 'it is none'}"
+        return "" if fits(body.pattern, asked.command.key) else "its policy is for other data"
 
     # --- holder ---------------------------------------------------------------------------------
 
@@ -169,11 +206,15 @@ class Confirmations:
         """Countersign what `peer` asks for, or refuse and name the condition that failed."""
         chain, refusal = self._judge(peer, message, now)
         if chain is None:
-            return [Send(peer, ConfirmAnswer(message.query, message.root, None, refusal))]
+            answer = ConfirmAnswer(message.query, message.root, None, refusal[:256], None)
+            wanted = (message.key, message.root, message.purpose)
+            subject = self._directory.subject(peer)
+            return [Send(peer, answer), Notify(AccessRefused(subject, *wanted, refusal))]
+        policy = self._directory.policy(chain, message.key, message.root)
         terms_id = (peer, message.requester_signature)
         record = self._given.get(terms_id)
         if record is not None:  # The same terms need no second record.
-            return [Send(peer, ConfirmAnswer(message.query, message.root, record, ""))]
+            return [Send(peer, ConfirmAnswer(message.query, message.root, record, "", policy))]
         confirmation = TransmissionConfirmation(
             key=message.key,
             root=message.root,
@@ -182,6 +223,7 @@ class Confirmations:
             holder=self._own,
             valid_until_ms=message.valid_until_ms,
             requester_signature=message.requester_signature,
+            purpose=message.purpose,
         )
         since = self._directory.height(chain)
         record = sign_record(
@@ -192,7 +234,7 @@ class Confirmations:
             del self._given[next(iter(self._given))]
         return [
             Countersigned(record),
-            Send(peer, ConfirmAnswer(message.query, message.root, record, "")),
+            Send(peer, ConfirmAnswer(message.query, message.root, record, "", policy)),
             Notify(Confirmed(confirmation)),
         ]
 
@@ -203,7 +245,13 @@ class Confirmations:
         if message.requester != peer:
             return None, "requester is not the sender"
         terms = confirmation_terms(
-            self._network, message.key, message.root, peer, self._own, message.valid_until_ms
+            self._network,
+            message.key,
+            message.root,
+            peer,
+            self._own,
+            message.valid_until_ms,
+            message.purpose,
         )
         if not verify(peer, "confirmation", terms, message.requester_signature):
             return None, "the requester's signature does not hold"
@@ -211,4 +259,4 @@ class Confirmations:
             return None, "expired by the holder's clock"
         if message.valid_until_ms > now.wall_ms + MAX_VALIDITY_MS:
             return None, f"valid for more than {MAX_VALIDITY_MS // 60_000} minutes by the holder's clock"
-        return self._directory.admit(peer, message.key, message.root)
+        return self._directory.admit(peer, message.key, message.root, message.purpose, now.wall_ms)

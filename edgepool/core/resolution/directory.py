@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from edgepool.core.rights import Subject
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import OfferProof
 from edgepool.model.pool import Member
@@ -21,8 +22,11 @@ class Directory(Protocol):
         """Return the chains of the manufacturing pools that this peer follows."""
         ...
 
-    def offers(self, chain: ChainId, key: DataKey, version: int) -> tuple[OfferProof, ...]:
-        """Return the offers of `key` on `chain` with their proofs; version 0 means the newest."""
+    def offers(self, chain: ChainId, key: DataKey, version: int, *, outward: bool) -> tuple[OfferProof, ...]:
+        """Return the offers of `key` on `chain` with their proofs; version 0 means the newest.
+
+        `outward` is for others: without what policies hide from other pools.
+        """
         ...
 
     def height(self, chain: ChainId) -> int:
@@ -53,7 +57,17 @@ class Directory(Protocol):
         """Return how busy this peer's uplink and processors are, both in percent."""
         ...
 
-    def admit(self, requester: PeerId, key: DataKey, root: bytes) -> tuple[ChainId | None, str]:
+    def subject(self, peer: PeerId) -> Subject:
+        """Return who a linked peer is by its certificate."""
+        ...
+
+    def policy(self, chain: ChainId, key: DataKey, root: bytes) -> OfferProof | None:
+        """Return the proof of the policy under which this peer hands on data that `chain` offers, or None."""
+        ...
+
+    def admit(
+        self, requester: PeerId, key: DataKey, root: bytes, purpose: str, now_ms: int
+    ) -> tuple[ChainId | None, str]:
         """Return the chain on which this holder records a transfer to `requester`.
 
         None, and the condition that failed, if `requester` may not have the data.

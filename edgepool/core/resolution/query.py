@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgepool.core.machine import Effect, Failed, Instant, Misbehaved, Notify, Send
+from edgepool.core.machine import Effect, Failed, FindData, Instant, Misbehaved, Notify, Send
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
@@ -42,6 +42,7 @@ class Found:
     ticket: int
     offers: tuple[OfferProof, ...]
     give_up_ms: int
+    purpose: str
 
 
 class Gathered:
@@ -94,6 +95,7 @@ class _Search:
     gathered: Gathered
     visited: dict[ChainId, None]
     waiting: dict[PeerId, None]
+    purpose: str = ""
 
 
 class Searches:
@@ -115,23 +117,22 @@ class Searches:
         """The monotonic time in ms at which to call `wake`, if any."""
         return min((search.deadline_ms for search in self._searches.values()), default=None)
 
-    def begin(
-        self, query: int, ticket: int, key: DataKey, version: int, budget_ms: int, now: Instant
-    ) -> list[Effect | Found]:
+    def begin(self, query: int, ticket: int, command: FindData, now: Instant) -> list[Effect | Found]:
         """Search for this peer's owner; Found comes at once, or from a later call.
 
         A quarter of the budget, at most 1 s, is left for the network status query that follows.
         """
-        budget_ms = max(0, min(budget_ms, MAX_BUDGET_MS))
+        budget_ms = max(0, min(command.budget_ms, MAX_BUDGET_MS))
         search_ms = budget_ms - min(1_000, budget_ms // 4)
         search = _Search(
             asker=None,
             ticket=ticket,
             deadline_ms=now.monotonic_ms + search_ms,
             give_up_ms=now.monotonic_ms + budget_ms,
-            gathered=Gathered(key, version),
+            gathered=Gathered(command.key, command.version),
             visited={},
             waiting={},
+            purpose=command.purpose,
         )
         outward = self._look(search, ())
         self._remember(self._asked_on, query)
@@ -203,7 +204,8 @@ class Searches:
         ]
         neighbours: dict[PeerId, None] = {}
         for chain in chains:
-            for proof in directory.offers(chain, gathered.key, gathered.version):
+            outward = search.asker is not None
+            for proof in directory.offers(chain, gathered.key, gathered.version, outward=outward):
                 if gathered.wants(proof):
                     gathered.add(proof)
             neighbours.update(dict.fromkeys(directory.neighbours(chain)))
@@ -251,7 +253,7 @@ class Searches:
         if self._searches.get(query) is search:
             del self._searches[query]
         if search.asker is None:
-            return [Found(query, search.ticket, search.gathered.offers, search.give_up_ms)]
+            return [Found(query, search.ticket, search.gathered.offers, search.give_up_ms, search.purpose)]
         answer = QueryAnswer(query, _fitting(search.gathered.offers), tuple(search.visited))
         return [Send(search.asker, answer)]
 

@@ -31,11 +31,15 @@ STATUS_TIMEOUT_MS = 1_000
 
 
 def rank(offers: Iterable[RankedOffer]) -> tuple[RankedOffer, ...]:
-    """Return `offers` best first: reachable ones by load, then round trip, then peer id."""
+    """Return `offers` best first: reachable ones by load, then round trip, then peer id.
+
+    Those that this peer may not have come last.
+    """
     return tuple(
         sorted(
             offers,
             key=lambda offer: (
+                bool(offer.refusal),
                 not offer.reachable,
                 offer.network_load_percent,
                 offer.processing_load_percent,
@@ -54,9 +58,16 @@ class _StatusQuery:
     """
 
     ticket: int
+    purpose: str
     deadline_ms: int
     offers: dict[tuple[PeerId, bytes], RankedOffer]
     waiting: dict[tuple[PeerId, bytes], int | None]
+
+    def question(self, number: int, holder: PeerId, root: bytes) -> LoadQuery:
+        """Return what to ask the holder of an offer."""
+        offer = self.offers[holder, root].proof.record.record.body
+        assert isinstance(offer, DataOffer)
+        return LoadQuery(number, offer.key, root, self.purpose)
 
 
 class StatusQueries:
@@ -74,14 +85,20 @@ class StatusQueries:
         return min((query.deadline_ms for query in self._queries.values()), default=None)
 
     def begin(
-        self, number: int, ticket: int, proofs: tuple[OfferProof, ...], give_up_ms: int, now: Instant
+        self,
+        number: int,
+        ticket: int,
+        proofs: tuple[OfferProof, ...],
+        give_up_ms: int,
+        now: Instant,
+        purpose: str = "",
     ) -> list[Effect]:
         """Ask the holders of `proofs`; Done(ticket, tuple[RankedOffer, ...]) follows within 1 s.
 
         At most 8 holders are asked, connected ones first; the others count as not reached.
         """
         deadline_ms = min(now.monotonic_ms + STATUS_TIMEOUT_MS, give_up_ms)
-        query = _StatusQuery(ticket, deadline_ms, {}, {})
+        query = _StatusQuery(ticket, purpose, deadline_ms, {}, {})
         holders: dict[PeerId, Member] = {}
         for proof in proofs:
             offer = self._unreached(proof)
@@ -102,13 +119,16 @@ class StatusQueries:
             effects.append(Notify(Failed(oldest.ticket, reason, refused=False)))
         return effects + self._end_if_complete(number)
 
-    def receive_query(self, peer: PeerId, message: LoadQuery) -> list[Effect]:
-        """Tell `peer` how busy this peer is, and whether it holds the data."""
+    def receive_query(self, peer: PeerId, message: LoadQuery, now: Instant) -> list[Effect]:
+        """Tell `peer` how busy this peer is, whether it holds the data, and whether `peer` may have it."""
         network_percent, processing_percent = self._directory.load()
         holds = self._directory.holds(message.root)
-        return [
-            Send(peer, LoadReport(message.query, message.root, holds, network_percent, processing_percent))
-        ]
+        refusal = ""
+        if holds:
+            wanted = (message.key, message.root, message.purpose)
+            refusal = self._directory.admit(peer, *wanted, now.wall_ms)[1]
+        loads = (network_percent, processing_percent)
+        return [Send(peer, LoadReport(message.query, message.root, holds, *loads, refusal[:256]))]
 
     def receive_report(self, peer: PeerId, message: LoadReport, now: Instant) -> list[Effect]:
         """Take what a holder says of itself; only a report that is waited for counts."""
@@ -127,6 +147,7 @@ class StatusQueries:
                 processing_load_percent=message.processing_load_percent,
                 round_trip_ms=now.monotonic_ms - asked_ms,
                 reachable=True,
+                refusal=message.refusal,
             )
         return self._end_if_complete(message.query)
 
@@ -137,7 +158,7 @@ class StatusQueries:
             for holder, root in [key for key, asked_ms in query.waiting.items() if asked_ms is None]:
                 if holder == peer:
                     query.waiting[holder, root] = now.monotonic_ms
-                    effects.append(Send(peer, LoadQuery(number, root)))
+                    effects.append(Send(peer, query.question(number, holder, root)))
         return effects
 
     def peer_down(self, peer: PeerId) -> list[Effect]:
@@ -195,7 +216,7 @@ class StatusQueries:
             query.waiting[holder.peer, root] = now.monotonic_ms if linked else None
         if not linked:
             return [WantLink(holder)]
-        return [Send(holder.peer, LoadQuery(number, root)) for root in roots]
+        return [Send(holder.peer, query.question(number, holder.peer, root)) for root in roots]
 
     def _end_if_complete(self, number: int) -> list[Effect]:
         query = self._queries.get(number)

@@ -36,7 +36,8 @@ ResolutionMessage = Query | QueryAnswer | LoadQuery | LoadReport | ConfirmReques
 class Resolver:
     """One peer's part in finding data and confirming transfers.
 
-    `check_proof` says what is wrong with an offer's proof, or returns ''. At most `limit` of each
+    `check_proof` and `check_policy` say what is wrong with the proof of an offer, or of a policy, or
+    return ''. At most `limit` of each
     kind of request of this peer are under way at a time; the oldest fails for a newer one.
     """
 
@@ -47,13 +48,16 @@ class Resolver:
         network: str,
         directory: Directory,
         check_proof: Callable[[OfferProof], str],
+        check_policy: Callable[[OfferProof], str],
         limit: int,
     ) -> None:
         self._signer = signer
         self._count = 0
         self._searches = Searches(own=signer.peer, directory=directory, check_proof=check_proof, limit=limit)
         self._status = StatusQueries(own=signer.peer, directory=directory, limit=limit)
-        self._confirmations = Confirmations(signer=signer, network=network, directory=directory, limit=limit)
+        self._confirmations = Confirmations(
+            signer=signer, network=network, directory=directory, check_policy=check_policy, limit=limit
+        )
 
     @property
     def deadline(self) -> int | None:
@@ -64,7 +68,7 @@ class Resolver:
     def find(self, ticket: int, command: FindData, now: Instant) -> list[Output]:
         """Find holders; the end is Done(ticket, tuple[RankedOffer, ...]) within the budget."""
         number = self._next_number(now)
-        outputs = self._searches.begin(number, ticket, command.key, command.version, command.budget_ms, now)
+        outputs = self._searches.begin(number, ticket, command, now)
         return self._rank_found(outputs, now)
 
     def confirm(self, ticket: int, command: ConfirmTransfer, now: Instant) -> list[Output]:
@@ -79,7 +83,7 @@ class Resolver:
             case QueryAnswer():
                 return self._rank_found(self._searches.receive_answer(peer, message, now), now)
             case LoadQuery():
-                return [*self._status.receive_query(peer, message)]
+                return [*self._status.receive_query(peer, message, now)]
             case LoadReport():
                 return [*self._status.receive_report(peer, message, now)]
             case ConfirmRequest():
@@ -107,7 +111,7 @@ class Resolver:
         for output in outputs:
             if isinstance(output, Found):
                 effects += self._status.begin(
-                    output.query, output.ticket, output.offers, output.give_up_ms, now
+                    output.query, output.ticket, output.offers, output.give_up_ms, now, output.purpose
                 )
             else:
                 effects.append(output)

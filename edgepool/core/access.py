@@ -1,0 +1,109 @@
+"""Who may have which data of this peer [S2.3]: the owner's policy, found on the chains or kept with the data.
+
+The owner of data on a chain is who first offered it there; its policies there are those that count. Who only
+holds the data serves it on under the owner's policy, and where it is not on that chain, under the policy
+with which the data came. If several have offered the same bytes first, each on another chain, all of them
+must agree, unless the bytes are this peer's own: then only its own policies count.
+"""
+
+from __future__ import annotations
+
+from edgepool.config import Default
+from edgepool.core.chain import Chain
+from edgepool.core.ledger.facts import PolicyEntry
+from edgepool.core.rights import Reading, Subject, data_refusal
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.message import Origin
+from edgepool.model.policy import PolicyTerms
+from edgepool.model.twin import DataKey
+
+UNOFFERED = "it is offered in no pool of this holder"
+
+
+class Access:
+    """Judges who may have data, by the chains of the peer `me` and by what came with the data.
+
+    `origins` is of data that this peer was handed under a policy, by manifest root.
+    """
+
+    def __init__(self, me: PeerId, chains: dict[ChainId, Chain], default: Default) -> None:
+        self.origins: dict[bytes, Origin] = {}
+        self._me = me
+        self._chains = chains
+        self._default = default
+
+    def admit(
+        self, subject: Subject, key: DataKey, root: bytes, purpose: str, now_ms: int
+    ) -> tuple[ChainId | None, str]:
+        """Return the chain on which this holder records that it hands data to `subject`.
+
+        Best is one that both are on. None, and the condition that failed, if `subject` may not have it.
+        """
+        pools = [one for one, chain in self._chains.items() if subject.peer in chain.people]
+        owners = self._owners(key, root)
+        origin = self.origins.get(root)
+        if self._me in owners and origin is None:
+            owners = {self._me: owners[self._me]}
+        allowed: list[ChainId] = []
+        for owner, chains in owners.items():
+            refusals: dict[ChainId, str] = {}
+            for chain in chains:
+                entry = self._chains[chain].state.policy(owner, key)
+                reading = Reading(purpose, now_ms, pools, chain, self._default)
+                refusals[chain] = data_refusal(subject, _terms(entry), reading)
+            if all(refusals.values()):
+                return None, next(iter(refusals.values()))
+            allowed += [chain for chain, refused in refusals.items() if not refused]
+        if not allowed:
+            return None, UNOFFERED
+        chosen = next((chain for chain in allowed if chain in pools), allowed[0])
+        if origin is not None and origin.owner not in owners:
+            reading = Reading(purpose, now_ms, pools, chosen, self._default)
+            refused = data_refusal(subject, self._origin_terms(origin), reading)
+            if refused:
+                return None, refused
+        return chosen, ""
+
+    def policy_for(self, chain: ChainId, key: DataKey, root: bytes) -> tuple[ChainId, PolicyEntry] | None:
+        """Return the policy under which this peer hands on data that `chain` offers, and where it stands.
+
+        None if no chain of this peer has one.
+        """
+        origin = self.origins.get(root)
+        if origin is not None:
+            chain, key, owner = origin.chain, origin.key, origin.owner
+        else:
+            owner = self._owner(chain, key, root) or self._me
+        known = self._chains.get(chain)
+        entry = known.state.policy(owner, key) if known is not None else None
+        return (chain, entry) if entry is not None else None
+
+    def hides(self, chain: ChainId, key: DataKey, root: bytes) -> bool:
+        """Say whether an offer on `chain` is to be kept out of answers to others by its owner's policy."""
+        owner = self._owner(chain, key, root)
+        terms = _terms(self._chains[chain].state.policy(owner, key)) if owner is not None else None
+        return terms is not None and terms.hidden
+
+    def _owners(self, key: DataKey, root: bytes) -> dict[PeerId, list[ChainId]]:
+        """Return who owns data on chains where this peer is a member, with those chains."""
+        owners: dict[PeerId, list[ChainId]] = {}
+        for chain in self._chains:
+            owner = self._owner(chain, key, root) if self._chains[chain].member else None
+            if owner is not None:
+                owners.setdefault(owner, []).append(chain)
+        return owners
+
+    def _owner(self, chain: ChainId, key: DataKey, root: bytes) -> PeerId | None:
+        offers = self._chains[chain].state.offers_of(key)
+        return next((entry.holder for entry in offers if entry.offer.root == root), None)
+
+    def _origin_terms(self, origin: Origin) -> PolicyTerms | None:
+        """Return the policy under which data came; the one that stands now, if this peer can see it."""
+        chain = self._chains.get(origin.chain)
+        if chain is None:
+            return origin.terms
+        return _terms(chain.state.policy(origin.owner, origin.key))
+
+
+def _terms(entry: PolicyEntry | None) -> PolicyTerms | None:
+    return entry.policy.terms if entry is not None else None
