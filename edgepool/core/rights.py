@@ -175,7 +175,7 @@ def data_refusal(subject: Subject, terms: PolicyTerms | None, reading: Reading) 
     if terms is None:
         return refusal("read data", subject, ("default",)) or _default_refusal(reading)
     if 0 < terms.valid_until_ms < reading.now_ms:
-        return "the policy of the data's owner has ended"
+        return "the owner's policy has ended"
     standing: tuple[Standing, ...] = ("default",)
     if terms.roles:
         if RIGHTS["read data"].grant(subject.role) and subject.role not in terms.roles:
@@ -185,15 +185,16 @@ def data_refusal(subject: Subject, terms: PolicyTerms | None, reading: Reading) 
     if refused:
         return refused
     if terms.members and subject.peer not in terms.members:
-        return f"peer {subject.peer} is not among the members that the policy of the data's owner names"
+        return f"peer {subject.peer} is not among the members that the owner's policy names"
     if terms.pools and not any(pool in reading.pools for pool in terms.pools):
-        return "the asker is in none of the pools that the policy of the data's owner names"
+        return "the asker is in none of the pools that the owner's policy names"
     if terms.organisations and subject.organisation not in terms.organisations:
-        ours = f"organisation '{subject.organisation}'" if subject.organisation else "no organisation"
-        return f"{ours} is not among those that the policy of the data's owner names"
+        return f"organisation '{subject.organisation}' is not among those that the owner's policy names"
     if terms.purposes and reading.purpose not in terms.purposes:
-        stated = f"purpose '{reading.purpose}'" if reading.purpose else "no purpose"
-        return f"{stated} is not among {', '.join(terms.purposes)}"
+        purposes = ", ".join(terms.purposes)
+        if not reading.purpose:
+            return f"no purpose is stated, and it must be one of {purposes}"
+        return f"purpose '{reading.purpose}' is not among {purposes}"
     return ""
 
 

@@ -30,6 +30,7 @@ from edgepool.model.record import (
 )
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
+from edgepool.sim.policyoracle import PolicyOracle
 from edgepool.sim.rosteroracle import RosterOracle
 from edgepool.sim.workoracle import WorkOracle
 
@@ -71,6 +72,7 @@ class ChainOracle:
         self._tips = dict(self._rosters.tips)
         self._reveals: dict[tuple[PeerId, int], int] = {}
         self._work = WorkOracle()
+        self._policies = self._next_policies = PolicyOracle()
         self._leaders: tuple[int, tuple[PeerId, ...]] = (-1, ())
         self._certificates: dict[int, dict[object, None]] = {}
         self._snapshots: dict[int, bytes] = {}
@@ -147,7 +149,8 @@ class ChainOracle:
         if not problem:
             self._take(block)
             self.rounds.append(certified.certificate.round)
-            if self.height % CHECK_BLOCKS == 0 and self._root_anew() != self.roots[-1]:
+            problem = self._policies.standing_problem(self._state)
+            if not problem and self.height % CHECK_BLOCKS == 0 and self._root_anew() != self.roots[-1]:
                 problem = "its state root is not that of all that the state holds"
         return problem
 
@@ -202,14 +205,15 @@ class ChainOracle:
         header = block.header
         if (header.records_count, header.records_root) != (len(block.records), _root(block.records)):
             return "its header does not fit its records"
-        draft = self._state.draft()
+        draft, policies = self._state.draft(), self._policies.copy()
         for index, signed in enumerate(block.records):
             if not self._signed(signed):
                 return f"the signature of its record {index} does not hold"
             problem = self._stale(signed) or draft.add(signed) or self._foreign_work(signed)
+            problem = problem or policies.next_problem(signed)
             if problem:
                 return f"its record {index} may not stand: {problem}"
-        self._next_rosters = self._rosters.copy()
+        self._next_rosters, self._next_policies = self._rosters.copy(), policies
         return self._next_rosters.take(header.height, block.records)
 
     def _stale(self, signed: SignedRecord) -> str:
@@ -256,7 +260,7 @@ class ChainOracle:
                 reached = max(body.certificate.height, self.anchored.get(body.sub_chain, 0))
                 self.anchored[body.sub_chain] = reached
         self._work.miss(header.height, missed)
-        self._rosters = self._next_rosters
+        self._rosters, self._policies = self._next_rosters, self._next_policies
         self._tips = self._rosters.tips | self._tips
         self.blocks.append(header.id)
         self._work.close(header.height, self.members)

@@ -16,6 +16,7 @@ from edgepool.core.ledger.facts import TaskState
 from edgepool.core.ledger.state import ChainState
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import PeerId
+from edgepool.model.policy import DataPolicy, PolicyTerms
 from edgepool.model.record import (
     Body,
     DataDemand,
@@ -118,12 +119,24 @@ class Owner:
     def _data(self, chain: Chain) -> Body:
         """Demand data, or offer its next version; of owners who do so at once, one is too late."""
         key = DataKey(f"liner-{self.random.randrange(8)}", "model")
-        if self.random.random() < 0.5:
+        draw = self.random.random()
+        if draw < 0.45:
             return DataDemand(key, 0, "hole", "steel")
+        if draw < 0.55:
+            return self._policy(chain, key)
         standing = chain.state.offers(key)
         version = standing[0].offer.version + 1 if standing else 1
         root = sha256(f"{self.me}/{key}/{version}".encode())
         return DataOffer(key, version, root, 1000, "", 50)
+
+    def _policy(self, chain: Chain, key: DataKey) -> DataPolicy:
+        """Set the next policy for a key or for all, or take the standing one back."""
+        pattern = key if self.random.random() < 0.5 else DataKey("liner-*", "*")
+        policies = [entry.policy for owner, entry in chain.state.policies() if owner == self.me]
+        standing = next((policy.version for policy in policies if policy.pattern == pattern), 0)
+        back = standing > 0 and self.random.random() < 0.3
+        terms = PolicyTerms(roles=("machine",), purposes=("production",))
+        return DataPolicy(pattern.part, pattern.kind, standing + 1, None if back else terms)
 
 
 def _recent(chain: Chain) -> list[TaskState]:

@@ -8,18 +8,20 @@ from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_world import World
+from ledger_world import KEY, World
 
 from edgepool.core.ledger import chainfacts, facts, statements
 from edgepool.core.ledger import window as window_module
-from edgepool.core.ledger.facts import TaskState
+from edgepool.core.ledger.facts import PolicyEntry, TaskState
 from edgepool.core.ledger.state import ChainState, Draft
 from edgepool.core.ledger.statements import register
 from edgepool.core.ledger.view import View
 from edgepool.model.block import Block, roster_after
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import ChainId
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.policy import DataPolicy, PolicyTerms
 from edgepool.model.record import SignedRecord, Statement
+from edgepool.model.twin import DataKey
 
 NAMES = ("member 0", "member 1", "member 2", "member 3", "new 0", "new 1")
 
@@ -80,6 +82,10 @@ def written(world: World, attempt: tuple[int, int, int, int]) -> SignedRecord:
             return world.record(author, Statement("tally", 1, b"ab"[step : step + 1]))
         case 10:
             return world.record(author, world.evidence(world.newcomer(NAMES[number]), world.state.height))
+        case 12:
+            terms = PolicyTerms(purposes=("production",)) if number > 1 else None
+            pattern = KEY if step else DataKey("PTVA*", "*")
+            return world.record(author, DataPolicy(pattern.part, pattern.kind, number, terms))
         case _:
             out, new = world.newcomer(NAMES[number]), world.newcomer(NAMES[4 + who % 2])
             return world.record(author, world.change(out if number > 1 else None, new if step else None))
@@ -113,6 +119,11 @@ def without_credit(task: TaskState) -> TaskState:
     return task
 
 
+def _set(policies: dict[PeerId, dict[DataKey, PolicyEntry]]) -> dict[PeerId, dict[DataKey, PolicyEntry]]:
+    """Return the policies of those who have any."""
+    return {author: known for author, known in policies.items() if known}
+
+
 def try_all(draft: Draft, attempts: list[SignedRecord]) -> list[SignedRecord]:
     return [signed for signed in attempts if not draft.add(signed)]
 
@@ -139,6 +150,7 @@ def test_draft_is_what_the_block_makes(plan: list[list[tuple[int, int, int, int]
             for key in made._offers:
                 assert layer.offers_of(key) == made.offers_of(key)
                 assert layer.newest_version(key) == made.newest_version(key)
+            assert _set(layer.policies()) == _set(made.policies())
             assert dict(layer.values("tally")) == dict(made.values("tally"))
             assert all(layer._anchors_of(one) == made._anchors_of(one) for one in made._anchors)
             world.pack(*records)
