@@ -197,9 +197,11 @@ class RightsSettings(Settings, frozen=True):
 
     `default` "network" is every machine, coordinator, witness and inspector of the network, "pool" those of
     the pool in which the data is offered, "owner" nobody. Regulators and clients are never among them.
+    `audit_bytes` is what the log of who was granted or refused data takes at most.
     """
 
     default: Default = "network"
+    audit_bytes: Annotated[int, Meta(ge=64 * 1024)] = 4 * 1024 * 1024
 
 
 class PeerSettings(Settings, frozen=True):

@@ -17,17 +17,19 @@ from edgepool.model.message import Origin
 from edgepool.model.policy import PolicyTerms
 from edgepool.model.twin import DataKey
 
+SEALED = "the policy under which this data came cannot be read any more: fetch it again"
 UNOFFERED = "it is offered in no pool of this holder"
 
 
 class Access:
     """Judges who may have data, by the chains of the peer `me` and by what came with the data.
 
-    `origins` is of data that this peer was handed under a policy, by manifest root.
+    `origins` is of data that this peer was handed under a policy, by manifest root; None if it is not known
+    any more under which, and then nobody has the data.
     """
 
     def __init__(self, me: PeerId, chains: dict[ChainId, Chain], default: Default) -> None:
-        self.origins: dict[bytes, Origin] = {}
+        self.origins: dict[bytes, Origin | None] = {}
         self._me = me
         self._chains = chains
         self._default = default
@@ -39,6 +41,8 @@ class Access:
 
         Best is one that both are on. None, and the condition that failed, if `subject` may not have it.
         """
+        if root in self.origins and self.origins[root] is None:
+            return None, SEALED
         pools = [one for one, chain in self._chains.items() if subject.peer in chain.people]
         owners = self._owners(key, root)
         origin = self.origins.get(root)

@@ -293,8 +293,9 @@ class Node:
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
                 case Notify(CameUnder(root, origin)):
-                    self.directory.access.origins[root] = origin
-                    effects.append(output)
+                    if origin.owner != self.peer:
+                        self.directory.access.origins[root] = origin
+                        effects.append(output)
                 case Notify(BlockCommitted(chain, certified)):
                     effects.append(output)
                     effects += self._after_block(self.chains[chain], certified, now)

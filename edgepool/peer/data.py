@@ -106,13 +106,17 @@ class DataPlane:
             return "the confirmation is for another requester"
         if body.valid_until_ms < self._clock.now().wall_ms:
             return EXPIRED
+        refused = self._peer.rights.refused_transfer(identity, body)
+        if refused:
+            return refused
         manifest = self._blobs.manifest(body.root)
         if manifest is None:
             return "this holder does not have the data any more"
         transfer = self._transfers.begin(body.key, identity.peer, True, manifest.size_bytes)
 
         def refusal() -> str:
-            return EXPIRED if body.valid_until_ms < self._clock.now().wall_ms else ""
+            expired = body.valid_until_ms < self._clock.now().wall_ms
+            return EXPIRED if expired else self._peer.rights.problem(identity, body)
 
         return TransferSource(
             manifest,
@@ -135,12 +139,13 @@ class DataPlane:
         chain: ChainId,
         timeout_ms: int,
         progress: ProgressCallback | None,
+        purpose: str = "",
     ) -> Fetched:
         """Get data from its best holder; see Peer.fetch."""
         self._accounting.demands += 1
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                fetched = await self._fetch(key, version, features, composition, chain, progress)
+                fetched = await self._fetch(key, version, features, composition, chain, progress, purpose)
         except TimeoutError:
             self._accounting.failed += 1
             raise Unavailable(f"{key} did not arrive within {timeout_ms / 1000:g} s") from None
@@ -158,19 +163,25 @@ class DataPlane:
         composition: str,
         chain: ChainId,
         progress: ProgressCallback | None,
+        purpose: str,
     ) -> Fetched:
         started_ms = self._clock.now().monotonic_ms
         demand = DataDemand(key, version, features, composition)
         # The demand becomes final while holders are looked for: neither waits for the other.
         _, offers = await asyncio.gather(
-            self._peer.submit(demand, chain=chain), self.find(key, version, FIND_TIMEOUT_MS)
+            self._peer.submit(demand, chain=chain), self.find(key, version, FIND_TIMEOUT_MS, purpose)
         )
         if not offers:
             raise Unavailable(f"nobody within reach offers {key}: has it been published in a pool?")
         body = offer_of(offers[0])
         same = [offer for offer in offers if offer_of(offer).root == body.root]
         got = await self._fetches.get(
-            key, same, lambda: self.find(key, body.version, FIND_TIMEOUT_MS), chain, progress
+            key,
+            same,
+            lambda: self.find(key, body.version, FIND_TIMEOUT_MS, purpose),
+            chain,
+            progress,
+            purpose,
         )
         duration_ms = self._clock.now().monotonic_ms - started_ms
         holder = max(got.shares, key=lambda peer: got.shares[peer], default=PeerId(same[0].holder.peer))
@@ -198,7 +209,9 @@ class DataPlane:
         got = await self._fetches.get(key, others, lambda: self.find(key, version, FIND_TIMEOUT_MS))
         return max(got.shares, key=lambda peer: got.shares[peer], default=PeerId(others[0].holder.peer))
 
-    async def find(self, key: DataKey, version: int, timeout_ms: int) -> tuple[RankedOffer, ...]:
+    async def find(
+        self, key: DataKey, version: int, timeout_ms: int, purpose: str = ""
+    ) -> tuple[RankedOffer, ...]:
         """Find holders; look again shortly if there are none.
 
         What was just published may be final on its holder's side and still on its way here.
@@ -207,7 +220,7 @@ class DataPlane:
         offers: tuple[RankedOffer, ...] = ()
         for pause_ms in (*LOOK_AGAIN_MS, 0):
             budget_ms = started_ms + timeout_ms - self._clock.now().monotonic_ms
-            command = FindData(key, version, max(1, budget_ms))
+            command = FindData(key, version, max(1, budget_ms), purpose)
             found = await self._peer.command(command, max(1, budget_ms) + COMMAND_SLACK_MS)
             assert isinstance(found, tuple)
             offers = found
@@ -215,6 +228,13 @@ class DataPlane:
                 break
             await asyncio.sleep(pause_ms / 1000)
         return offers
+
+
+def checked_purpose(purpose: str) -> str:
+    """Return `purpose`; LocalError says what is wrong with it."""
+    if len(purpose) > 64 or not purpose.isprintable():
+        raise LocalError(f"'{purpose[:80]}' is no purpose: write up to 64 printable characters")
+    return purpose
 
 
 def checked_key(key: DataKey | str) -> DataKey:

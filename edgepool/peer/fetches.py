@@ -61,7 +61,10 @@ class Got:
 
 @dataclass(eq=False)
 class _Gathering:
-    """One piece of data on its way: its offers, who is being drawn from, who has failed and why."""
+    """One piece of data on its way: its offers, who is being drawn from, who has failed and why.
+
+    `denied` are those who say that this peer may not have it.
+    """
 
     key: DataKey
     body: DataOffer
@@ -72,6 +75,8 @@ class _Gathering:
     transfers: dict[PeerId, TransferProgress] = field(default_factory=dict)
     tried: set[PeerId] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
+    purpose: str = ""
+    denied: set[PeerId] = field(default_factory=set)
 
 
 class Fetches:
@@ -99,11 +104,13 @@ class Fetches:
         find_more: FindOffers,
         chain: ChainId | None = None,
         progress: ProgressCallback | None = None,
+        purpose: str = "",
     ) -> Got:
         """Get the data that `offers` (all of one root, best first) offer.
 
         `find_more` finds who has it by now; on `chain` stands who sent what. Raises Unavailable, saying of
-        each holder why it did not hand it over, or StorageError.
+        each holder why it did not hand it over, Refused if all of them say that this peer may not have it,
+        or StorageError.
         """
         body = offer_of(offers[0])
         if self._blobs.has(body.root):
@@ -130,7 +137,7 @@ class Fetches:
             return PeerPace(self._peer.budgets.receiving, holder, key.kind)
 
         fetch = Fetch(self._client, body.root, body.size_bytes, open_sink, moved, pace, bases)
-        gathering = _Gathering(key, body, fetch, list(offers), chain)
+        gathering = _Gathering(key, body, fetch, list(offers), chain, purpose=purpose)
         started_ms = self._clock.now().monotonic_ms
         try:
             await self._gather(gathering, find_more)
@@ -171,14 +178,17 @@ class Fetches:
                     drawing[asyncio.create_task(self._draw(gathering, offer))] = offer
             if not drawing:
                 why = "; ".join(gathering.failures)[:600]
+                if len(gathering.denied) == len(gathering.failures) > 0:
+                    raise Refused(why)
                 raise Unavailable(f"no holder of {gathering.key} could hand it over ({why})")
             done, _ = await asyncio.wait(drawing, timeout=LOOK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                holder = drawing.pop(task).holder.name
+                holder = drawing.pop(task).holder
                 try:
                     await task
                 except (RemoteError, Refused, Unavailable) as error:
-                    gathering.failures.append(f"{holder}: {error}")
+                    denied = holder.peer in gathering.denied
+                    gathering.failures.append(str(error) if denied else f"{holder.name}: {error}")
             if not done and len(drawing) < at_once:
                 offers = await find_more()
                 gathering.offers += [one for one in offers if offer_of(one).root == gathering.body.root]
@@ -194,7 +204,7 @@ class Fetches:
 
     async def _draw(self, gathering: _Gathering, offer: RankedOffer) -> None:
         """Draw from one holder until all is there; confirm again whenever the confirmation has run out."""
-        if not offer.reachable:
+        if not offer.reachable and not offer.refusal:
             raise Unavailable("does not answer")
         holder, body = PeerId(offer.holder.peer), gathering.body
         while True:
@@ -219,9 +229,15 @@ class Fetches:
 
     async def _confirm(self, gathering: _Gathering, offer: RankedOffer) -> SignedRecord:
         until_ms = self._clock.now().wall_ms + CONFIRMATION_VALID_MS
-        command = ConfirmTransfer(offer.holder, gathering.key, gathering.body.root, until_ms)
-        confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
+        what = (gathering.key, gathering.body.root, until_ms, gathering.purpose)
+        command = ConfirmTransfer(offer.holder, *what)
+        try:
+            confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
+        except Refused:
+            gathering.denied.add(PeerId(offer.holder.peer))
+            raise
         assert isinstance(confirmation, SignedRecord)
+        await self._peer.rights.keep_origin(gathering.body.root)
         return confirmation
 
     async def _blame(self, gathering: _Gathering, error: WrongChunk, confirmation: SignedRecord) -> None:

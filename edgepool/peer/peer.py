@@ -13,7 +13,9 @@ from pathlib import Path
 
 from edgepool.config import PeerSettings, check_settings, load_peer_settings
 from edgepool.core.machine import (
+    AccessRefused,
     BlockCommitted,
+    CameUnder,
     Command,
     Confirmed,
     Done,
@@ -37,12 +39,13 @@ from edgepool.model.trust import TrustStep
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
-from edgepool.peer.data import DataPlane, checked_key
+from edgepool.peer.data import DataPlane, checked_key, checked_purpose
 from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
+from edgepool.peer.rights import DataRights
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.trust import Trusting
 from edgepool.peer.trustview import TrustStatus
@@ -109,6 +112,7 @@ class Peer(PeerView):
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
         self._node = Node(settings, self._identity.signer, fresh)
+        self.rights = DataRights(self, self._clock)
         self.budgets = Budgets(settings, self._clock)
         self.storage = DataKeeper(self, self._blobs, fresh, self._clock)
         self._loop = NodeLoop(
@@ -151,6 +155,7 @@ class Peer(PeerView):
                 if manifest is not None:
                     self._node.directory.held[root] = manifest.size_bytes
             self.trusting.follow()
+            self.rights.start()
             await self._transport.start(self._loop)
             self._node.addresses = self._transport.addresses
             self._started_ms = self._clock.now().wall_ms
@@ -178,6 +183,7 @@ class Peer(PeerView):
         await self.storage.close()
         await self._transport.close()
         await self._loop.close()
+        self.rights.close()
         self._store.close()
         self._tickets.fail_all(LocalError(f"peer {self.name} is closed"))
         self._watchers.close()
@@ -202,11 +208,14 @@ class Peer(PeerView):
         return await self.data.publish(checked_key(key), data, path, version, self._membership.pick(chain))
 
     async def request(
-        self, key: DataKey | str, *, version: int = 0, timeout_ms: int = 5_000
+        self, key: DataKey | str, *, version: int = 0, timeout_ms: int = 5_000, purpose: str = ""
     ) -> tuple[RankedOffer, ...]:
-        """Find who has `key` by Algorithm 2 [S3.14]; proven offers, least busy holder first."""
+        """Find who has `key` by Algorithm 2 [S3.14]; proven offers, least busy holder first.
+
+        What this peer may not have, for that purpose, comes last, with the reason.
+        """
         self._check_open()
-        return await self.data.find(checked_key(key), version, timeout_ms)
+        return await self.data.find(checked_key(key), version, timeout_ms, checked_purpose(purpose))
 
     async def fetch(
         self,
@@ -216,18 +225,21 @@ class Peer(PeerView):
         chain: ChainId | None = None,
         features: str = "",
         composition: str = "",
+        purpose: str = "",
         timeout_ms: int = 60_000,
         progress: ProgressCallback | None = None,
     ) -> Fetched:
         """Get data straight from its best holder, every chunk checked [S3.13 to S3.15].
 
         Writes a demand on `chain`, finds and ranks holders, has one countersign, transfers.
+        `purpose` is what it is wanted for, which this peer signs and policies may ask for [S2.3].
         `progress(done_bytes, size_bytes)` is called as it goes. Raises Unavailable if nobody has
         it, Refused with the condition that failed, RemoteError naming a holder that cheated.
         """
         self._check_open()
         demand = (checked_key(key), version, features[:256], composition[:256])
-        return await self.data.fetch(*demand, self._membership.pick(chain), timeout_ms, progress)
+        purpose = checked_purpose(purpose)
+        return await self.data.fetch(*demand, self._membership.pick(chain), timeout_ms, progress, purpose)
 
     # --- records and pools ------------------------------------------------------------------
 
@@ -341,6 +353,10 @@ class Peer(PeerView):
         self._check_open()
         return await self._tickets.command(command, timeout_ms)
 
+    def pick_chain(self, chain: ChainId | None) -> ChainId:
+        """Return `chain`, or where this peer writes by default; LocalError if there is none."""
+        return self._membership.pick(chain)
+
     def holding(self, root: bytes, size_bytes: int, held: bool = True) -> None:
         """Tell the node that data is held from now on, or is no longer."""
         self._loop.post(Holding(root, size_bytes, held))
@@ -366,6 +382,9 @@ class Peer(PeerView):
                 self.tell(PoolEntered(genesis))
             case Confirmed(confirmation):
                 self.storage.confirmed(confirmation)
+                self.rights.confirmed(confirmation)
+            case AccessRefused() | CameUnder():
+                self.rights.told(notice)
             case Misbehaved(peer, reason):
                 self.tell(PeerMisbehaved(peer, reason))
             case _:
@@ -399,4 +418,5 @@ class Peer(PeerView):
             network = self._accounting.network_load_percent(now.monotonic_ms)
             self._loop.post(Load(network, processing_load_percent()))
             self._identity.trust.tick()
+            await self.rights.tend()
             await asyncio.sleep(_LOAD_EVERY_S)

@@ -161,6 +161,19 @@ class EventsMissed:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class DataAsked:
+    """Somebody has asked this peer for data, and was granted or refused it; `reason` is what failed."""
+
+    peer: PeerId
+    name: str
+    organisation: str
+    key: DataKey
+    purpose: str
+    granted: bool
+    reason: str
+
+
 PeerEvent = (
     RecordCommitted
     | BlockAdded
@@ -169,6 +182,7 @@ PeerEvent = (
     | LinkChanged
     | TransferEnded
     | PeerMisbehaved
+    | DataAsked
     | DataDamaged
     | DataRestored
     | DataEvicted

@@ -47,7 +47,7 @@ from edgepool.model.twin import DataKey
 
 __all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 
@@ -205,6 +205,10 @@ class ChainState:
     def standing_offers(self) -> tuple[tuple[DataOffer, PeerId], ...]:
         """Return the offers that stand, each with its holder, by their place."""
         return tuple((offer, holder) for _, _, offer, holder in self._facts.offered())
+
+    def offered_by(self, holder: PeerId) -> list[DataOffer]:
+        """Return the offers of `holder` that stand, the oldest first."""
+        return [offered[2] for offered in self._facts.offered() if offered[3] == holder]
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return (height, index) of the offers that stand at or below `height`, rising."""
