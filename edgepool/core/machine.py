@@ -110,7 +110,7 @@ class SubmitRecord:
 class FindData:
     """Find holders of `key` by Algorithm 2. Done(tuple[RankedOffer, ...]), best first, perhaps empty.
 
-    `version` 0 asks for the newest; `purpose` is what the data is wanted for.
+    `version` 0 asks for the newest.
     """
 
     key: DataKey
@@ -121,10 +121,7 @@ class FindData:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmTransfer:
-    """Have `holder` countersign a transfer. Done(SignedRecord) of a TransmissionConfirmation.
-
-    `purpose` is what the data is wanted for; this peer signs it.
-    """
+    """Have `holder` countersign a transfer. Done(SignedRecord) of a TransmissionConfirmation."""
 
     holder: Member
     key: DataKey
@@ -189,8 +186,7 @@ class RecordRef:
 class RankedOffer:
     """A proven offer with what its holder said of itself; loads in percent, round trip in ms.
 
-    `reachable` is False if the holder did not answer in time; such offers come last, but for those with a
-    `refusal`: the condition by which this peer may not have the data.
+    `reachable` is False if the holder did not answer in time; `refusal` is why this peer may not have it.
     """
 
     proof: OfferProof
@@ -334,7 +330,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class AccessRefused:
-    """This peer has refused to hand data to `subject`; `reason` is the condition that failed."""
+    """This peer has refused data to `subject`; `reason` is the condition that failed."""
 
     subject: Subject
     key: DataKey
@@ -359,17 +355,8 @@ class Misbehaved:
     reason: str
 
 
-Notice = (
-    Done
-    | Failed
-    | BlockCommitted
-    | PoolJoined
-    | TrustDecided
-    | Confirmed
-    | AccessRefused
-    | CameUnder
-    | Misbehaved
-)
+_DataNotice = Confirmed | AccessRefused | CameUnder
+Notice = Done | Failed | BlockCommitted | PoolJoined | TrustDecided | _DataNotice | Misbehaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,16 +409,4 @@ class BlockSource(Protocol):
 
     def size_bytes(self, chain: ChainId) -> int:
         """Return how much the stored blocks of the chain take, in bytes."""
-        ...
-
-
-class Machine(Protocol):
-    """One peer, or a part of one."""
-
-    def step(self, event: Event, now: Instant) -> list[Effect]:
-        """Take one event; return what is to be done about it, in order."""
-        ...
-
-    def wakeup_at(self) -> int | None:
-        """Return the monotonic time in ms at which to call with Woke, if any."""
         ...

@@ -112,7 +112,7 @@ class Peer(PeerView):
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
         self._node = Node(settings, self._identity.signer, fresh)
-        self.rights = DataRights(self, self._clock)
+        self.rights = DataRights(self, self._clock, self._membership.pick)
         self.budgets = Budgets(settings, self._clock)
         self.storage = DataKeeper(self, self._blobs, fresh, self._clock)
         self._loop = NodeLoop(
@@ -352,10 +352,6 @@ class Peer(PeerView):
         """Give the node a command; return its result or raise Refused or Unavailable."""
         self._check_open()
         return await self._tickets.command(command, timeout_ms)
-
-    def pick_chain(self, chain: ChainId | None) -> ChainId:
-        """Return `chain`, or where this peer writes by default; LocalError if there is none."""
-        return self._membership.pick(chain)
 
     def holding(self, root: bytes, size_bytes: int, held: bool = True) -> None:
         """Tell the node that data is held from now on, or is no longer."""

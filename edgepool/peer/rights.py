@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,9 +54,13 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataRights:
-    """Sets policies for `peer`'s data, judges transfers, and writes down what was granted and refused."""
+    """Sets policies for `peer`'s data, judges transfers, and writes down what was granted and refused.
 
-    def __init__(self, peer: Peer, clock: Clock) -> None:
+    `pick` says on which chain the peer writes if none is named.
+    """
+
+    def __init__(self, peer: Peer, clock: Clock, pick: Callable[[ChainId | None], ChainId]) -> None:
+        self._pick = pick
         settings = peer.settings
         self._peer = peer
         self._clock = clock
@@ -95,7 +100,7 @@ class DataRights:
         by default. Returns where it stands. Raises LocalError, Refused, Unavailable.
         """
         wanted = DataKey.parse(pattern) if isinstance(pattern, str) else pattern
-        chains = [chain] if chain is not None else self._offering(wanted) or [self._peer.pick_chain(None)]
+        chains = [chain] if chain is not None else self._offering(wanted) or [self._pick(None)]
         refs = []
         for one in chains:
             standing = self._standing(one, wanted)
