@@ -69,6 +69,12 @@ ROWS = (
         5_000,
     ),
     Row(
+        "connections left half open",
+        "tests/power/half_open.py --json --connections {amount}",
+        10_000,
+        10_000,
+    ),
+    Row(
         "mutated frames and messages",
         "tests/fuzz.py --executions {amount} --seed {seed} --processes {jobs}",
         10_000_000,
@@ -124,6 +130,7 @@ _SHOWN = (
     "blocks",
     "cuts",
     "kills",
+    "connections",
     "acknowledged",
     "violations",
     "lost",
