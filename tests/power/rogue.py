@@ -58,7 +58,7 @@ class Liar(Serving):
     def _send_chunk(self, sealer: Sealer, plain: memoryview, index: int) -> None:
         connection = self._connection
         assert connection is not None
-        content = bytearray(self._read(index))
+        content = bytearray(self._chunk(index))
         match behaviour():
             case "corrupt":
                 content[len(content) // 2] ^= 1
@@ -76,7 +76,7 @@ class Liar(Serving):
                     connection.sendall(sealer.seal(index, piece, 0))
             case "unasked":
                 index = (index + 7) % len(self.source.manifest.chunks)
-                content = bytearray(self._read(index))
+                content = bytearray(self._chunk(index))
             case "stalled":
                 threading.Event().wait(STALL_S)
             case "trickle":
@@ -96,7 +96,7 @@ class Liar(Serving):
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._sent, len(content))
 
-    def _read(self, index: int) -> bytes:
+    def _chunk(self, index: int) -> bytes:
         manifest = self.source.manifest
         with self.source.path.open("rb") as file:
             file.seek(index * manifest.chunk_bytes)
