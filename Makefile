@@ -8,6 +8,7 @@
 # make fuzz    10 million mutated frames and messages against decoders and whole nodes
 # make rehearse  what must never happen, rehearsed at the size of a change of weight (half an hour)
 # make soak    the same at the size of a release (many hours)
+# make interop  a member on js-libp2p against a small network (installs its packages; needs Node)
 # make docs    check that the documentation names what exists
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check bench bench-transfer fmt docs model fuzz rehearse soak install clean
+.PHONY: interop demo test check bench bench-transfer fmt docs model fuzz rehearse soak install clean
 
 # TRANSPORT=libp2p runs all links over libp2p, for which it installs an extra.
 TRANSPORT ?= tls
@@ -57,6 +58,14 @@ rehearse: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python tests/rehearse.py --soak $(ARGS)
+
+interop: $(VENV)/.installed-dev examples/js/node_modules
+	$(BIN)/pytest tests/integration/test_interop_js.py $(ARGS)
+
+examples/js/node_modules: examples/js/package.json
+	@command -v npm >/dev/null || { echo "make interop needs Node 20 or later with npm" >&2; exit 2; }
+	npm --prefix examples/js install --no-audit --no-fund
+	@touch $@
 
 install: $(VENV)/.installed
 

@@ -100,10 +100,14 @@ class ConduitSettings(Settings, frozen=True):
 
 
 class Libp2pSettings(Settings, frozen=True):
-    """The road over libp2p: where its child listens, and what memory it may have on top of its libraries."""
+    """The road over libp2p: where its child listens, and what memory it may have on top of its libraries.
+
+    With `events` headers and certificates of new blocks are published by gossipsub, to members alone.
+    """
 
     listen: Annotated[str, Meta(max_length=256)] = "/ip4/127.0.0.1/tcp/0"
     memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] = 256 * 1024**2
+    events: bool = False
 
 
 class ApiSettings(Settings, frozen=True):

@@ -307,6 +307,8 @@ def _libp2p(plan: PeerPlan) -> str:
     return head + (
         f"{mark}[libp2p]\n{mark}listen = {_quoted(plan.libp2p_listen)}\n"
         f"#memory_bytes = {Libp2pSettings().memory_bytes}\n"
+        "# Whether headers and certificates of new blocks are published to members that have subscribed.\n"
+        "#events = false\n"
     )
 
 

@@ -41,6 +41,7 @@ from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
 from edgepool.peer.data import DataPlane, checked_key, checked_purpose
 from edgepool.peer.fetches import ProgressCallback
+from edgepool.peer.foreign import Foreign
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
@@ -127,6 +128,7 @@ class Peer(PeerView):
             on_failure=self._stop_for,
         )
         self.trusting = Trusting(self, self._identity)
+        self._foreign = Foreign(self, self._transport)
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self._tickets = Tickets(self._loop.post)
@@ -151,8 +153,7 @@ class Peer(PeerView):
             for saved in self._store.open():
                 self._node.load(saved.genesis, saved.height, saved.vote_state)
             for root in self._blobs.roots():
-                manifest = self._blobs.manifest(root)
-                if manifest is not None:
+                if (manifest := self._blobs.manifest(root)) is not None:
                     self._node.directory.held[root] = manifest.size_bytes
             self.trusting.follow()
             self.rights.start()
@@ -168,6 +169,7 @@ class Peer(PeerView):
             self._transport.want(member)
         self._load_task = asyncio.create_task(self._measure_load(), name=f"load of {self.name}")
         self.storage.start()
+        self._foreign.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -180,6 +182,7 @@ class Peer(PeerView):
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
         self.budgets.close()
+        await self._foreign.close()
         await self.storage.close()
         await self._transport.close()
         await self._loop.close()
@@ -410,8 +413,7 @@ class Peer(PeerView):
 
     async def _measure_load(self) -> None:
         while True:
-            now = self._clock.now()
-            network = self._accounting.network_load_percent(now.monotonic_ms)
+            network = self._accounting.network_load_percent(self._clock.now().monotonic_ms)
             self._loop.post(Load(network, processing_load_percent()))
             self._identity.trust.tick()
             await self.rights.tend()

@@ -25,6 +25,9 @@ from edgepool.transport.refusals import Counters
 
 LINK_STREAM = "/edgepool/link/1"
 """The libp2p protocol of links."""
+QUERY_STREAM = "/edgepool/query/1"
+PROOF_STREAM = "/edgepool/proof/1"
+"""The protocols of questions, for those who have no link."""
 
 
 class Libp2pRoad:
@@ -43,16 +46,18 @@ class Libp2pRoad:
         self._identity = identity
         self._counters = counters
         self._admit = admit
+        self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {}
         limits = settings.limits
         begin = Begin(
             identity.signer.seed,
             (settings.libp2p.listen,),
-            (LINK_STREAM,),
+            (LINK_STREAM, QUERY_STREAM, PROOF_STREAM),
             limits.handshakes,
             limits.links,
             limits.handshake_timeout_ms,
             limits.keepalive_ms,
             settings.libp2p.memory_bytes,
+            settings.libp2p.events,
         )
         # The libraries themselves take some 85 MiB of it.
         most_bytes = settings.libp2p.memory_bytes + 128 * 1024**2
@@ -80,20 +85,22 @@ class Libp2pRoad:
             listened = OSError(error.number, os.strerror(error.number))
             raise LocalError(f"cannot listen on {error.address}: {advice(listened)}") from None
 
-    def door(self, admit: Admit) -> ProofDoor:
-        """Return what is to stand on a stream that this side opens for a link."""
-        return self._door(LINK_STREAM, True, admit)
+    def door(self, admit: Admit, protocol: str = LINK_STREAM) -> ProofDoor:
+        """Return what is to stand on a stream that this side opens for `protocol`."""
+        return self._door(protocol, True, admit)
 
     async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
         """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails."""
         timeout_ms = self._limits.handshake_timeout_ms
-        stream = await self.process.open_stream(peer, on_tcp(address), LINK_STREAM, timeout_ms)
+        stream = await self.process.open_stream(peer, on_tcp(address), door.protocol, timeout_ms)
         try:
             stream.begin(door)
             await asyncio.shield(door.over)
         except BaseException:
             stream.abort()
             raise
+        if door.admitted is not None:
+            self.process.prove(peer)
 
     async def close(self) -> None:
         """End the child, and with it all streams."""
@@ -101,7 +108,8 @@ class Libp2pRoad:
 
     def _accept(self, stream: ChildStream, protocol: str) -> asyncio.BaseProtocol | None:
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            taker = self._admit(identity, protocol)
+            serve = self.serving.get(protocol)
+            taker = self._admit(identity, protocol) if serve is None else serve(identity)
             if taker is not None:
                 self.process.prove(stream.peer)
             return taker

@@ -35,6 +35,7 @@ from edgepool.transport.libp2p_child.messages import (
     Listening,
     Opened,
     Proven,
+    Publish,
     Reset,
     ToChild,
 )
@@ -137,6 +138,10 @@ class ChildProcess:
         """Have all connections with a peer ended."""
         self.say(Disconnect(peer))
 
+    def publish(self, topic: str, data: bytes) -> None:
+        """Have something told to all members that have subscribed to a topic, if events are on."""
+        self.say(Publish(topic, data))
+
     def say(self, message: ToChild) -> None:
         """Send the child a message, if there is one."""
         if self._socket is not None and not self._socket.is_closing():
@@ -184,6 +189,7 @@ class ChildProcess:
                 self._begin.handshake_timeout_ms,
                 self._begin.keepalive_ms,
                 self._begin.memory_bytes,
+                self._begin.events,
             )
         )
         try:

@@ -84,7 +84,7 @@ class ProofDoor(asyncio.BufferedProtocol):
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._identity = identity
         self._counters = counters
-        self._stream_protocol = protocol
+        self.protocol = protocol
         self._opened_here = opened_here
         self._admit = admit
         self._timeout_s = timeout_ms / 1000
@@ -132,7 +132,7 @@ class ProofDoor(asyncio.BufferedProtocol):
         assert self._channel is not None
         mine, theirs = (self._identity.peer, self._nonce), (self._channel.peer, hello.nonce)
         opener, acceptor = (mine, theirs) if self._opened_here else (theirs, mine)
-        binding = channel_binding(self._stream_protocol, opener[0], acceptor[0], opener[1], acceptor[1])
+        binding = channel_binding(self.protocol, opener[0], acceptor[0], opener[1], acceptor[1])
         self._binding = binding
         if not self._opened_here:
             self._write(encode(ChannelHello(self._nonce)))
@@ -158,7 +158,7 @@ class ProofDoor(asyncio.BufferedProtocol):
         except NotProven as error:
             self._refuse(refused(error.word))
             return
-        taker = None if self.abandoned else self._admit(identity, self._stream_protocol)
+        taker = None if self.abandoned else self._admit(identity, self.protocol)
         self._end()
         if taker is None:
             self._channel.abort()

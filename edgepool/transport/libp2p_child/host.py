@@ -118,6 +118,10 @@ class Connections:
         """Return the connections with a peer that stand."""
         return [conn for conn in self.swarm.get_connections(peer) if not conn.is_closed]
 
+    def is_proven(self, peer: ID) -> bool:
+        """Say whether a peer has proved its membership."""
+        return peer in self._proven
+
     def prove(self, peer: str) -> None:
         """Let the connections of a member stand."""
         while len(self._proven) >= self._most_proven:

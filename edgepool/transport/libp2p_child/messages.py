@@ -42,6 +42,7 @@ class Begin(Wire, tag="begin", frozen=True):
     handshake_timeout_ms: Milliseconds
     keepalive_ms: Milliseconds
     memory_bytes: Annotated[int, Meta(ge=0, le=2**50)]
+    events: bool
 
 
 class Dial(Wire, tag="dial", frozen=True):
@@ -64,6 +65,13 @@ class Disconnect(Wire, tag="disconnect", frozen=True):
     """To the child: end all connections with this peer."""
 
     peer: PeerText
+
+
+class Publish(Wire, tag="publish", frozen=True):
+    """To the child: tell this to all members that are connected and have subscribed to the topic."""
+
+    topic: Annotated[str, Meta(min_length=1, max_length=128)]
+    data: Annotated[bytes, Meta(min_length=1, max_length=CHUNK_BYTES)]
 
 
 class Beat(Wire, tag="beat", frozen=True):
@@ -147,5 +155,5 @@ class Beating(Wire, tag="beating", frozen=True):
     accepted: StreamId
 
 
-ToChild = Begin | Dial | Proven | Disconnect | Beat | Data | Credit | Finish | Reset
+ToChild = Begin | Dial | Publish | Proven | Disconnect | Beat | Data | Credit | Finish | Reset
 FromChild = Listening | ListenFailed | Accepted | Opened | Counted | Beating | Data | Credit | Finish | Reset

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
@@ -16,6 +17,7 @@ from multiaddr import Multiaddr
 from edgepool.model.codec import decode
 from edgepool.transport.framing import FrameBuffer
 from edgepool.transport.libp2p_child.carrier import Carrier, ParentSocket
+from edgepool.transport.libp2p_child.events import Events
 from edgepool.transport.libp2p_child.host import Connections
 from edgepool.transport.libp2p_child.messages import (
     MAX_MESSAGE_BYTES,
@@ -31,6 +33,7 @@ from edgepool.transport.libp2p_child.messages import (
     ListenFailed,
     Listening,
     Proven,
+    Publish,
     Reset,
     ToChild,
 )
@@ -87,6 +90,7 @@ class Child:
         self._begin = begin
         self._connections = Connections(begin, self._count)
         self._carrier = Carrier(parent.tell, self._connections.open_stream)
+        self._events = Events(self._connections) if begin.events else None
         self._counted: trio.MemorySendChannel[str]
         self._counted, self._to_count = trio.open_memory_channel(1024)
 
@@ -95,7 +99,10 @@ class Child:
         host = self._connections.host
         for protocol in self._begin.protocols:
             host.set_stream_handler(TProtocol(protocol), self._carrier.accept)
-        async with background_trio_service(self._connections.swarm):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(background_trio_service(self._connections.swarm))
+            if self._events is not None:
+                await stack.enter_async_context(self._events.running())
             if not await self._listen():
                 return
             async with trio.open_nursery() as nursery:
@@ -131,6 +138,11 @@ class Child:
                     nursery.start_soon(carrier.dial, message)
                 case Proven(peer):
                     self._connections.prove(peer)
+                    if self._events is not None:
+                        nursery.start_soon(self._events.admit, peer)
+                case Publish(topic, data):
+                    if self._events is not None:
+                        await self._events.publish(topic, data)
                 case Disconnect(peer):
                     nursery.start_soon(self._connections.disconnect, peer)
                 case Beat(count):

@@ -1,0 +1,150 @@
+// A member of an edgepool network over js-libp2p: its folder is one that 'edgepool init' has made.
+// Bytes: docs/protocol/libp2p.md.
+
+import { X509Certificate, createPrivateKey, randomBytes, sign, verify as verifySignature } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { privateKeyFromRaw } from '@libp2p/crypto/keys'
+import { gossipsub } from '@libp2p/gossipsub'
+import { identify } from '@libp2p/identify'
+import { ping } from '@libp2p/ping'
+import { tcp } from '@libp2p/tcp'
+import { multiaddr } from '@multiformats/multiaddr'
+import { concat, decode, encode } from './msgpack.mjs'
+import { sha256, signed } from './checking.mjs'
+
+// js-libp2p 3 is written for Node 22.
+if (Promise.withResolvers === undefined) {
+  Promise.withResolvers = function () {
+    let resolve, reject
+    const promise = new this((yes, no) => { resolve = yes; reject = no })
+    return { promise, resolve, reject }
+  }
+}
+const { createLibp2p } = await import('libp2p')
+
+const MAX_ANSWER_BYTES = 4 * 1024 * 1024
+
+export class Member {
+  static async open (folder, network) {
+    const key = createPrivateKey(readFileSync(join(folder, 'identity/key.pem')))
+    const certificate = new X509Certificate(readFileSync(join(folder, 'identity/certificate.pem')))
+    const authority = new X509Certificate(readFileSync(join(folder, 'identity/authority.pem')))
+    const { d, x } = key.export({ format: 'jwk' })
+    const bytes = Buffer.concat([Buffer.from(d, 'base64url'), Buffer.from(x, 'base64url')])
+    const node = await createLibp2p({
+      privateKey: privateKeyFromRaw(bytes),
+      transports: [tcp()],
+      connectionEncrypters: [noise()],
+      streamMuxers: [yamux()],
+      services: { identify: identify(), ping: ping(), pubsub: gossipsub({ emitSelf: false }) }
+    })
+    return new Member(node, key, certificate, authority, network)
+  }
+
+  constructor (node, key, certificate, authority, network) {
+    Object.assign(this, { node, key, certificate, authority, network, peer: node.peerId.toString() })
+  }
+
+  async close () {
+    await this.node.stop()
+  }
+
+  // edgepool marks the port of its libp2p road with /noise; libp2p itself does without that word.
+  static address (text) {
+    return multiaddr(text.replace('/noise', ''))
+  }
+
+  async ping (address) {
+    return await this.node.services.ping.ping(Member.address(address))
+  }
+
+  // Opens a stream, proves membership both ways, and returns what asks questions on it.
+  async converse (address, protocol) {
+    const connection = await this.node.dial(Member.address(address))
+    const stream = await connection.newStream(protocol)
+    const frames = new Frames(stream)
+    const other = connection.remotePeer.toString()
+    const nonce = randomBytes(32)
+    frames.send(encode(['hello', nonce]))
+    const [tag, theirs] = decode(await frames.next())
+    if (tag !== 'hello') throw new Error('no hello')
+    const binding = sha256(encode(['edgepool/1/libp2p', protocol, this.peer, other, nonce, theirs]))
+    this.checkProof(decode(await frames.next()), binding, other)
+    const statement = signed('channel', [this.network, binding, this.peer, other])
+    frames.send(encode([new Uint8Array(this.certificate.raw), sign(null, statement, this.key)]))
+    return {
+      ask: async (question) => {
+        frames.send(encode(question))
+        return decode(await frames.next())
+      },
+      close: async () => await stream.close()
+    }
+  }
+
+  checkProof ([der, signature], binding, other) {
+    const certificate = new X509Certificate(der)
+    const now = new Date()
+    if (!certificate.checkIssued(this.authority) || !certificate.verify(this.authority.publicKey)) {
+      throw new Error('its certificate is not of our authority')
+    }
+    if (now < new Date(certificate.validFrom) || now > new Date(certificate.validTo)) {
+      throw new Error('its certificate is not valid now')
+    }
+    if (!certificate.subjectAltName.startsWith(`URI:spiffe://${encodeURIComponent(this.network)}/`)) {
+      throw new Error('its certificate is for another network')
+    }
+    const { x } = certificate.publicKey.export({ format: 'jwk' })
+    const remote = this.node.getPeers().find((peer) => peer.toString() === other)
+    if (!Buffer.from(x, 'base64url').equals(Buffer.from(remote.publicKey.raw))) {
+      throw new Error('its certificate is for another key')
+    }
+    const statement = signed('channel', [this.network, binding, other, this.peer])
+    if (!verifySignature(null, statement, certificate.publicKey, signature)) {
+      throw new Error('it did not sign this channel')
+    }
+  }
+
+  follow (chain, told) {
+    const topic = `/edgepool/events/1/${chain}`
+    this.node.services.pubsub.addEventListener('message', ({ detail }) => {
+      if (detail.topic === topic) told(decode(detail.data))
+    })
+    this.node.services.pubsub.subscribe(topic)
+  }
+}
+
+// A length of 4 bytes, then so many bytes.
+class Frames {
+  constructor (stream) {
+    this.stream = stream
+    this.arrived = new Uint8Array()
+    this.source = stream[Symbol.asyncIterator]()
+  }
+
+  send (body) {
+    const head = new Uint8Array(4)
+    new DataView(head.buffer).setUint32(0, body.length)
+    this.stream.send(concat([head, body]))
+  }
+
+  async next () {
+    await this.have(4)
+    const size = new DataView(this.arrived.buffer, this.arrived.byteOffset).getUint32(0)
+    if (size > MAX_ANSWER_BYTES) throw new Error('a frame longer than any answer')
+    await this.have(4 + size)
+    const body = this.arrived.slice(4, 4 + size)
+    this.arrived = this.arrived.slice(4 + size)
+    return body
+  }
+
+  async have (size) {
+    while (this.arrived.length < size) {
+      const { value, done } = await this.source.next()
+      if (done) throw new Error('the other side has ended the stream')
+      this.arrived = concat([this.arrived, value.subarray()])
+    }
+  }
+}
