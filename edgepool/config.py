@@ -208,6 +208,21 @@ class RightsSettings(Settings, frozen=True):
     audit_bytes: Annotated[int, Meta(ge=64 * 1024)] = 4 * 1024 * 1024
 
 
+class LiveSettings(Settings, frozen=True):
+    """Live streams: how many of them, and what each may cost.
+
+    A stream keeps its newest samples: at most `ring_bytes`, for at most `ring_age_s`. Samples gather for
+    `gather_ms`, so that many travel together. At most `window_bytes` wait for the reader of a subscription.
+    """
+
+    streams: Positive = 64
+    subscribers: Positive = 64
+    ring_bytes: Annotated[int, Meta(ge=256 * 1024)] = 8 * 1024**2
+    ring_age_s: Positive = 600
+    gather_ms: Annotated[int, Meta(ge=0, le=1000)] = 4
+    window_bytes: Annotated[int, Meta(ge=256 * 1024, le=64 * 1024**2)] = 1024**2
+
+
 class PeerSettings(Settings, frozen=True):
     """Everything about one peer. `folder` is where it keeps keys, chains and data.
 
@@ -235,6 +250,7 @@ class PeerSettings(Settings, frozen=True):
     libp2p: Libp2pSettings = Libp2pSettings()
     storage: StorageSettings = StorageSettings()
     budget: BudgetSettings = BudgetSettings()
+    live: LiveSettings = LiveSettings()
     consensus: ConsensusSettings = ConsensusSettings()
     rights: RightsSettings = RightsSettings()
 

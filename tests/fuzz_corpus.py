@@ -26,6 +26,18 @@ from edgepool.core.machine import (
 from edgepool.errors import DecodeError
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
+from edgepool.model.live import (
+    Cursor,
+    FromPublisher,
+    FromSubscriber,
+    LiveAccept,
+    LiveBatch,
+    LiveCredit,
+    LiveEnd,
+    LiveRenewal,
+    LiveRequest,
+    LiveSample,
+)
 from edgepool.model.message import (
     Blocks,
     Message,
@@ -46,10 +58,13 @@ from edgepool.model.transfer import (
     TransferRequest,
 )
 from edgepool.model.twin import Manifest
+from edgepool.storage.catalogue import Contents, Entry, ScrubState
 from edgepool.storage.snapshots import StoredSnapshot
 
 TO_HOLDER: Any = ToHolder
 TO_REQUESTER: Any = ToRequester
+FROM_SUBSCRIBER: Any = FromSubscriber
+FROM_PUBLISHER: Any = FromPublisher
 MANNER = Manner("corpus", forgiving=True, manual=True, writes=True)
 DEEDS = ("offer", "demand", "find", "confirm", "state", "change", "approve")
 """What honest members' owners do; the last two only where members may change."""
@@ -152,6 +167,9 @@ def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list
         (SavedBallot, [*ballots, world.ballot()]),
         (TO_HOLDER, _transfer_requests(some[0])),
         (TO_REQUESTER, _transfer_answers(manifest)),
+        (FROM_SUBSCRIBER, _from_subscriber(some[0])),
+        (FROM_PUBLISHER, _from_publisher()),
+        (Contents, [_catalogue()]),
         (KeptRecord, kept_records()),
         (StoredSnapshot, [StoredSnapshot(height, False, tuple(world.handovers), state)]),
         (Snapshot, [read_snapshot(data) for _, data in world.saved]),
@@ -179,3 +197,22 @@ def _transfer_answers(manifest: Manifest) -> list[Any]:
         TransferRefusal(0, ""),
         TransferRefusal(9, "does not hold this"),
     ]
+
+
+def _from_subscriber(confirmation: SignedRecord) -> list[Any]:
+    return [
+        LiveRequest(confirmation, Cursor(7, 2**53), False, 1024**2),
+        LiveRequest(confirmation, None, True, 0),
+        LiveCredit(2**40),
+        LiveRenewal(confirmation),
+    ]
+
+
+def _from_publisher() -> list[Any]:
+    samples = tuple(LiveSample(EPOCH_MS + n, bytes(100 * n)) for n in range(5))
+    return [LiveAccept(7, 1), LiveBatch(2, samples), LiveBatch(2**53, ()), LiveEnd("is closing", False)]
+
+
+def _catalogue() -> Contents:
+    entries = ((ROOT, Entry(KEYS[0], 3, EPOCH_MS, True)), (bytes(32), Entry(None, 0, 0, False)))
+    return Contents(entries, ScrubState(EPOCH_MS, ROOT, 5))

@@ -24,6 +24,7 @@ from edgepool.cli import (
     invite,
     join,
     key,
+    live,
     lottery,
     member,
     members,
@@ -101,6 +102,7 @@ app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")
 app.add_typer(stored.app, name="data")
 app.add_typer(budget.app, name="budget")
+app.add_typer(live.app, name="live")
 app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")

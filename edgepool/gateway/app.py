@@ -34,6 +34,7 @@ from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, own
 from edgepool.gateway.budgetroutes import BudgetRoutes
 from edgepool.gateway.dataroutes import DataRoutes
 from edgepool.gateway.export import copy_out, in_path, out_path
+from edgepool.gateway.liveroutes import LiveRoutes
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
 from edgepool.gateway.views import (
     block_view,
@@ -183,6 +184,7 @@ class ApiServer:
             web.post("/v1/fetch", self._fetch),
             *DataRoutes(self._peer, _read, _json).routes(),
             *BudgetRoutes(self._peer, _read, _json).routes(),
+            *LiveRoutes(self._peer, _json, _write_line, _describe).routes(),
         ]
 
     # --- routes ---------------------------------------------------------------------------------

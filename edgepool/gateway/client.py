@@ -9,7 +9,7 @@ Errors come back as the classes that the peer raised: LocalError, Refused, Unava
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +161,25 @@ class ApiClient:
         body = {"what": what, "free_bytes": free_bytes}
         return _as(list[StoredData], await self._post("/v1/data/evict", body, timeout_s=ANSWER_TIMEOUT_S))
 
+    async def publish_live(self, key: str, lines: AsyncIterable[bytes], *, chain: str = "") -> int:
+        """Have the peer publish lines (each with its end) as samples of a live stream; return how many."""
+        path = f"/v1/live?key={quote(key, safe='')}&chain={quote(chain, safe='')}"
+        async with self._call("POST", path, lines, timeout_s=None) as response:
+            return _as(dict[str, int], _decoded(await response.read()))["put"]
+
+    async def follow(
+        self, key: str, *, cursor: str = "", oldest: bool = False
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the items of a live stream as liveroutes.item_view, for ever."""
+        begin = f"&cursor={quote(cursor, safe='')}&oldest={int(oldest)}"
+        path = f"/v1/live?key={quote(key, safe='')}{begin}"
+        async with self._call("GET", path, None, timeout_s=None) as response:
+            async for raw in response.content:
+                line = _as(dict[str, Any], _decoded(raw))
+                if "error" in line:
+                    raise _error_of(line)
+                yield line
+
     async def budget(self) -> BudgetStatus:
         """Return the budget for bulk data that is in force."""
         return _as(BudgetStatus, await self._get("/v1/budget"))
@@ -216,12 +235,17 @@ class ApiClient:
 
     @asynccontextmanager
     async def _call(
-        self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float | None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | AsyncIterable[bytes] | None,
+        *,
+        timeout_s: float | None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise LocalError("use ApiClient in 'async with'")
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        data = None if body is None else msgspec.json.encode(body)
+        data = msgspec.json.encode(body) if isinstance(body, dict) else body
         try:
             async with self._session.request(
                 method, self.url + path, data=data, timeout=timeout, allow_redirects=False

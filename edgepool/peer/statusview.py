@@ -101,6 +101,10 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
     for name in ("evicted", "damaged", "restored", "scrubbed_bytes"):
         metrics[f"edgepool_storage_{name}_total"] = getattr(stored, name)
     metrics |= _path_metrics(status)
+    for stream in status.live:
+        label = f'{{key="{_escape(stream.key)}"}}'
+        metrics[f"edgepool_live_samples_total{label}"] = stream.put
+        metrics[f"edgepool_live_subscribers{label}"] = stream.subscribers
     for chain in status.chains:
         label = f'{{chain="{chain.id}",pool="{_escape(chain.name)}"}}'
         metrics[f"edgepool_chain_height{label}"] = chain.height

@@ -254,6 +254,17 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     received_by_conduit: dict[str, int] = {}
 
 
+class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A live stream that this peer publishes: samples put so far, those still held, who follows."""
+
+    key: str
+    epoch: int
+    put: int
+    held: int
+    held_bytes: int
+    subscribers: int
+
+
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The budget for bulk data that is in force, and the machine's rate at this hour (None: any).
 
@@ -331,6 +342,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     problems: list[str]
     storage: StorageStatus = StorageStatus()
+    live: list[LiveStatus] = []
     conduits: list[PlaceStatus] = []
     conduit: ConduitStatus | None = None
     libp2p: Libp2pStatus | None = None

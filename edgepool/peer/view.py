@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from edgepool.config import PeerSettings
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.node import Node
@@ -11,6 +13,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
+from edgepool.peer.live import LiveStreams
 from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.values import PeerStatus, PoolMembers
@@ -25,6 +28,7 @@ class PeerView:
     name: str
     id: PeerId
     storage: DataKeeper
+    _live: LiveStreams
     _node: Node
     _source: FreshBlocks
     _transport: Transport
@@ -85,7 +89,7 @@ class PeerView:
 
     def status(self) -> PeerStatus:
         """Return everything that a screen shows of this peer."""
-        return status_of(
+        status = status_of(
             self.settings,
             self._node,
             self.addresses,
@@ -98,6 +102,7 @@ class PeerView:
             self.storage,
             self._transport,
         )
+        return replace(status, live=self._live.status())
 
     def metrics(self) -> dict[str, float]:
         """Return counters and gauges by their Prometheus names."""

@@ -39,7 +39,8 @@ from edgepool.transport.trust import TrustSet
 LINK_PROTOCOL = "edgepool-link/1"
 TRANSFER_PROTOCOL = "edgepool-transfer/2"
 CONDUIT_PROTOCOL = "edgepool-conduit/1"
-PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL)
+LIVE_PROTOCOL = "edgepool-live/1"
+PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL, LIVE_PROTOCOL)
 """What is spoken on a peer's port by those that have a certificate."""
 
 
@@ -49,6 +50,7 @@ class _Contexts:
     link: ssl.SSLContext
     transfer: ssl.SSLContext
     conduit: ssl.SSLContext
+    live: ssl.SSLContext
 
 
 class Identity:
@@ -108,6 +110,11 @@ class Identity:
         """The context in which a conduit is dialled."""
         return self._contexts.conduit
 
+    @property
+    def live_context(self) -> ssl.SSLContext:
+        """The context in which live streams are dialled."""
+        return self._contexts.live
+
     def reload(self) -> None:
         """Take a newer certificate of the same key, and its roots, from the files; new connections use them.
 
@@ -135,6 +142,7 @@ class Identity:
             self._context(clients, LINK_PROTOCOL),
             self._context(clients, TRANSFER_PROTOCOL),
             self._context(clients, CONDUIT_PROTOCOL),
+            self._context(clients, LIVE_PROTOCOL),
         )
 
     def _door_contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -25,10 +25,17 @@ from edgepool.transport.conduits import Conduits
 from edgepool.transport.conduitwire import CIRCUIT_NAME
 from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
-from edgepool.transport.identity import CONDUIT_PROTOCOL, LINK_PROTOCOL, TRANSFER_PROTOCOL, Identity
+from edgepool.transport.identity import (
+    CONDUIT_PROTOCOL,
+    LINK_PROTOCOL,
+    LIVE_PROTOCOL,
+    TRANSFER_PROTOCOL,
+    Identity,
+)
 from edgepool.transport.lane import LANE
 from edgepool.transport.libp2p import LINK_STREAM, Libp2pRoad
 from edgepool.transport.link import Link
+from edgepool.transport.live_server import LiveServer
 from edgepool.transport.paths import LinkPath, Paths
 from edgepool.transport.proofdoor import ProofDoor
 from edgepool.transport.refusals import Counters, count
@@ -58,12 +65,14 @@ class TlsTransport:
         counters: Counters,
         transfers: TransferServer | None = None,
         conduits: Conduits | None = None,
+        live: LiveServer | None = None,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
         self._identity = identity
         self._counters = counters
         self._transfers = transfers
+        self._live = live
         self.conduits = conduits or Conduits(settings, identity, counters)
         self.conduit = Conduit(settings, identity, counters) if settings.conduit.serve else None
         self._paths = Paths()
@@ -167,6 +176,8 @@ class TlsTransport:
         for task in tasks:
             task.cancel()
         await self._listener.close()
+        if self._live is not None:
+            self._live.close()
         await self.conduits.close()
         for link in list(self._open):
             link.finish("this peer is closing")
@@ -219,6 +230,8 @@ class TlsTransport:
             return self.conduit.connection(identity)
         if protocol == TRANSFER_PROTOCOL and self._transfers is not None:
             return self._transfers.connection(self._identity.network, self._identity.peer, identity)
+        if protocol == LIVE_PROTOCOL and self._live is not None:
+            return self._live.connection(identity)
         count(self._counters, refusals.STRANGER)
         return None
 

@@ -33,6 +33,7 @@ from edgepool.model.record import SignedRecord, TransmissionConfirmation, confir
 
 CONFIRM_TIMEOUT_MS = 5_000
 MAX_VALIDITY_MS = 10 * 60_000
+NOT_HELD = "does not hold this data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ class Confirmations:
     def _judge(self, peer: PeerId, message: ConfirmRequest, now: Instant) -> tuple[ChainId | None, str]:
         """Return the chain that records the confirmation, or None and the condition that failed."""
         if not self._directory.holds(message.root):
-            return None, "does not hold this data"
+            return None, NOT_HELD
         if message.requester != peer:
             return None, "requester is not the sender"
         terms = confirmation_terms(
