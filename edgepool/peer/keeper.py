@@ -74,7 +74,8 @@ class DataKeeper:
 
     def confirmed(self, confirmation: TransmissionConfirmation) -> None:
         """A transfer was countersigned."""
-        self.used(confirmation.root)
+        if self._blobs.has(confirmation.root):
+            self.used(confirmation.root)
         self._promises.confirmed(confirmation, self._now_ms())
 
     @contextmanager

@@ -63,6 +63,9 @@ class LiveStreams:
             return "the confirmation is for another requester"
         if body.valid_until_ms < self._clock.now().wall_ms:
             raise Unavailable("the confirmation has expired by the publisher's clock")
+        refused = self._peer.rights.refused_transfer(identity, body)
+        if refused:
+            return refused
         stream = self._open.get(body.root)
         if stream is None or stream.log is None:
             raise Unavailable("the publisher does not publish that live stream now")
@@ -71,7 +74,10 @@ class LiveStreams:
         async def pace(size_bytes: int) -> None:
             await self._peer.budgets.sending.take(identity.peer, kind, size_bytes)
 
-        return LiveGrant(stream.log, body.valid_until_ms, pace)
+        def problem() -> str:
+            return self._peer.rights.problem(identity, body)
+
+        return LiveGrant(stream.log, body.valid_until_ms, pace, problem)
 
     def status(self) -> list[LiveStatus]:
         """Return what is published."""

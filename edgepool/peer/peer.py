@@ -44,12 +44,10 @@ from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.foreign import Foreign
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.known import known_members
-from edgepool.peer.live import LiveStreams
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
 from edgepool.peer.rights import DataRights
-from edgepool.peer.streams import StreamingPeer
-from edgepool.peer.subscription import Subscriptions
+from edgepool.peer.streams import Live, StreamingPeer
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.trust import Trusting
 from edgepool.peer.trustview import TrustStatus
@@ -70,7 +68,6 @@ from edgepool.storage.segments import segment_bytes_for
 from edgepool.storage.store import FolderStore
 from edgepool.transport.certificates import load_identity
 from edgepool.transport.conduits import Conduits
-from edgepool.transport.live_server import LiveServer
 from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer_server import TransferServer
 
@@ -110,12 +107,9 @@ class Peer(StreamingPeer):
         conduits = Conduits(settings, self._identity, counters)
         self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock, conduits.open)
         server = TransferServer(self.data.serve, settings.limits, counters)
-        self._live = LiveStreams(self, settings.live, self._clock)
-        self._follows = Subscriptions(self, self._identity, self._clock, conduits.open)
-        subscribers = settings.live.subscribers
-        feeds = LiveServer(self._live.decide, settings.limits, subscribers, self._clock, counters)
+        self._live = Live(self, self._identity, self._clock, conduits.open, counters)
         self._transport: Transport = transport or TlsTransport(
-            settings, self._identity, counters, server, conduits, feeds
+            settings, self._identity, counters, server, conduits, self._live.server
         )
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
@@ -188,8 +182,7 @@ class Peer(StreamingPeer):
         if self._load_task is not None:
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
-        self._live.close()
-        await self._follows.close()
+        await self._live.close()
         self.budgets.close()
         await self._foreign.close()
         await self.storage.close()

@@ -51,6 +51,7 @@ class Subscription:
         key: DataKey,
         cursor: Cursor | None,
         oldest: bool,
+        purpose: str,
     ) -> None:
         self._peer = peer
         self._identity = identity
@@ -58,6 +59,7 @@ class Subscription:
         self._open_stream = open_stream
         self._key = key
         self._oldest = oldest
+        self._purpose = purpose
         self._inflow = Inflow(cursor, peer.settings.live.window_bytes)
         self._readable = asyncio.Event()
         self._connection: LiveConnection | None = None
@@ -169,7 +171,7 @@ class Subscription:
         return self._offer, confirmation
 
     async def _find(self) -> RankedOffer:
-        offers = await self._peer.data.find(self._key, 0, FIND_TIMEOUT_MS)
+        offers = await self._peer.data.find(self._key, 0, FIND_TIMEOUT_MS, self._purpose)
         if not offers:
             raise Unavailable(f"nobody within reach offers {self._key}")
         for offer in offers:
@@ -191,7 +193,7 @@ class Subscription:
         body = offer.proof.record.record.body
         assert isinstance(body, DataOffer)
         until_ms = self._clock.now().wall_ms + VALID_MS
-        command = ConfirmTransfer(offer.holder, self._key, body.root, until_ms)
+        command = ConfirmTransfer(offer.holder, self._key, body.root, until_ms, self._purpose)
         try:
             record = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
         except Refused as error:
@@ -213,13 +215,15 @@ class Subscriptions:
         self._all: dict[Subscription, None] = {}
 
     async def items(
-        self, key: DataKey, cursor: Cursor | str | None, oldest: bool
+        self, key: DataKey, cursor: Cursor | str | None, oldest: bool, purpose: str
     ) -> AsyncGenerator[Item, None]:
         """Yield the items of a new subscription until it, or the peer, is closed; see Peer.subscribe."""
         begin = Cursor.parse(cursor) if isinstance(cursor, str) else cursor
         if len(self._all) >= MAX_SUBSCRIPTIONS:
             raise LocalError(f"this peer follows {MAX_SUBSCRIPTIONS} live streams already: end one of them")
-        one = Subscription(self._peer, self._identity, self._clock, self._open_stream, key, begin, oldest)
+        one = Subscription(
+            self._peer, self._identity, self._clock, self._open_stream, key, begin, oldest, purpose
+        )
         self._all[one] = None
         try:
             while (item := await one.next()) is not None:

@@ -13,10 +13,9 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
-from edgepool.peer.live import LiveStreams
 from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
-from edgepool.peer.values import PeerStatus, PoolMembers
+from edgepool.peer.values import LiveStatus, PeerStatus, PoolMembers
 from edgepool.runtime.loop import FreshBlocks
 from edgepool.runtime.ports import Clock, PeerIdentity, Transport
 
@@ -28,7 +27,6 @@ class PeerView:
     name: str
     id: PeerId
     storage: DataKeeper
-    _live: LiveStreams
     _node: Node
     _source: FreshBlocks
     _transport: Transport
@@ -102,8 +100,12 @@ class PeerView:
             self.storage,
             self._transport,
         )
-        return replace(status, live=self._live.status())
+        return replace(status, live=self._live_status())
 
     def metrics(self) -> dict[str, float]:
         """Return counters and gauges by their Prometheus names."""
         return metrics_of(self.status())
+
+    def _live_status(self) -> list[LiveStatus]:
+        """Return what this peer publishes live."""
+        return []

@@ -39,6 +39,8 @@ from edgepool.transport.refusals import Counters, count
 SILENT_BEATS = 4
 """Whoever says nothing for so many keep-alive times is taken to be gone."""
 
+LOOK_S = 1.0
+"""How often it is looked whether a subscriber may still follow, and is still there."""
 RENEW_EVERY_S = 1.0
 """Nobody may renew more often: each time costs a signature check."""
 _CLOSE_S = 1.0
@@ -92,11 +94,15 @@ class LiveLog:
 
 @dataclass(frozen=True, slots=True)
 class LiveGrant:
-    """A subscription that is allowed: to which log, until when (wall time), paced by `pace(size_bytes)`."""
+    """A subscription that is allowed: to which log, until when (wall time), paced by `pace(size_bytes)`.
+
+    `problem()` is asked now and then: it says why it is allowed no longer, or ''.
+    """
 
     log: LiveLog
     valid_until_ms: int
     pace: Callable[[int], Awaitable[None]]
+    problem: Callable[[], str]
 
 
 LiveHandler = Callable[[PeerIdentity, SignedRecord], LiveGrant | str]
@@ -274,20 +280,30 @@ class _Feed(asyncio.BufferedProtocol):
 
     async def _run(self, outflow: Outflow) -> None:
         beat_s = self._server.limits.keepalive_ms / 1000
+        look_s = self._loop.time()
         while True:
             self._awake.clear()
             await self._send(outflow)
+            if look_s <= self._loop.time():
+                look_s = self._loop.time() + LOOK_S
+                self._look(beat_s)
             try:
                 async with asyncio.timeout(beat_s):
                     await self._awake.wait()
             except TimeoutError:
                 self._write(LiveBatch(outflow.next, ()))
-            assert self._grant is not None
-            if self._heard_s + SILENT_BEATS * beat_s < self._loop.time():
-                count(self._server.counters, refusals.SILENT)
-                self._abort()
-            if self._grant.valid_until_ms < self._server.clock.now().wall_ms:
-                self.end("the confirmation has expired", refused=False)
+
+    def _look(self, beat_s: float) -> None:
+        """End the connection if the subscriber is gone, or may follow no longer."""
+        assert self._grant is not None
+        problem = self._grant.problem()
+        if problem:
+            self.end(problem, refused=True)
+        if self._heard_s + SILENT_BEATS * beat_s < self._loop.time():
+            count(self._server.counters, refusals.SILENT)
+            self._abort()
+        if self._grant.valid_until_ms < self._server.clock.now().wall_ms:
+            self.end("the confirmation has expired", refused=False)
 
     async def _send(self, outflow: Outflow) -> None:
         assert self._grant is not None

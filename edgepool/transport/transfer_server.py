@@ -303,7 +303,8 @@ class _Session(asyncio.BufferedProtocol):
             return False
         shown = manifest if request.manifest else None
         if manifest.size_bytes <= INLINE_BYTES and source.has is None:
-            data = _read_now(descriptor, manifest.size_bytes)
+            paced = source.pace is not None and source.pace.limits
+            data = None if paced else _read_now(descriptor, manifest.size_bytes)
             if data is None:
                 self._reading.add(task := asyncio.create_task(self._read(request, source, descriptor)))
                 task.add_done_callback(self._reading.discard)
@@ -340,9 +341,9 @@ class _Session(asyncio.BufferedProtocol):
         source.done(len(data), "")
 
     async def _read(self, request: TransferRequest, source: TransferSource, descriptor: int) -> None:
-        """Answer with small data that has to be read from a disk first."""
+        """Answer with small data that has to be read from a disk, or to wait for its turn, first."""
         try:
-            data = await asyncio.to_thread(os.pread, descriptor, source.manifest.size_bytes, 0)
+            data = await asyncio.to_thread(_read_paced, descriptor, source)
             self._answer_whole(request, source, data)
         except OSError as error:
             why = f"the holder cannot read the data: {error.strerror}"
@@ -405,3 +406,10 @@ def _read_now(descriptor: int, size_bytes: int) -> bytes | None:
     except OSError:
         # Not in memory, or a file system that does not know how to say so.
         return None
+
+
+def _read_paced(descriptor: int, source: TransferSource) -> bytes:
+    """Read small data once so many bytes may be sent; blocks a thread."""
+    if source.pace is not None and source.pace.limits:
+        source.pace.wait(source.manifest.size_bytes)
+    return os.pread(descriptor, source.manifest.size_bytes, 0)

@@ -19,6 +19,7 @@ from edgepool.core.live.following import Item, Missed, Restarted, Sample
 from edgepool.gateway.app import ApiServer
 from edgepool.gateway.client import ApiClient
 from edgepool.model.live import MAX_SAMPLE_BYTES
+from edgepool.model.policy import PolicyTerms
 
 KEY = DataKey("PTVA10212-01", "telemetry")
 SMALL = LiveSettings(ring_bytes=256 * 1024, window_bytes=256 * 1024, gather_ms=1)
@@ -95,7 +96,7 @@ async def test_a_lost_connection_costs_nothing_and_a_cursor_goes_on_after_a_rest
                     await stream.put(sample(number))
                 got = await take(items, 50)
                 seen += [one.data for one in got if isinstance(one, Sample)]
-                for feed in next(iter(publisher._live._open.values())).log.feeds:  # type: ignore[union-attr]
+                for feed in next(iter(publisher._live.streams._open.values())).log.feeds:  # type: ignore[union-attr]
                     feed._abort()
             assert seen == [sample(one) for one in range(1, 251)]
             last = got[-1]
@@ -160,6 +161,21 @@ async def test_a_publisher_that_is_restarted_is_found_again(tmp_path: Path) -> N
             await items.aclose()
         finally:
             await publisher.__aexit__(None, None, None)
+
+
+async def test_who_may_not_follow_is_refused_and_who_may_no_longer_is_sent_away(tmp_path: Path) -> None:
+    async with open_cell(tmp_path, 3) as cell:
+        publisher, friend, other = cell.machines
+        async with publisher.live(KEY) as stream:
+            await stream.put(b"one")
+            items = other.subscribe(KEY, oldest=True)
+            assert isinstance((await take(items, 1))[0], Sample)
+            await publisher.rights.set_policy(KEY, PolicyTerms(members=(friend.id,)))
+            with pytest.raises(Refused):
+                await take(items, 1)
+            with pytest.raises(Refused):
+                await take(other.subscribe(KEY, oldest=True), 1)
+            assert isinstance((await take(friend.subscribe(KEY, oldest=True), 1))[0], Sample)
 
 
 async def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
