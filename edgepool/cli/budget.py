@@ -13,7 +13,7 @@ from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
     from edgepool.config import BudgetHours, BudgetSettings
-    from edgepool.peer.values import BudgetStatus
+    from edgepool.peer.datavalues import BudgetStatus
 
 MAX_MBIT_S = 1_000_000
 

@@ -13,7 +13,8 @@ from edgepool.cli.console import columns, moment, out, print_json, run_async, sa
 from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
-    from edgepool.peer.values import PeerStatus, ScrubReport, StoredData
+    from edgepool.peer.datavalues import ScrubReport, StoredData
+    from edgepool.peer.values import PeerStatus
 
 _UNITS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 

@@ -23,7 +23,8 @@ from edgepool.config import CONFIG_FILE, BudgetSettings
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.registrar import InvitationView, NewInvitation
-from edgepool.peer.values import BudgetStatus, ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
+from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
+from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2

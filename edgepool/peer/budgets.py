@@ -10,7 +10,7 @@ from pathlib import Path
 from edgepool.config import BUDGET_FILE, CONFIG_FILE, BudgetSettings, PeerSettings, load_peer_settings
 from edgepool.core.transfer.budget import BudgetPlan, Hours
 from edgepool.model.ids import PeerId
-from edgepool.peer.values import BudgetStatus
+from edgepool.peer.datavalues import BudgetStatus
 from edgepool.runtime.pacer import Pacer
 from edgepool.runtime.ports import Clock
 from edgepool.storage.files import guarded, sync_folder, write_durably

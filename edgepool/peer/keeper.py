@@ -11,18 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from edgepool.config import PeerSettings
 from edgepool.core.transfer.retention import Held, may_go, plan_eviction
 from edgepool.errors import LocalError, Refused, StorageError, Unavailable
 from edgepool.model.record import TransmissionConfirmation
 from edgepool.model.twin import DataKey
+from edgepool.peer.datavalues import ScrubReport, StorageStatus, StoredData
 from edgepool.peer.promises import Promises
 from edgepool.peer.scrubbing import Scrubber
-from edgepool.peer.values import (
-    DataEvicted,
-    ScrubReport,
-    StorageStatus,
-    StoredData,
-)
+from edgepool.peer.values import DataEvicted
 from edgepool.runtime.loop import FreshBlocks
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
@@ -289,6 +286,12 @@ class DataKeeper:
 
     def _now_ms(self) -> int:
         return self._clock.now().wall_ms
+
+
+def blobs_of(settings: PeerSettings) -> BlobStore:
+    """Return the store for a peer's data, as large as its settings let it be."""
+    keep_free_bytes = settings.storage.keep_free_bytes
+    return BlobStore(settings.path("blobs"), settings.limits.data_bytes, keep_free_bytes)
 
 
 def _name(one: StoredData) -> str:

@@ -14,7 +14,7 @@ from edgepool.model.ids import ChainId
 from edgepool.model.live import MAX_SAMPLE_BYTES, LiveSample, live_root
 from edgepool.model.record import DataOffer, SignedRecord, TransmissionConfirmation
 from edgepool.model.twin import DataKey
-from edgepool.peer.values import LiveStatus
+from edgepool.peer.datavalues import LiveStatus
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.transport.live_server import LiveGrant, LiveLog
 

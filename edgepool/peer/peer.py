@@ -42,7 +42,7 @@ from edgepool.peer.budgets import Budgets
 from edgepool.peer.data import DataPlane, checked_key, checked_purpose
 from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.foreign import Foreign
-from edgepool.peer.keeper import DataKeeper
+from edgepool.peer.keeper import DataKeeper, blobs_of
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
@@ -63,7 +63,6 @@ from edgepool.peer.watchers import Watchers
 from edgepool.runtime.clock import SystemClock
 from edgepool.runtime.loop import FreshBlocks, NodeLoop
 from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
-from edgepool.storage.blobs import BlobStore
 from edgepool.storage.segments import segment_bytes_for
 from edgepool.storage.store import FolderStore
 from edgepool.transport.certificates import load_identity
@@ -101,8 +100,7 @@ class Peer(StreamingPeer):
         segment_bytes = segment_bytes_for(settings.limits.chain_bytes)
         self._store: Store = store if store is not None else FolderStore(settings.folder, segment_bytes)
         self._accounting = Accounting(settings.limits.link_mbit_s)
-        keep_free_bytes = settings.storage.keep_free_bytes
-        self._blobs = BlobStore(settings.path("blobs"), settings.limits.data_bytes, keep_free_bytes)
+        self._blobs = blobs_of(settings)
         counters = self._accounting.refused
         conduits = Conduits(settings, self._identity, counters)
         self.data = DataPlane(self, self._identity, self._blobs, self._accounting, self._clock, conduits.open)
@@ -177,13 +175,13 @@ class Peer(StreamingPeer):
         await self._shut()
 
     async def _shut(self) -> None:
+        self.budgets.close()
         await self.data.close()  # receipts may still be on their way
         self._open = False
         if self._load_task is not None:
             self._load_task.cancel()
             await asyncio.gather(self._load_task, return_exceptions=True)
         await self._live.close()
-        self.budgets.close()
         await self._foreign.close()
         await self.storage.close()
         await self._transport.close()

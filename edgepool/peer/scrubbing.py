@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edgepool.errors import EdgepoolError, StorageError
-from edgepool.peer.values import DataDamaged, DataRestored, ScrubReport
+from edgepool.peer.datavalues import ScrubReport
+from edgepool.peer.values import DataDamaged, DataRestored
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.catalogue import Catalogue, ScrubState

@@ -10,9 +10,9 @@ from edgepool.model.ids import ChainId
 from edgepool.model.live import Cursor
 from edgepool.model.twin import DataKey
 from edgepool.peer.data import checked_key, checked_purpose
+from edgepool.peer.datavalues import LiveStatus
 from edgepool.peer.live import LiveStream, LiveStreams
 from edgepool.peer.subscription import Subscriptions
-from edgepool.peer.values import LiveStatus
 from edgepool.peer.view import PeerView
 from edgepool.runtime.ports import Clock
 from edgepool.transport.dial import OpenStream

@@ -12,10 +12,11 @@ from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.peer.accounting import Accounting
+from edgepool.peer.datavalues import LiveStatus
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
-from edgepool.peer.values import LiveStatus, PeerStatus, PoolMembers
+from edgepool.peer.values import PeerStatus, PoolMembers
 from edgepool.runtime.loop import FreshBlocks
 from edgepool.runtime.ports import Clock, PeerIdentity, Transport
 
