@@ -22,6 +22,9 @@ Version = Annotated[
 Chain = Annotated[
     str, typer.Option(help="The chain to record it on: a pool's name or an id (default: the first).")
 ]
+Purpose = Annotated[
+    str, typer.Option(help="What the data is wanted for, which is signed; policies may ask for it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -67,12 +70,14 @@ def request(
     key: Key,
     version: Version = 0,
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="How long to look, in seconds.")] = 5,
+    purpose: Purpose = "",
     json: Json = False,
 ) -> None:
     """Show who has the data, best first, without moving it.
 
     The peer looks in its own chains and then outward through its pools. Each offer is proven by a
-    block and its votes. Exit code 1 if nobody has it.
+    block and its votes; what this peer may not have comes last, with the condition that fails. Exit code 1
+    if nobody has it.
 
     Example: edgepool request plant/lathe-2 PTVA10212-03/model
     """
@@ -82,7 +87,7 @@ def request(
         from edgepool.gateway.client import ApiClient
 
         async with ApiClient.of(folder) as client:
-            return await client.request(key, version=version, timeout_ms=int(timeout * 1000))
+            return await client.request(key, version=version, timeout_ms=int(timeout * 1000), purpose=purpose)
 
     offers = run_async(work())
     if json:
@@ -104,11 +109,13 @@ def fetch(
     timeout: Annotated[
         float, typer.Option(min=1, max=LONGEST_FETCH_S, help="How long it may take, in seconds.")
     ] = 60,
+    purpose: Purpose = "",
     json: Json = False,
 ) -> None:
     """Get data straight from whoever has it, every chunk checked against the hash on chain.
 
-    The file appears when all of it is there and checked, or not at all.
+    The file appears when all of it is there and checked, or not at all. If the owner's policy says no, the
+    error names the condition that failed.
 
     Example: edgepool fetch plant/lathe-2 PTVA10212-03/model part.stl
     """
@@ -141,6 +148,7 @@ def fetch(
                 out_file,
                 version=version,
                 chain=chain,
+                purpose=purpose,
                 timeout_ms=int(timeout * 1000),
                 progress=progress,
             )
@@ -164,7 +172,8 @@ def _check_key(key: str) -> None:
 
 
 def _offers(offers: list[dict[str, Any]]) -> Table:
-    table = columns("holder", "machine", "version", "size", "network", "processors", "round trip", "proof")
+    names = ("holder", "machine", "version", "size", "network", "processors", "round trip", "proof", "")
+    table = columns(*names)
     for offer in offers:
         proof = offer["proof"]
         answered = offer["reachable"]
@@ -177,6 +186,7 @@ def _offers(offers: list[dict[str, Any]]) -> Table:
             f"{offer['processing_load_percent']} %" if answered else "",
             f"{offer['round_trip_ms']} ms" if answered else "",
             f"{proof['pool']}, block {proof['height']}, {proof['votes']} of {proof['members']} votes",
-            style="" if answered else "dim",
+            f"not for you: {offer['refusal']}" if offer.get("refusal") else "",
+            style="" if answered and not offer.get("refusal") else "dim",
         )
     return table

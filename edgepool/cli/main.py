@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgepool.cli import (
+    audit,
     bench,
     budget,
     chain,
@@ -29,6 +30,7 @@ from edgepool.cli import (
     member,
     members,
     org,
+    policy,
     proof,
     query,
     rights,
@@ -97,6 +99,8 @@ chain.app.command("query")(query.query)
 chain.app.command("lottery")(lottery.lottery)
 chain.app.command("genesis")(proof.export_genesis)
 app.command("rights")(rights.rights)
+app.add_typer(policy.app, name="policy")
+app.command("audit")(audit.audit)
 app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")

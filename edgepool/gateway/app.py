@@ -36,6 +36,7 @@ from edgepool.gateway.dataroutes import DataRoutes
 from edgepool.gateway.export import copy_out, in_path, out_path
 from edgepool.gateway.liveroutes import LiveRoutes
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
+from edgepool.gateway.rightsroutes import RightsRoutes
 from edgepool.gateway.views import (
     block_view,
     change_view,
@@ -78,6 +79,7 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: _Text
     version: _Version = 0
     timeout_ms: _TimeoutMs = 5_000
+    purpose: _Who = ""
 
 
 class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +88,7 @@ class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: _Version = 0
     chain: _Text = ""
     timeout_ms: _TimeoutMs = 60_000
+    purpose: _Who = ""
 
 
 class _ChangeMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -185,6 +188,7 @@ class ApiServer:
             *DataRoutes(self._peer, _read, _json).routes(),
             *BudgetRoutes(self._peer, _read, _json).routes(),
             *LiveRoutes(self._peer, _json, _write_line, _describe).routes(),
+            *RightsRoutes(self._peer, _read, _json).routes(),
         ]
 
     # --- routes ---------------------------------------------------------------------------------
@@ -262,7 +266,8 @@ class ApiServer:
     async def _request(self, request: web.Request) -> web.StreamResponse:
         body = await _read(request, _Request)
         key = DataKey.parse(body.key)
-        offers = await self._peer.request(key, version=body.version, timeout_ms=body.timeout_ms)
+        look = {"version": body.version, "timeout_ms": body.timeout_ms}
+        offers = await self._peer.request(key, **look, purpose=body.purpose)
         return _json([offer_view(offer) for offer in offers])
 
     async def _fetch(self, request: web.Request) -> web.StreamResponse:
@@ -304,6 +309,7 @@ class ApiServer:
             body.key,
             version=body.version,
             chain=self._chain(body.chain),
+            purpose=body.purpose,
             timeout_ms=body.timeout_ms,
             progress=note,
         )

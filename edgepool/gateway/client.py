@@ -24,6 +24,7 @@ from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Un
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.registrar import InvitationView, NewInvitation
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
+from edgepool.peer.policyview import PolicyView
 from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -142,10 +143,22 @@ class ApiClient:
         body = {"key": key, "path": _absolute(path), "version": version, "chain": chain}
         return _as(dict[str, Any], await self._post("/v1/publish", body, timeout_s=3600))
 
-    async def request(self, key: str, *, version: int = 0, timeout_ms: int = 5_000) -> list[dict[str, Any]]:
+    async def request(
+        self, key: str, *, version: int = 0, timeout_ms: int = 5_000, purpose: str = ""
+    ) -> list[dict[str, Any]]:
         """Return who has `key`, best first, as views.offer_view."""
-        body = {"key": key, "version": version, "timeout_ms": timeout_ms}
+        body = {"key": key, "version": version, "timeout_ms": timeout_ms, "purpose": purpose}
         answer = await self._post("/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
+        return _as(list[dict[str, Any]], answer)
+
+    async def policies(self, key: str = "") -> list[PolicyView]:
+        """Return the policies on the peer's chains, or those that are for `key`."""
+        path = f"/v1/policies?key={quote(key, safe='')}" if key else "/v1/policies"
+        return _as(list[PolicyView], await self._get(path))
+
+    async def set_policy(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Have the peer set a policy (rightsroutes.PolicyBody); return where it stands."""
+        answer = await self._post("/v1/policies", body, timeout_s=4 * ANSWER_TIMEOUT_S)
         return _as(list[dict[str, Any]], answer)
 
     async def stored(self) -> list[StoredData]:
@@ -201,6 +214,7 @@ class ApiClient:
         *,
         version: int = 0,
         chain: str = "",
+        purpose: str = "",
         timeout_ms: int = 60_000,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
@@ -213,6 +227,7 @@ class ApiClient:
             "out": _absolute(out),
             "version": version,
             "chain": chain,
+            "purpose": purpose,
             "timeout_ms": timeout_ms,
         }
         async with self._call("POST", "/v1/fetch", body, timeout_s=None) as response:

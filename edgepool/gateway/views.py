@@ -143,6 +143,7 @@ def offer_view(ranked: RankedOffer) -> dict[str, Any]:
         "machine_type": ranked.holder.machine_type,
         "addresses": list(ranked.holder.addresses),
         "reachable": ranked.reachable,
+        "refusal": ranked.refusal,
         "network_load_percent": ranked.network_load_percent,
         "processing_load_percent": ranked.processing_load_percent,
         "round_trip_ms": ranked.round_trip_ms,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepool.core.machine import FindData, RankedOffer
-from edgepool.errors import LocalError, Unavailable
+from edgepool.errors import LocalError, Refused, Unavailable
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataDemand, DataOffer, TransmissionConfirmation
 from edgepool.model.transfer import TransferRequest
@@ -142,6 +142,9 @@ class DataPlane:
         purpose: str = "",
     ) -> Fetched:
         """Get data from its best holder; see Peer.fetch."""
+        refused = self._peer.rights.refused_reader()
+        if refused:
+            raise Refused(refused)
         self._accounting.demands += 1
         try:
             async with asyncio.timeout(timeout_ms / 1000):

@@ -214,7 +214,7 @@ class Membership:
     def _present(self, known: Chain, who: str) -> PeerId:
         """Return the member that `who` means; LocalError says who the members are."""
         members = [(member.peer, member.name) for member in known.state.next_roster]
-        found = _meant(who, members)
+        found = meant(who, members)
         if found is None:
             names = ", ".join(name for _, name in members)
             pool = known.genesis.invitation.name
@@ -236,7 +236,7 @@ class Membership:
             if not fresh:
                 raise LocalError(f"this peer has approved all that is open in pool '{pool}'")
         authors = [(author, names.get(author, "")) for _, those in changes for author in those]
-        found = _meant(who, dict.fromkeys(authors)) if who else None
+        found = meant(who, dict.fromkeys(authors)) if who else None
         if found is None:
             known_as = ", ".join(dict.fromkeys(name or short(peer) for peer, name in authors))
             fault = f"'{who[:80]}' has proposed nothing" if who else "several changes are open"
@@ -248,7 +248,7 @@ class Membership:
         if isinstance(admit, Member):
             return admit
         linked = [(one.peer, one.name) for one in self._peer.connected()]
-        found = _meant(admit, [*linked, (self._peer.id, self._peer.name)])
+        found = meant(admit, [*linked, (self._peer.id, self._peer.name)])
         if found is None and address:
             return await self._reach(admit, address)
         if found is None:
@@ -346,7 +346,7 @@ def _wish_of(change: MembershipChange) -> _Wish:
     return _Wish(change.outgoing, change.incoming.peer if change.incoming is not None else "")
 
 
-def _meant(who: str, people: Iterable[tuple[PeerId, str]]) -> PeerId | None:
+def meant(who: str, people: Iterable[tuple[PeerId, str]]) -> PeerId | None:
     """Return whom `who`, a name or a peer id, means; LocalError if several have that name."""
     found = list(dict.fromkeys(peer for peer, name in people if who in (peer, name)))
     if len(found) > 1:

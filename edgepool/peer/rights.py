@@ -7,15 +7,15 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edgepool.core.machine import AccessRefused, CameUnder, RecordRef
-from edgepool.core.rights import Subject
-from edgepool.errors import LocalError, StorageError
-from edgepool.model.ids import ChainId, PeerId
+from edgepool.core.rights import Subject, refusal
+from edgepool.errors import DecodeError, LocalError, StorageError
+from edgepool.model.ids import ChainId, PeerId, public_key_of
 from edgepool.model.policy import DataPolicy, PolicyTerms, fits
 from edgepool.model.record import TransmissionConfirmation
 from edgepool.model.twin import DataKey
+from edgepool.peer.members import meant
+from edgepool.peer.policyview import PolicyView
 from edgepool.peer.values import DataAsked
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.audit import AuditEntry, AuditLog
@@ -31,26 +31,6 @@ ONE_EVERY_MS = 10_000
 PEERS_COUNTED = 1024
 
 _log = logging.getLogger(__name__)
-
-
-class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A data policy as it stands on a chain, for people: with the names beside the ids."""
-
-    chain: str
-    pool: str
-    owner: str
-    owner_name: str
-    pattern: str
-    version: int
-    members: list[str]
-    member_names: list[str]
-    pools: list[str]
-    pool_names: list[str]
-    organisations: list[str]
-    roles: list[str]
-    purposes: list[str]
-    valid_until_ms: int
-    hidden: bool
 
 
 class DataRights:
@@ -162,6 +142,20 @@ class DataRights:
             hidden=terms.hidden,
         )
 
+    def peer_named(self, who: str) -> PeerId:
+        """Return the peer that `who`, a name or a peer id, means; LocalError if it means none or several."""
+        chains = self._peer.node.chains.values()
+        people = [(one.peer, one.name) for chain in chains for one in chain.people.values()]
+        people += [(one.peer, one.name) for one in self._peer.connected()]
+        found = meant(who, people)
+        if found is not None:
+            return found
+        try:
+            public_key_of(PeerId(who))
+        except DecodeError:
+            raise LocalError(f"no peer is called '{who[:80]}' here: write its peer id") from None
+        return PeerId(who)
+
     # --- what the data plane asks -----------------------------------------------------------------
 
     def problem(self, identity: PeerIdentity, body: TransmissionConfirmation) -> str:
@@ -178,6 +172,10 @@ class DataRights:
             subject = Subject(identity.peer, identity.role, identity.organisation)
             self._decided(subject, body.key, body.root, body.purpose, reason, at="transfer")
         return reason
+
+    def refused_reader(self) -> str:
+        """Say why this peer itself never gets data, by its role, or return ''."""
+        return refusal("read data", Subject(self._peer.id, self._peer.settings.role), ("default", "named"))
 
     async def keep_origin(self, root: bytes) -> None:
         """Make durable under which policy data comes, before it is here. StorageError."""
