@@ -37,7 +37,7 @@ MEMBERS = 4
 PARTS = 8_192
 """So many parts have their data offered, each in version after version."""
 VOTE_STATE_BYTES = 400
-"""What a member stores of its votes, about; twice in each height."""
+"""What a member stores with a vote, about, beside the block that it is bound to."""
 GO_ON_S = 5.0
 _SEED = 7
 
@@ -107,10 +107,12 @@ class Keeper:
         while self.state.height < last + (last - before) * 3 // 4:
             self.commit()
 
-    def vote(self) -> None:
-        """Store a vote."""
-        self.store.write([VoteState(self.chain, bytes(VOTE_STATE_BYTES))])
-        self.store.sync()
+    def vote(self, block_bytes: int) -> None:
+        """Store a prevote, in its turn with its own proposal, and a precommit with the block it binds to."""
+        own = self.state.height % MEMBERS == 0
+        for kept_bytes in (block_bytes if own else 0, block_bytes):
+            self.store.write([VoteState(self.chain, bytes(VOTE_STATE_BYTES + kept_bytes))])
+            self.store.sync()
 
     def look_up(self, number: int) -> float:
         """Find the offer of a part and its proof, as for a query; return how long that took, in seconds."""
@@ -122,6 +124,10 @@ class Keeper:
             raise LocalError(f"the benchmark's own offer of {key.part} was not found")
         path_in(certified.block, found[-1].ref.index)
         return perf_counter() - start_s
+
+    def chain_bytes(self) -> int:
+        """Return how many bytes the blocks of the chain have."""
+        return self.store.size_bytes(self.chain)
 
     def size_bytes(self) -> int:
         """Return how many bytes all files of this folder have."""
@@ -261,14 +267,18 @@ class LongChain:
         keeper = Keeper(self._folder / f"wear-{block_records}", block_records)
         keeper.begin()
         try:
-            files, written = keeper.size_bytes(), _written_bytes()
+            empty_bytes = keeper.chain_bytes()
+            keeper.commit()
+            files = keeper.chain_bytes()
+            block_bytes = files - empty_bytes
+            written, before = _written_bytes(), keeper.records
             for _ in range(rounds):
-                keeper.vote()
-                keeper.vote()
+                keeper.vote(block_bytes)
                 keeper.commit()
+            records = keeper.records - before
             return {
-                "files": (keeper.size_bytes() - files) / keeper.records,
-                "written": (_written_bytes() - written) / keeper.records,
+                "files": (keeper.chain_bytes() - files) / records,
+                "written": (_written_bytes() - written) / records,
             }
         finally:
             keeper.store.close()

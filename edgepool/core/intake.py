@@ -30,6 +30,7 @@ from edgepool.model.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId
 from edgepool.model.message import Records, RecordsRefused
+from edgepool.model.pool import Member
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
     Body,
@@ -60,6 +61,7 @@ class Intake:
         self._unfit_since_ms: dict[bytes, int] = {}
         self._gossip_at_ms: int | None = None
         self._judge_at_ms: int | None = None
+        self._others: tuple[tuple[PeerId, ...], tuple[Member, ...], tuple[PeerId, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self._mempool)
@@ -73,8 +75,11 @@ class Intake:
     @property
     def others(self) -> tuple[PeerId, ...]:
         """Who keeps waiting records beside this peer: the members, and who is about to be one."""
-        people = dict.fromkeys((*self.state.members, *(member.peer for member in self.state.next_roster)))
-        return tuple(peer for peer in people if peer != self._me)
+        members, following = self.state.members, self.state.next_roster
+        if self._others is None or members is not self._others[0] or following is not self._others[1]:
+            people = dict.fromkeys((*members, *(member.peer for member in following)))
+            self._others = (members, following, tuple(peer for peer in people if peer != self._me))
+        return self._others[2]
 
     def _keeps_records(self) -> bool:
         return self.state.may_write(self._me)

@@ -57,14 +57,17 @@ class DataKey(Wire, order=True, frozen=True):
 
     def problem(self) -> str:
         """Say what is wrong with this key, or return '' if nothing is."""
-        for name, text, longest in (("part", self.part, 64), ("kind", self.kind, 32)):
-            if not text:
-                return f"the {name} is empty"
-            if len(text) > longest:
-                return f"the {name} has more than {longest} characters"
-            if not text.isprintable() or "/" in text or text != text.strip():
-                return f"the {name} has a slash, a control character or outer spaces"
-        return ""
+        return _name_problem("part", self.part, 64) or _name_problem("kind", self.kind, 32)
+
+
+def _name_problem(name: str, text: str, longest: int) -> str:
+    if not text:
+        return f"the {name} is empty"
+    if len(text) > longest:
+        return f"the {name} has more than {longest} characters"
+    if not text.isprintable() or "/" in text or text != text.strip():
+        return f"the {name} has a slash, a control character or outer spaces"
+    return ""
 
 
 class Manifest(Wire, frozen=True):

@@ -35,16 +35,16 @@ class Tickets:
     async def command(self, command: Command, timeout_ms: int) -> object:
         """Return the result of `command`; raises Refused, or Unavailable after `timeout_ms`."""
         ticket = next(self._numbers)
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
         self._pending[ticket] = future
         self._post(Submitted(ticket, command))
+        # One bare timer: asyncio.timeout costs more than all else here, wait_for can lose a cancellation.
+        timer = loop.call_later(timeout_ms / 1000, self._expire, ticket, command, timeout_ms)
         try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes with the result.
-            async with asyncio.timeout(timeout_ms / 1000):
-                return await future
-        except TimeoutError:
-            raise Unavailable(_missed(command, f"within {timeout_ms / 1000:g} s")) from None
+            return await future
         finally:
+            timer.cancel()
             self._pending.pop(ticket, None)
 
     def settle(self, outcome: Done | Failed) -> None:
@@ -61,6 +61,9 @@ class Tickets:
         """Nothing that is under way will have an outcome any more."""
         for ticket in list(self._pending):
             self._fail(ticket, error)
+
+    def _expire(self, ticket: int, command: Command, timeout_ms: int) -> None:
+        self._fail(ticket, Unavailable(_missed(command, f"within {timeout_ms / 1000:g} s")))
 
     def _fail(self, ticket: int, error: EdgepoolError) -> None:
         future = self._take(ticket)

@@ -453,7 +453,7 @@ async def test_a_long_chain_is_measured_beside_a_fresh_one(tmp_path):
     assert all(value > 0 for value in (await other.look_ups(4)).values())
     assert all(value > 0 for value in (await other.finds(4)).values())
     wear = await other.wear(1, 3)
-    assert wear["files"] > 300 + 2 * 400
+    assert 300 < wear["files"] < wear["written"], "votes and a block to each record are more than it is"
     await other.end()
 
 
