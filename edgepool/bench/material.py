@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from edgepool.model.block import Block, CertifiedBlock, Header, records_root
-from edgepool.model.crypto import Signer, sha256
+from edgepool.model.crypto import Signer, sha256, verify
 from edgepool.model.pool import Genesis, Invitation, Member, accept, members_hash, sign_invitation
 from edgepool.model.record import (
     Body,
@@ -65,6 +65,11 @@ def make_records(pool: Pool, tasks: int) -> list[SignedRecord]:
             chain = pool.genesis.chain
             records.append(sign_record(author, NETWORK, chain, body, TIME_MS + number, 5 * number + place))
     return records
+
+
+def check_signature(signed: SignedRecord) -> bool:
+    """Check the signature of a record, every time: the record itself remembers the verdict."""
+    return verify(signed.record.author, "record", [signed.record], signed.signature)
 
 
 def make_block(pool: Pool, height: int, previous: bytes, records: Sequence[SignedRecord]) -> CertifiedBlock:

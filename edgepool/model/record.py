@@ -296,7 +296,11 @@ class SignedRecord(Wire, frozen=True, dict=True, gc=True):
         return len(encode(self))
 
     def authentic(self) -> bool:
-        """Say whether the signature is the author's over this record."""
+        """Say whether the signature is the author's over this record; checked once."""
+        return self._authentic
+
+    @once
+    def _authentic(self) -> bool:
         return verify(self.record.author, "record", [self.record], self.signature)
 
 
