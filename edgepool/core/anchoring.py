@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgepool.core.machine import earliest
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import PoolKind
@@ -69,7 +70,7 @@ class Anchoring:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        return min((head.at_ms for head in self._heads.values() if head.at_ms is not None), default=None)
+        return earliest(*[head.at_ms for head in self._heads.values()])
 
     def block_committed(
         self,

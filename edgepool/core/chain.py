@@ -27,6 +27,7 @@ from edgepool.core.machine import (
     Persist,
     PoolJoined,
     SaveSnapshot,
+    earliest,
 )
 from edgepool.core.membership import Governance
 from edgepool.core.people import ALL_HEIGHTS, People, listeners
@@ -242,9 +243,14 @@ class Chain:
 
     def wakeup_at(self) -> int | None:
         """Return when to call `wake`, in monotonic ms."""
-        rooms = (self.engine, self._intake, self._governance, self._fetcher, self._server, self._window)
-        deadlines = [room.deadline for room in rooms]
-        return min([deadline for deadline in deadlines if deadline is not None], default=None)
+        return earliest(
+            self.engine.deadline,
+            self._intake.deadline,
+            self._governance.deadline,
+            self._fetcher.deadline,
+            self._server.deadline,
+            self._window.deadline,
+        )
 
     # --- Application: what the engine asks ---------------------------------------------------
 

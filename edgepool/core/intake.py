@@ -23,6 +23,7 @@ from edgepool.core.machine import (
     Notify,
     RecordRef,
     Send,
+    earliest,
 )
 from edgepool.core.underway import RESEND_MS, Underway
 from edgepool.errors import DecodeError
@@ -69,8 +70,7 @@ class Intake:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        deadlines = (self._underway.deadline, self._gossip_at_ms, self._judge_at_ms)
-        return min((at for at in deadlines if at is not None), default=None)
+        return earliest(self._underway.deadline, self._gossip_at_ms, self._judge_at_ms)
 
     @property
     def others(self) -> tuple[PeerId, ...]:

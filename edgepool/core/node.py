@@ -44,6 +44,7 @@ from edgepool.core.machine import (
     SubmitRecord,
     Submitted,
     Woke,
+    earliest,
 )
 from edgepool.core.pools.joining import Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
@@ -182,9 +183,13 @@ class Node:
 
     def wakeup_at(self) -> int | None:
         """Return the monotonic time in ms at which something is due, if anything is."""
-        deadlines = [room.deadline for room in (self._pools, self._resolver, self._joining, self._anchoring)]
-        deadlines += [chain.wakeup_at() for chain in self.chains.values()]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return earliest(
+            self._pools.deadline,
+            self._resolver.deadline,
+            self._joining.deadline,
+            self._anchoring.deadline,
+            *[chain.wakeup_at() for chain in self.chains.values()],
+        )
 
     # --- routing ----------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from edgepool.core.machine import (
     Persist,
     Send,
     VoteState,
+    earliest,
 )
 from edgepool.errors import DecodeError, StorageError
 from edgepool.model.block import CertifiedBlock
@@ -114,8 +115,7 @@ class Engine:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which `wake` is wanted, if any."""
-        pending = [at for at in (self._teller.deadline, self._rounds.deadline) if at is not None]
-        return min(pending) if pending and self._decided is None else None
+        return earliest(self._teller.deadline, self._rounds.deadline) if self._decided is None else None
 
     # --- inputs ---------------------------------------------------------------------------------
 

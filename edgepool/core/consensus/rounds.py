@@ -11,7 +11,7 @@ from __future__ import annotations
 from edgepool.config import ConsensusSettings
 from edgepool.core.consensus.application import Application
 from edgepool.core.consensus.ballot import Ballot, SavedBallot
-from edgepool.core.machine import Instant
+from edgepool.core.machine import Instant, earliest
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
@@ -61,7 +61,7 @@ class Rounds:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which `wake` is wanted, if any."""
-        return min((at for at in self._timers.values() if at is not None), default=None)
+        return earliest(*self._timers.values())
 
     def settle(self, now: Instant) -> None:
         """Apply the rules until none is enabled, or the height is decided."""

@@ -22,6 +22,7 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
+    earliest,
 )
 from edgepool.core.pools.lifecycle import beacon_chain, beacon_secret
 from edgepool.errors import DecodeError
@@ -140,7 +141,7 @@ class Joining:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        return min((asking.deadline_ms for asking in self._asking.values()), default=None)
+        return earliest(*[asking.deadline_ms for asking in self._asking.values()])
 
     # --- who asks -------------------------------------------------------------------------------
 

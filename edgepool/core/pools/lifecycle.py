@@ -21,6 +21,7 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
+    earliest,
 )
 from edgepool.core.rights import Subject, named, refusal
 from edgepool.errors import DecodeError
@@ -116,8 +117,10 @@ class PoolLifecycle:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
+        if not self._forming and not self._invited:
+            return None
         forming = [forming.deadline_ms for forming in self._forming.values()]
-        return min(forming + [invited.deadline_ms for invited in self._invited.values()], default=None)
+        return earliest(*forming, *[invited.deadline_ms for invited in self._invited.values()])
 
     def form(self, ticket: int, invitation: Invitation, now: Instant) -> list[Output]:
         """Invite everybody in `invitation`; the end is Done(ticket, Genesis) or Failed within 10 s."""

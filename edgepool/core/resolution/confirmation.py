@@ -23,6 +23,7 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
+    earliest,
 )
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.crypto import Signer, verify
@@ -84,7 +85,7 @@ class Confirmations:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        return min((asked.deadline_ms for asked in self._asked.values()), default=None)
+        return earliest(*[asked.deadline_ms for asked in self._asked.values()])
 
     # --- requester ------------------------------------------------------------------------------
 

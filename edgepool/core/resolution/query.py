@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgepool.core.machine import Effect, Failed, FindData, Instant, Misbehaved, Notify, Send
+from edgepool.core.machine import Effect, Failed, FindData, Instant, Misbehaved, Notify, Send, earliest
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
@@ -115,7 +115,7 @@ class Searches:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        return min((search.deadline_ms for search in self._searches.values()), default=None)
+        return earliest(*[search.deadline_ms for search in self._searches.values()])
 
     def begin(self, query: int, ticket: int, command: FindData, now: Instant) -> list[Effect | Found]:
         """Search for this peer's owner; Found comes at once, or from a later call.

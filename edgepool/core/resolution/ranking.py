@@ -19,6 +19,7 @@ from edgepool.core.machine import (
     RankedOffer,
     Send,
     WantLink,
+    earliest,
 )
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.ids import PeerId, short
@@ -82,7 +83,7 @@ class StatusQueries:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        return min((query.deadline_ms for query in self._queries.values()), default=None)
+        return earliest(*[query.deadline_ms for query in self._queries.values()])
 
     def begin(
         self,

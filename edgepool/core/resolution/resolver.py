@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from edgepool.core.machine import ConfirmTransfer, Effect, FindData, Instant
+from edgepool.core.machine import ConfirmTransfer, Effect, FindData, Instant, earliest
 from edgepool.core.resolution.confirmation import Confirmations, Countersigned, Output
 from edgepool.core.resolution.directory import Directory
 from edgepool.core.resolution.query import Found, Searches
@@ -62,8 +62,7 @@ class Resolver:
     @property
     def deadline(self) -> int | None:
         """The monotonic time in ms at which to call `wake`, if any."""
-        deadlines = (self._searches.deadline, self._status.deadline, self._confirmations.deadline)
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return earliest(self._searches.deadline, self._status.deadline, self._confirmations.deadline)
 
     def find(self, ticket: int, command: FindData, now: Instant) -> list[Output]:
         """Find holders; the end is Done(ticket, tuple[RankedOffer, ...]) within the budget."""
