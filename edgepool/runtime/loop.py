@@ -247,19 +247,18 @@ class NodeLoop:
 
         Only time goes into it in which there is nothing else to do, so whoever sends forgeries gains nothing.
         """
+        work.add_done_callback(lambda _: self._ready.set())
         place = 0
-        while place < min(len(self._events), MAX_BATCH_EVENTS):
+        while not work.done():
+            if place >= min(len(self._events), MAX_BATCH_EVENTS):
+                self._ready.clear()
+                await self._ready.wait()
+                continue
             event, _ = self._events[place]
             place += 1
-            if not isinstance(event, Received) or not isinstance(event.message, Records):
-                continue
-            for number, signed in enumerate(event.message.records):
-                if number % AHEAD_RECORDS == 0:
-                    await asyncio.sleep(0)  # frames may come in, or word of the disk
-                    if work.done():
-                        return
-                if not signed.authentic():
-                    break
+            if isinstance(event, Received) and isinstance(event.message, Records):
+                await _check_signatures(event.message.records, work)
+        self._ready.set()
 
     def _write(self, items: list[Item]) -> None:
         self._store.write(items)
@@ -302,6 +301,17 @@ class NodeLoop:
         self._cancel_timer = None
         self._timer_at_ms = None
         self.post(Woke())
+
+
+async def _check_signatures(records: Sequence[SignedRecord], work: asyncio.Future[None]) -> None:
+    """Check them in turn, until one is forged or `work` is done."""
+    for number, signed in enumerate(records):
+        if number % AHEAD_RECORDS == 0:
+            await asyncio.sleep(0)  # frames may come in, or word of the disk
+            if work.done():
+                return
+        if not signed.authentic():
+            return
 
 
 def join_records(effects: Sequence[Effect]) -> list[Effect]:

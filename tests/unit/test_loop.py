@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from edgepool.core.machine import (
     Notice,
     Notify,
     PoolJoined,
+    Received,
     SubmitRecord,
     Submitted,
 )
@@ -168,6 +170,75 @@ async def test_steps_that_wait_together_share_one_sync() -> None:
     assert bench.log.count("sync") - before < 50
 
 
+async def test_what_a_quick_store_writes_on_the_loop_is_durable_before_it_is_told() -> None:
+    bench = Bench()
+    threads: list[str] = []
+    genuine = bench.store.sync
+
+    def sync() -> None:
+        threads.append(threading.current_thread().name)
+        genuine()
+
+    bench.store.sync = sync  # type: ignore[method-assign]
+    bench.store.quick = lambda items: len(threads) > 0  # type: ignore[method-assign]
+    await bench.loop.start()
+    joined = await bench.form()
+    bench.submit(joined, 2)
+    await bench.until(lambda: Done in [type(n) for n in bench.notices[-1:]] and len(bench.notices) > 2)
+    bench.store.broken = True
+    bench.submit(joined, 3)
+    await bench.until(lambda: bool(bench.failures))
+    await bench.loop.close()
+    assert threads[0].startswith("edgepool-disk")
+    assert set(threads[1:]) == {threading.main_thread().name}
+    committed = bench.log.index("BlockCommitted")
+    written = max(i for i, entry in enumerate(bench.log[:committed]) if "CommitBlock" in entry)
+    assert bench.log[written + 1] == "sync"
+
+
+async def test_signatures_of_waiting_records_are_checked_while_the_disk_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    await bench.loop.start()
+    joined = await bench.form()
+    others = Signer(bytes([1] * 32))
+    chain = joined.genesis.chain
+    waiting = [
+        sign_record(others, "n", chain, DataDemand(DataKey("P", "model"), number, "", ""), 0, number)
+        for number in range(20)
+    ]
+    forged = SignedRecord(waiting[0].record, waiting[1].signature)
+    checked: list[SignedRecord] = []
+    at_work, all_checked, let_go = asyncio.Event(), asyncio.Event(), threading.Event()
+    here = asyncio.get_running_loop()
+    genuine = bench.store.sync
+
+    def sync() -> None:
+        here.call_soon_threadsafe(at_work.set)
+        let_go.wait(30)
+        genuine()
+
+    def authentic(signed: SignedRecord) -> bool:
+        checked.append(signed)
+        if signed is forged:
+            all_checked.set()
+        return signed is not forged
+
+    bench.store.sync = sync  # type: ignore[method-assign]
+    monkeypatch.setattr(SignedRecord, "authentic", authentic)
+    bench.submit(joined, 2)
+    async with asyncio.timeout(30):
+        await at_work.wait()
+        bench.loop.post(Received(others.peer, Records(chain, tuple(waiting))))
+        bench.loop.post(Received(others.peer, Records(chain, (forged, waiting[0]))))
+        await all_checked.wait()
+    let_go.set()
+    await bench.until(lambda: isinstance(bench.notices[-1], Done) and len(bench.notices) > 2)
+    await bench.loop.close()
+    assert checked == [*waiting, forged], "who is caught with one forgery has no others checked"
+
+
 def test_a_moment_has_both_clocks() -> None:
     now = SystemClock().now()
     assert isinstance(now, Instant)
@@ -178,7 +249,6 @@ def test_a_moment_has_both_clocks() -> None:
 async def test_messages_are_dropped_and_counted_when_too_many_wait(
     bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgepool.core.machine import Received
     from edgepool.model.message import Ping
 
     bench = Bench()

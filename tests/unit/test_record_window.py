@@ -31,6 +31,24 @@ def test_a_million_records_leave_no_more_ids_than_the_window_has() -> None:
     assert window.horizon == 2500 - len(window.counts)
 
 
+def test_records_above_a_height_are_counted_as_far_as_the_window_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(window_module, "WINDOW_BLOCKS", 5)
+    counts = [3, 1, 4, 1, 5, 9, 2, 6]
+    for window in (RecordWindow(), RecordWindow(10, (2, 7))):
+        seen = [*window.counts]
+        begin = window.horizon + len(seen)
+        for height, count in enumerate(counts, begin + 1):
+            window.close(tuple(b"%d %d" % (height, number) for number in range(count)))
+            seen.append(count)
+            kept = seen[-5:]
+            assert window.counts == tuple(kept)
+            for back in range(len(seen) + 2):
+                assert window.records_above(height - back) == sum(kept[len(kept) - min(back, len(kept)) :])
+            assert window.records_above(height + 3) == 0
+
+
 def test_window_ends_by_blocks_or_by_records_whichever_is_less() -> None:
     window = RecordWindow()
     for height in range(1, WINDOW_BLOCKS + 1):

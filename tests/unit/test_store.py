@@ -340,6 +340,35 @@ def test_only_written_files_are_synced(tmp_path: Path, monkeypatch: pytest.Monke
     assert synced[1:] == logs
 
 
+def test_a_disk_is_quick_after_it_has_shown_it_and_not_after_one_slow_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, takes_s = [0.0], [0.0001]
+    monkeypatch.setattr("edgepool.storage.store.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr(os, "fdatasync", lambda fd: now_s.__setitem__(0, now_s[0] + takes_s[0]))
+    store = opened(tmp_path)
+    store.write([NewChain(GENESIS)])
+    vote = VoteState(CHAIN, b"v")
+
+    def sync(times: int) -> bool:
+        for number in range(times):
+            store.write([VoteState(CHAIN, b"%d" % number)])
+            store.sync()
+        return store.quick([vote])
+
+    assert not store.quick([vote]), "nothing is known of the disk"
+    assert sync(40)
+    assert store.quick([CommitBlock(block(CHAIN, 1)), vote])
+    assert not store.quick([VoteState(CHAIN, bytes(100_000))]), "that is much"
+    assert not store.quick([CommitBlock(block(CHAIN, 1, records_count=400))])
+    assert not store.quick([Prune(CHAIN, 1, ())]), "that deletes files"
+    takes_s[0] = 0.02
+    assert not sync(1)
+    takes_s[0] = 0.0001
+    assert not sync(2)
+    assert sync(40)
+
+
 def test_a_half_made_chain_is_no_chain(tmp_path: Path) -> None:
     with_blocks(tmp_path, 1)
     leftover = tmp_path / "chains" / f".new-{genesis('other').chain}"
