@@ -30,6 +30,7 @@ from edgepool.model.crypto import SIGNATURE_BYTES, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.record import Body, Record, SignedRecord
 from edgepool.model.vote import Certificate, quorum
+from edgepool.runtime.collector import paused_collector
 from edgepool.storage.index import RecordIndex
 from edgepool.storage.store import FolderStore
 
@@ -72,7 +73,8 @@ class Keeper:
         start_s = perf_counter()
         (saved,) = self.store.open()
         opened_s = perf_counter()
-        self.state, _ = load_state(self._pool.genesis, self.store, saved.height)
+        with paused_collector():
+            self.state, _ = load_state(self._pool.genesis, self.store, saved.height)
         loaded_s = perf_counter()
         snapshot = self.store.snapshot(self.chain)
         self.store.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepool.core.machine import earliest
+from edgepool.core.deadlines import earliest
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import PoolKind

@@ -14,6 +14,7 @@ from edgepool.config import ConsensusSettings, Limits
 from edgepool.core.adoption import Adopted, SnapshotFetcher
 from edgepool.core.adoption import Output as FetchOutput
 from edgepool.core.consensus.engine import Caught, Decided, Engine, Output
+from edgepool.core.deadlines import earliest
 from edgepool.core.intake import Intake
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import (
@@ -27,7 +28,6 @@ from edgepool.core.machine import (
     Persist,
     PoolJoined,
     SaveSnapshot,
-    earliest,
 )
 from edgepool.core.membership import Governance
 from edgepool.core.people import ALL_HEIGHTS, People, listeners

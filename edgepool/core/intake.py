@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from edgepool.config import Limits
+from edgepool.core.deadlines import earliest
 from edgepool.core.ledger.mempool import DUPLICATE, Mempool
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import (
@@ -23,7 +24,6 @@ from edgepool.core.machine import (
     Notify,
     RecordRef,
     Send,
-    earliest,
 )
 from edgepool.core.underway import RESEND_MS, Underway
 from edgepool.errors import DecodeError

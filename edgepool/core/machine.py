@@ -38,15 +38,6 @@ class Instant:
     wall_ms: int
 
 
-def earliest(*deadlines: int | None) -> int | None:
-    """Return the earliest of `deadlines`; None if there is none. It is asked after every batch of events."""
-    first = None
-    for at in deadlines:
-        if at is not None and (first is None or at < first):
-            first = at
-    return first
-
-
 # --- events -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import assert_never
 from edgepool.config import PeerSettings
 from edgepool.core.anchoring import Anchoring
 from edgepool.core.chain import Chain
+from edgepool.core.deadlines import earliest
 from edgepool.core.directory import ChainDirectory
 from edgepool.core.governing import Governing, failed
 from edgepool.core.ledger.proof import proof_problem
@@ -44,7 +45,6 @@ from edgepool.core.machine import (
     SubmitRecord,
     Submitted,
     Woke,
-    earliest,
 )
 from edgepool.core.pools.joining import Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle

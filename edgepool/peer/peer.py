@@ -149,8 +149,7 @@ class Peer(StreamingPeer):
 
     async def __aenter__(self) -> Peer:
         try:
-            for saved in self._store.open():
-                self._node.load(saved.genesis, saved.height, saved.vote_state)
+            self._loop.load()
             for root in self._blobs.roots():
                 if (manifest := self._blobs.manifest(root)) is not None:
                     self._node.directory.held[root] = manifest.size_bytes

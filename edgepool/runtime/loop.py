@@ -42,6 +42,7 @@ from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Records, decode_message
 from edgepool.model.record import SignedRecord
+from edgepool.runtime.collector import paused_collector
 from edgepool.runtime.ports import Clock, PeerIdentity, Store, Transport
 
 MAX_QUEUED_EVENTS = 20_000
@@ -131,6 +132,12 @@ class NodeLoop:
         self._timer_at_ms: int | None = None
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgepool-disk")
         self._task: asyncio.Task[None] | None = None
+
+    def load(self) -> None:
+        """Open the store and have the node take up the chains in it, before `start`. Raises StorageError."""
+        with paused_collector():
+            for saved in self._store.open():
+                self.node.load(saved.genesis, saved.height, saved.vote_state)
 
     async def start(self) -> None:
         """Start the node, then take events."""

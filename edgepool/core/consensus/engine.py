@@ -28,6 +28,7 @@ from edgepool.core.consensus.catchup import (
     certified_problem,
 )
 from edgepool.core.consensus.rounds import NEW, Rounds
+from edgepool.core.deadlines import earliest
 from edgepool.core.machine import (
     BlockSource,
     Broadcast,
@@ -38,7 +39,6 @@ from edgepool.core.machine import (
     Persist,
     Send,
     VoteState,
-    earliest,
 )
 from edgepool.errors import DecodeError, StorageError
 from edgepool.model.block import CertifiedBlock

@@ -11,7 +11,8 @@ from __future__ import annotations
 from edgepool.config import ConsensusSettings
 from edgepool.core.consensus.application import Application
 from edgepool.core.consensus.ballot import Ballot, SavedBallot
-from edgepool.core.machine import Instant, earliest
+from edgepool.core.deadlines import earliest
+from edgepool.core.machine import Instant
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from edgepool.core.deadlines import earliest
 from edgepool.core.machine import (
     ChangeMembers,
     Effect,
@@ -22,7 +23,6 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
-    earliest,
 )
 from edgepool.core.pools.lifecycle import beacon_chain, beacon_secret
 from edgepool.errors import DecodeError

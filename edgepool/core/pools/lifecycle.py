@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from edgepool.core.deadlines import earliest
 from edgepool.core.machine import (
     Broadcast,
     Done,
@@ -21,7 +22,6 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
-    earliest,
 )
 from edgepool.core.rights import Subject, named, refusal
 from edgepool.errors import DecodeError

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgepool.core.deadlines import earliest
 from edgepool.core.machine import (
     AccessRefused,
     CameUnder,
@@ -23,7 +24,6 @@ from edgepool.core.machine import (
     Notify,
     Send,
     WantLink,
-    earliest,
 )
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.crypto import Signer, verify

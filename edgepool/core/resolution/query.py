@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from edgepool.core.machine import Effect, Failed, FindData, Instant, Misbehaved, Notify, Send, earliest
+from edgepool.core.deadlines import earliest
+from edgepool.core.machine import Effect, Failed, FindData, Instant, Misbehaved, Notify, Send
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgepool.core.deadlines import earliest
 from edgepool.core.machine import (
     Done,
     Effect,
@@ -19,7 +20,6 @@ from edgepool.core.machine import (
     RankedOffer,
     Send,
     WantLink,
-    earliest,
 )
 from edgepool.core.resolution.directory import Directory
 from edgepool.model.ids import PeerId, short

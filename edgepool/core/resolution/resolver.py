@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from edgepool.core.machine import ConfirmTransfer, Effect, FindData, Instant, earliest
+from edgepool.core.deadlines import earliest
+from edgepool.core.machine import ConfirmTransfer, Effect, FindData, Instant
 from edgepool.core.resolution.confirmation import Confirmations, Countersigned, Output
 from edgepool.core.resolution.directory import Directory
 from edgepool.core.resolution.query import Found, Searches
