@@ -239,6 +239,13 @@ coordinators = {_list(plan.coordinators)}
 
 {_conduit(plan)}
 {_libp2p(plan)}
+# To whom data goes for which its owner has set no policy: machines, coordinators, witnesses and inspectors of
+# the "network", those of the "pool" in which it is offered, or nobody ("owner"): see 'edgepool policy set'.
+# The log of who was granted or refused data takes so many bytes at most.
+#[rights]
+#default = "network"
+#audit_bytes = 4194304
+
 # The local HTTP API: loopback only. Port 0 takes a free one; api.json says which while it runs.
 #[api]
 #host = "127.0.0.1"

@@ -161,7 +161,7 @@ class Topology(Settings, frozen=True):
         alone = {peer.name: peer.role for peer in self.peers if not self.pools_of(peer.name)}
         for name, role in alone.items():
             graph.remove_node(("peer", name))
-            if name != self.coordinator.name and role != "witness":
+            if name != self.coordinator.name and role not in ("witness", "regulator"):
                 yield f"peer '{name}' is in no pool: it can reach nobody's data"
         parts = [
             sorted(name for kind, name in part if kind == "pool") for part in nx.connected_components(graph)
