@@ -12,7 +12,7 @@ from edgepool.bench.run import this_machine
 from edgepool.bench.transfer import run as run_module
 from edgepool.bench.transfer.bars import BARS, find, judge
 from edgepool.bench.transfer.delta import EDITED, make_versions
-from edgepool.bench.transfer.material import GIB, MIB, make_data, make_files, make_sides
+from edgepool.bench.transfer.material import GIB, MIB, Data, make_data, make_files, make_sides
 from edgepool.bench.transfer.order import QUICK, Order
 from edgepool.bench.transfer.peers import PEERS, PeerKind
 from edgepool.bench.transfer.peers.arrival import Arrival
@@ -65,6 +65,19 @@ async def test_a_copy_of_other_bytes_is_no_measurement(tmp_path, means):
     data = replace(make_data(tmp_path / "data", MIB), digest="00" * 32)
     with pytest.raises((Unavailable, ConnectionError), match="other bytes"):
         await copied(tmp_path, means, data)
+
+
+async def test_of_a_new_version_only_differences_travel(tmp_path):
+    (tmp_path / "versions").mkdir()
+    old, _ = make_versions(tmp_path / "versions", 2 * MIB)
+    told = await copied(tmp_path, "lane", Data(tmp_path / "versions", 2 * MIB, ""), old=str(old))
+    assert EDITED * 0.5 < told["wire_bytes"] / (2 * MIB) < 0.1
+
+
+@pytest.mark.parametrize("means", ["lane", "bare_echo"])
+async def test_round_trips_are_timed(tmp_path, means):
+    told = await copied(tmp_path, means, make_data(tmp_path / "data", 1024), trips=5)
+    assert told["took_s"] > told["p50_s"] > 0
 
 
 async def test_many_small_files_are_all_fetched(tmp_path):

@@ -31,6 +31,7 @@ from edgepool.storage.blobs import BlobStore
 from edgepool.storage.partial import PartialBlob
 from edgepool.transport.fetching import Fetch
 from edgepool.transport.identity import load_identity
+from edgepool.transport.packing import open_base
 from edgepool.transport.receiving import ChunkSink
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.tls import TlsTransport
@@ -87,7 +88,8 @@ class Sender:
         if not request.confirmation.authentic():
             return "the confirmation is not signed"
         manifest, path = self._held[confirmation_of(request.confirmation).root]
-        return TransferSource(manifest, path, lambda size_bytes: None, lambda sent, failure: None)
+        base = next((self._held[root] for root in request.bases if root in self._held), None)
+        return TransferSource(manifest, path, lambda size_bytes: None, lambda sent, failure: None, base=base)
 
 
 class Receiver:
@@ -111,13 +113,16 @@ class Receiver:
                 self._confirmations[sender["peer"], place] = made
 
     async def receive(
-        self, keep: bool = False, kill_at: float = 0.0, trips: int = 0, **_: Any
+        self, keep: bool = False, kill_at: float = 0.0, trips: int = 0, old: str = "", **_: Any
     ) -> dict[str, Any]:
         """Fetch all files, some at a time.
 
-        With `kill_at` the first holder's process is killed once that share has come; with `trips` the
-        first file is fetched so often, one after the other, and 'p50_s' is told.
+        With `kill_at` the first holder's process is killed once that share has come. With `trips` the
+        first file is fetched so often, one after the other, and 'p50_s' is told. With `old` that file is
+        an older version of the first one, which alone is fetched; 'wire_bytes' is told.
         """
+        if old:
+            return await self._fetch_new(Path(old))
         if trips:
             return {"p50_s": percentile([await self._trip() for _ in range(trips)], 50)}
         killer = _Killer(self._senders[0]["pid"], kill_at * self._size_bytes) if kill_at else None
@@ -136,6 +141,19 @@ class Receiver:
         """End the connections."""
         await self._client.close()
 
+    async def _fetch_new(self, old: Path) -> dict[str, Any]:
+        base = open_base(_manifest(old), old)
+        try:
+            fetch = Fetch(self._client, *self._named(0), lambda _: _Sink(), _nothing, bases=(base,))
+            try:
+                await self._draw(fetch, self._senders[0], 0)
+            finally:
+                await fetch.stop()
+            await fetch.finish()
+        finally:
+            base.close()
+        return {"wire_bytes": fetch.wire_bytes}
+
     async def _trip(self) -> float:
         start_s = perf_counter()
         await self._fetch(0, False, None)
@@ -144,8 +162,7 @@ class Receiver:
     async def _fetch(self, place: int, keep: bool, killer: _Killer | None) -> int:
         """Fetch the file at `place` from all holders; return how many bytes there are."""
         sink = _Sink()
-        root_hex, size_bytes = self._senders[0]["files"][place]
-        root = bytes.fromhex(root_hex)
+        root, size_bytes = self._named(place)
         writers: list[PartialBlob] = []
 
         def open_sink(manifest: Manifest) -> ChunkSink:
@@ -171,6 +188,11 @@ class Receiver:
             sink.size_bytes = path.stat().st_size
             self._store.delete(root)
         return sink.size_bytes
+
+    def _named(self, place: int) -> tuple[bytes, int]:
+        """Return the root and the size of the file at `place`."""
+        root, size_bytes = self._senders[0]["files"][place]
+        return bytes.fromhex(root), size_bytes
 
     async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
         address = format_address(sender["host"], sender["port"])
@@ -223,6 +245,10 @@ class _Killer:
         if self._pid and self._left_bytes <= 0:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0
+
+
+def _nothing(holder: PeerId, size_bytes: int) -> None:
+    """Nobody wants to know."""
 
 
 def _manifest(path: Path) -> Manifest:
