@@ -85,13 +85,13 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
         pool = await cloud.form_pool("cell", "fixed", members)
         await pool_stands(pool, everybody, timeout_s=TIMEOUT_S)
         # The surface of a part: bytes that nobody finds by chance.
-        data = secrets.token_bytes(64) * 20_000
+        data = secrets.token_bytes(1_280_000)
         await machines[0].publish("PTVA1-1/surface", data=data)
         fetched = await machines[1].fetch("PTVA1-1/surface")
         assert fetched.read() == data
         assert fetched.holder == machines[0].id
         # Back again, too: the holder is the other side of the circuit now.
-        answer = secrets.token_bytes(64) * 2_000
+        answer = secrets.token_bytes(128_000)
         await machines[1].publish("PTVA1-1/model", data=answer)
         assert (await machines[0].fetch("PTVA1-1/model")).read() == answer
 
