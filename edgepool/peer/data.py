@@ -27,6 +27,7 @@ from edgepool.transport.dial import OpenStream
 from edgepool.transport.identity import Identity
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.transfer import TransferClient
+from edgepool.transport.vouching import Vouched
 
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
@@ -54,6 +55,7 @@ class DataPlane:
         self._clock = clock
         self._transfers = Transfers(accounting, clock, peer.tell)
         client = TransferClient(identity, peer.settings.limits, open_stream)
+        self._vouched = Vouched()
         self._fetches = Fetches(peer, client, blobs, self._transfers, clock)
 
     async def close(self) -> None:
@@ -100,7 +102,7 @@ class DataPlane:
         body = record.record.body
         if not isinstance(body, TransmissionConfirmation):
             return "the request names no confirmation"
-        if record.record.author != self._peer.id or not record.authentic():
+        if record.record.author != self._peer.id or not self._vouched.authentic(record):
             return "this holder has not countersigned the confirmation"
         if body.requester != identity.peer:
             return "the confirmation is for another requester"

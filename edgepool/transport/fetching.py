@@ -31,7 +31,7 @@ SAYS_WHY_S = 0.2
 """How long a holder whose stream has ended is given to say why."""
 
 OpenSink = Callable[[Manifest], ChunkSink]
-"""Makes, in a thread, where chunks of the checked manifest go; it may have some already."""
+"""Makes where chunks of the checked manifest go, which may have some already; in a thread, if it is large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,39 +145,25 @@ class Fetch:
                 manifest = transfer.accept.manifest
                 if manifest is None:
                     raise RemoteError(holder, "its answer has no manifest")
-                self._check_manifest(holder, manifest)
-                sink = await asyncio.to_thread(self._open_sink, manifest)
+                _check_manifest(holder, manifest, self.root, self.size_bytes)
+                if transfer.key is None:  # so small that a thread would cost more
+                    sink = self._open_sink(manifest)
+                else:
+                    sink = await asyncio.to_thread(self._open_sink, manifest)
                 have = {index for index in range(len(manifest.chunks)) if sink.has(index)}
                 self._begun = _Begun(manifest, sink, Plan(len(manifest.chunks), have))
                 if self.whole:
                     self._settle()
             return self._begun
 
-    def _check_manifest(self, holder: PeerId, manifest: Manifest) -> None:
-        if manifest.root != self.root:
-            raise RemoteError(holder, "the root of its manifest is not the confirmed one")
-        if manifest.size_bytes != self.size_bytes:
-            raise RemoteError(holder, "the size in its manifest is not the confirmed one")
-        try:
-            manifest.check()
-        except DecodeError as error:
-            raise RemoteError(holder, f"it sent {error}") from None
-        # A chunk is held in memory until it is checked, so its size is not the holder's to choose.
-        if manifest.chunk_bytes > chunk_bytes_for(manifest.size_bytes):
-            raise RemoteError(holder, f"its chunks of {manifest.chunk_bytes} bytes are too large")
-
     def _take_whole(self, begun: _Begun, holder: PeerId, data: bytes) -> None:
         """Take small data that came inside the answer."""
         manifest = begun.manifest
-        if len(data) != self.size_bytes:
-            raise RemoteError(holder, "the data in its answer has another size than its manifest says")
-        for index, digest in enumerate(manifest.chunks):
+        _check_data(holder, manifest, data)
+        for index in range(len(manifest.chunks)):
             start = index * manifest.chunk_bytes
-            chunk = memoryview(data)[start : start + manifest.chunk_bytes]
-            if data_hash(chunk) != digest:
-                raise WrongChunk(holder, index)
             if not begun.sink.has(index):
-                begun.sink.write(index, chunk)
+                begun.sink.write(index, memoryview(data)[start : start + manifest.chunk_bytes])
             self._arrived(begun, holder, index)
 
     # --- the lane -----------------------------------------------------------------------------
@@ -280,6 +266,29 @@ class Fetch:
             raise failure
 
 
+def _check_manifest(holder: PeerId, manifest: Manifest, root: bytes, size_bytes: int) -> None:
+    if manifest.root != root:
+        raise RemoteError(holder, "the root of its manifest is not the confirmed one")
+    if manifest.size_bytes != size_bytes:
+        raise RemoteError(holder, "the size in its manifest is not the confirmed one")
+    try:
+        manifest.check()
+    except DecodeError as error:
+        raise RemoteError(holder, f"it sent {error}") from None
+    # A chunk is held in memory until it is checked, so its size is not the holder's to choose.
+    if manifest.chunk_bytes > chunk_bytes_for(manifest.size_bytes):
+        raise RemoteError(holder, f"its chunks of {manifest.chunk_bytes} bytes are too large")
+
+
+def _check_data(holder: PeerId, manifest: Manifest, data: bytes) -> None:
+    if len(data) != manifest.size_bytes:
+        raise RemoteError(holder, "the data in its answer has another size than its manifest says")
+    for index, digest in enumerate(manifest.chunks):
+        start = index * manifest.chunk_bytes
+        if data_hash(memoryview(data)[start : start + manifest.chunk_bytes]) != digest:
+            raise WrongChunk(holder, index)
+
+
 async def _raise_reason(ended: asyncio.Future[Exception | None], lost: asyncio.Future[EdgepoolError]) -> None:
     """Raise why a holder sends no more: what it did wrong, else what it said, else how the stream ended."""
     error = ended.result() if ended.done() else None
@@ -291,6 +300,25 @@ async def _raise_reason(ended: asyncio.Future[Exception | None], lost: asyncio.F
         raise lost.result()
     if error is not None:
         raise error
+
+
+async def fetch_small(
+    client: TransferClient, holder: PeerId, addresses: Sequence[str], confirmation: SignedRecord
+) -> bytes:
+    """Fetch data of at most INLINE_BYTES from one holder, checked; many can be under way at a time.
+
+    Raises Refused, RemoteError (WrongChunk if the data is wrong) or Unavailable.
+    """
+    transfer = await client.open(holder, addresses, confirmation)
+    confirmed, accept = confirmation_of(confirmation), transfer.accept
+    try:
+        if transfer.key is not None or accept.manifest is None:
+            raise RemoteError(holder, "its answer has no data, or no manifest")
+        _check_manifest(holder, accept.manifest, confirmed.root, confirmed.size_bytes)
+        _check_data(holder, accept.manifest, accept.data)
+    finally:
+        transfer.end(False)
+    return accept.data
 
 
 async def fetch(

@@ -172,6 +172,7 @@ class HolderConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer(ANSWER_BYTES)
         self._next = 0
+        self._unsent: list[bytes] = []
         self._answers: dict[int, asyncio.Future[TransferAccept]] = {}
         self._open: dict[int, OpenTransfer] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -225,10 +226,19 @@ class HolderConnection(asyncio.BufferedProtocol):
         return transfer
 
     def send(self, message: ToHolder) -> None:
-        """Send a message, if the connection still stands."""
+        """Send a message, if the connection still stands; those of one turn of the loop go together."""
+        body = encode(message)
+        self._unsent += (header(len(body)), body)
+        if len(self._unsent) == 2:
+            if len(self._answers) > 1:
+                self._loop.call_soon(self._flush)
+            else:
+                self._flush()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = b"".join(self._unsent), []
         if self._transport is not None and self._failure is None:
-            body = encode(message)
-            self._transport.write(header(len(body)) + body)
+            self._transport.write(unsent)
 
     def forget(self, number: int) -> None:
         """A transfer has ended."""

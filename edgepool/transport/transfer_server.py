@@ -163,6 +163,8 @@ class _Session(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._served: dict[int, Serving] = {}
         self._reading: set[asyncio.Task[None]] = set()
+        self._unsent: list[bytes] = []
+        self._gathering = False
         self._last = -1
         self._heard_s = 0.0
 
@@ -198,11 +200,15 @@ class _Session(asyncio.BufferedProtocol):
         self._frames.received(nbytes)
         self._heard_s = self._loop.time()
         try:
+            self._gathering = True
             while (frame := self._frames.next_frame()) is not None:
                 self._take(decode(_TO_HOLDER, frame))
         except DecodeError as error:
             count(self._server.counters, refusals.GARBAGE)
             self.fail(f"the requester sent {error}")
+        finally:
+            self._gathering = False
+            self._flush()
 
     def pause_writing(self) -> None:
         """The requester does not take its answers: it asks for no more until it has."""
@@ -381,9 +387,16 @@ class _Session(asyncio.BufferedProtocol):
         source.done(0, reason)
 
     def _answer(self, answer: TransferAccept | TransferRefusal) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            body = encode(answer)
-            self._transport.write(header(len(body)) + body)
+        body = encode(answer)
+        self._unsent += (header(len(body)), body)
+        if not self._gathering:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send answers; those to requests that came together go together."""
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(unsent))
 
 
 def _base_of(request: TransferRequest, source: TransferSource) -> Base | None:

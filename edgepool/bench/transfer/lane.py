@@ -24,12 +24,12 @@ from edgepool.errors import Unavailable
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import ChainId, PeerId, format_address
 from edgepool.model.record import SignedRecord, TransmissionConfirmation, sign_record
-from edgepool.model.transfer import TransferRequest, confirmation_of
+from edgepool.model.transfer import INLINE_BYTES, TransferRequest, confirmation_of
 from edgepool.model.twin import DataKey, Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.partial import PartialBlob
-from edgepool.transport.fetching import Fetch
+from edgepool.transport.fetching import Fetch, fetch_small
 from edgepool.transport.identity import load_identity
 from edgepool.transport.packing import open_base
 from edgepool.transport.receiving import ChunkSink
@@ -37,6 +37,7 @@ from edgepool.transport.serving import TransferSource
 from edgepool.transport.tls import TlsTransport
 from edgepool.transport.transfer import TransferClient
 from edgepool.transport.transfer_server import TransferServer
+from edgepool.transport.vouching import Vouched
 
 FILES_AT_ONCE = 32
 _STORE_BYTES = 64 * 1024**3
@@ -48,6 +49,7 @@ class Sender:
     def __init__(self, folder: Path) -> None:
         self._settings = load_peer_settings(folder)
         self._transport: TlsTransport | None = None
+        self._vouched = Vouched()
         self._held: dict[bytes, tuple[Manifest, Path]] = {}
 
     async def open(self, host: str, path: Path) -> Where:
@@ -85,7 +87,7 @@ class Sender:
         """Nobody asks over links here."""
 
     def _serve(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
-        if not request.confirmation.authentic():
+        if not self._vouched.authentic(request.confirmation):
             return "the confirmation is not signed"
         manifest, path = self._held[confirmation_of(request.confirmation).root]
         base = next((self._held[root] for root in request.bases if root in self._held), None)
@@ -163,6 +165,8 @@ class Receiver:
         """Fetch the file at `place` from all holders; return how many bytes there are."""
         sink = _Sink()
         root, size_bytes = self._named(place)
+        if size_bytes <= INLINE_BYTES and len(self._senders) == 1 and not keep:
+            return await self._fetch_small(place)
         writers: list[PartialBlob] = []
 
         def open_sink(manifest: Manifest) -> ChunkSink:
@@ -193,6 +197,12 @@ class Receiver:
         """Return the root and the size of the file at `place`."""
         root, size_bytes = self._senders[0]["files"][place]
         return bytes.fromhex(root), size_bytes
+
+    async def _fetch_small(self, place: int) -> int:
+        sender = self._senders[0]
+        address = format_address(sender["host"], sender["port"])
+        confirmation = self._confirmations[sender["peer"], place]
+        return len(await fetch_small(self._client, PeerId(sender["peer"]), (address,), confirmation))
 
     async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
         address = format_address(sender["host"], sender["port"])
