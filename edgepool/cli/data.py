@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from edgepool.cli.console import columns, duration, err, out, print_json, run_async, say, size
@@ -112,10 +120,11 @@ def fetch(
     purpose: Purpose = "",
     json: Json = False,
 ) -> None:
-    """Get data straight from whoever has it, every chunk checked against the hash on chain.
+    """Get data straight from all who have it, every chunk checked against the hash on chain.
 
-    The file appears when all of it is there and checked, or not at all. If the owner's policy says no, the
-    error names the condition that failed.
+    The file appears when all of it is there and checked, or not at all; what has come stays, and the next
+    fetch goes on from there. A receipt on chain says what came from whom ('edgepool chain query FOLDER
+    --kind receipt'). If the owner's policy says no, the error names the condition that failed.
 
     Example: edgepool fetch plant/lathe-2 PTVA10212-03/model part.stl
     """
@@ -127,8 +136,11 @@ def fetch(
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
+        TaskProgressColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
+        TextColumn("{task.fields[sources]}"),
+        TimeRemainingColumn(compact=True),
         console=err,
         disable=json or not err.is_terminal,
         transient=True,
@@ -137,10 +149,11 @@ def fetch(
     async def work() -> dict[str, Any]:
         from edgepool.gateway.client import ApiClient
 
-        task = bar.add_task(f"looking for {key}", total=None)
+        task = bar.add_task(f"looking for {key}", total=None, sources="")
 
-        def progress(done_bytes: int, size_bytes: int) -> None:
-            bar.update(task, description=key, completed=done_bytes, total=size_bytes)
+        def progress(done_bytes: int, size_bytes: int, sources: int) -> None:
+            held = f"checked, from {sources} holder{'s' if sources > 1 else ''}"
+            bar.update(task, description=key, completed=done_bytes, total=size_bytes, sources=held)
 
         async with ApiClient.of(folder) as client:
             return await client.fetch(
@@ -158,11 +171,22 @@ def fetch(
     if json:
         print_json(done)
     else:
-        holder = done["holder_name"] or done["holder"]
         say(
-            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) came from {holder} "
+            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) {_came_from(done)} "
             f"in {duration(done['duration_ms'])} and is whole: {out_file}"
         )
+
+
+def _came_from(done: dict[str, Any]) -> str:
+    """Say from whom data came, and how much from each if there are several."""
+    shares = done["shares"]
+    names = [share["holder_name"] or share["holder"] for share in shares]
+    if not shares:
+        return "was here already, was written"
+    if len(shares) == 1:
+        return f"came from {names[0]}"
+    parts = [f"{name} ({size(share['size_bytes'])})" for name, share in zip(names, shares, strict=True)]
+    return f"came from {', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _check_key(key: str) -> None:

@@ -9,13 +9,12 @@ all times are bounded.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -33,7 +32,8 @@ from edgepool.errors import (
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, own_token, refusal, write_private
 from edgepool.gateway.budgetroutes import BudgetRoutes
 from edgepool.gateway.dataroutes import DataRoutes
-from edgepool.gateway.export import copy_out, in_path, out_path
+from edgepool.gateway.export import in_path
+from edgepool.gateway.fetchroutes import FetchRoutes
 from edgepool.gateway.liveroutes import LiveRoutes
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
 from edgepool.gateway.rightsroutes import RightsRoutes
@@ -41,7 +41,6 @@ from edgepool.gateway.views import (
     block_view,
     change_view,
     choose_chain,
-    fetched_view,
     offer_view,
     published_view,
 )
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_REQUESTS = 64
-PROGRESS_INTERVAL_S = 0.1
 CLOSE_TIMEOUT_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -79,15 +77,6 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: _Text
     version: _Version = 0
     timeout_ms: _TimeoutMs = 5_000
-    purpose: _Who = ""
-
-
-class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: _Text
-    out: _Text
-    version: _Version = 0
-    chain: _Text = ""
-    timeout_ms: _TimeoutMs = 60_000
     purpose: _Who = ""
 
 
@@ -184,7 +173,7 @@ class ApiServer:
             web.post("/v1/invitations/{id}/revoke", self._revoke),
             web.post("/v1/publish", self._publish),
             web.post("/v1/request", self._request),
-            web.post("/v1/fetch", self._fetch),
+            *FetchRoutes(self._peer, _read, _json, _write_line, _describe).routes(),
             *DataRoutes(self._peer, _read, _json).routes(),
             *BudgetRoutes(self._peer, _read, _json).routes(),
             *LiveRoutes(self._peer, _json, _write_line, _describe).routes(),
@@ -269,54 +258,6 @@ class ApiServer:
         look = {"version": body.version, "timeout_ms": body.timeout_ms}
         offers = await self._peer.request(key, **look, purpose=body.purpose)
         return _json([offer_view(offer) for offer in offers])
-
-    async def _fetch(self, request: web.Request) -> web.StreamResponse:
-        """Stream `{"done_bytes", "size_bytes"}` lines and at the end the result (or the error)."""
-        body = await _read(request, _Fetch)
-        DataKey.parse(body.key)
-        self._chain(body.chain)
-        out_path(body.out)
-        progress = [(0, 0)]
-        task = asyncio.create_task(self._fetch_to(body, progress))
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        try:
-            sent = progress[-1]
-            while not task.done():
-                await asyncio.wait({task}, timeout=PROGRESS_INTERVAL_S)
-                if request.transport is None or request.transport.is_closing():
-                    raise ConnectionResetError("the client has gone")
-                if progress[-1] != sent and not task.done():
-                    sent = progress[-1]
-                    await _write_line(request, response, {"done_bytes": sent[0], "size_bytes": sent[1]})
-            if not response.prepared:
-                return _json(await task)
-            try:
-                last = await task
-            except EdgepoolError as error:
-                last = _describe(error)[1]
-            await _write_line(request, response, last)
-            await response.write_eof()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        return response
-
-    async def _fetch_to(self, body: _Fetch, progress: list[tuple[int, int]]) -> dict[str, Any]:
-        def note(done_bytes: int, size_bytes: int) -> None:
-            progress[-1] = (done_bytes, size_bytes)
-
-        fetched = await self._peer.fetch(
-            body.key,
-            version=body.version,
-            chain=self._chain(body.chain),
-            purpose=body.purpose,
-            timeout_ms=body.timeout_ms,
-            progress=note,
-        )
-        out = out_path(body.out)
-        await asyncio.to_thread(copy_out, fetched.path, out)
-        holder = self._peer.member(fetched.holder)
-        return fetched_view(fetched, str(out), holder.name if holder else "")
 
     def _named_chain(self, request: web.Request) -> ChainId:
         return choose_chain(request.match_info["chain"], self._peer.pools).chain

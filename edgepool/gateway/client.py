@@ -216,11 +216,11 @@ class ApiClient:
         chain: str = "",
         purpose: str = "",
         timeout_ms: int = 60_000,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Have the peer fetch `key` into the file `out`; return views.fetched_view.
 
-        `progress` is called with (done_bytes, size_bytes) while data arrives.
+        `progress` is called with (done_bytes, size_bytes, holders that send) while data arrives.
         """
         body = {
             "key": key,
@@ -238,7 +238,7 @@ class ApiClient:
                 if "done_bytes" not in line:
                     return line
                 if progress is not None:
-                    progress(line["done_bytes"], line["size_bytes"])
+                    progress(line["done_bytes"], line["size_bytes"], line["sources"])
         raise Unavailable("the peer ended before the data was whole: look at its log, and fetch again")
 
     async def _get(self, path: str) -> Any:

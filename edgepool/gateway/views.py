@@ -172,8 +172,12 @@ def published_view(published: Published) -> dict[str, Any]:
     }
 
 
-def fetched_view(fetched: Fetched, path: str, holder_name: str) -> dict[str, Any]:
-    """Return the outcome of a fetch as JSON; `path` is where the caller wanted the data."""
+def fetched_view(fetched: Fetched, path: str, names: Mapping[PeerId, str]) -> dict[str, Any]:
+    """Return the outcome of a fetch as JSON; `path` is where the caller wanted the data.
+
+    `shares` are the holders of whom it came, who sent most first; none if the data was here already.
+    """
+    largest_first = sorted(fetched.shares.items(), key=lambda share: (-share[1], share[0]))
     return {
         "key": str(fetched.key),
         "version": fetched.version,
@@ -181,7 +185,11 @@ def fetched_view(fetched: Fetched, path: str, holder_name: str) -> dict[str, Any
         "size_bytes": fetched.size_bytes,
         "path": path,
         "holder": fetched.holder,
-        "holder_name": holder_name,
+        "holder_name": names[fetched.holder],
+        "shares": [
+            {"holder": peer, "holder_name": names[peer], "size_bytes": size_bytes}
+            for peer, size_bytes in largest_first
+        ],
         "duration_ms": fetched.duration_ms,
     }
 

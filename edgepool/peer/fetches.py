@@ -22,7 +22,7 @@ from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import TransferProgress, Transfers
 from edgepool.peer.budgets import PeerPace
 from edgepool.peer.receipts import Receipts
-from edgepool.peer.values import PeerMisbehaved
+from edgepool.peer.values import FetchProgress, PeerMisbehaved
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.partial import PartialBlob
@@ -45,8 +45,8 @@ LOOK_AGAIN_S = 5.0
 EXPIRED = "the confirmation has expired"
 """The condition that a holder names when a transfer has to be confirmed again."""
 
-ProgressCallback = Callable[[int, int], None]
-"""Called with (done_bytes, size_bytes)."""
+ProgressCallback = Callable[[FetchProgress], None]
+"""Called on the event loop as data comes."""
 FindOffers = Callable[[], Awaitable[Sequence[RankedOffer]]]
 
 
@@ -131,7 +131,7 @@ class Fetches:
             gathering.transfers[holder].conduit = self._client.conduit_to(holder)
             self._transfers.moved(gathering.transfers[holder], size_bytes)
             if progress is not None:
-                progress(fetch.done_bytes, body.size_bytes)
+                progress(FetchProgress(fetch.done_bytes, body.size_bytes, max(1, len(fetch.sources))))
 
         def pace(holder: PeerId) -> PeerPace:
             return PeerPace(self._peer.budgets.receiving, holder, key.kind)

@@ -235,7 +235,7 @@ class Peer(StreamingPeer):
 
         Writes a demand on `chain`, finds and ranks holders, has one countersign, transfers.
         `purpose` is what it is wanted for, which this peer signs and policies may ask for [S2.3].
-        `progress(done_bytes, size_bytes)` is called as it goes. Raises Unavailable if nobody has
+        `progress` is given a FetchProgress as it goes. Raises Unavailable if nobody has
         it, Refused with the condition that failed, RemoteError naming a holder that cheated.
         """
         self._check_open()

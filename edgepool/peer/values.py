@@ -54,6 +54,15 @@ class Fetched:
         return self.path.read_bytes()
 
 
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """How far a fetch is: bytes that are here and checked, out of how many, and how many holders send now."""
+
+    done_bytes: int
+    size_bytes: int
+    sources: int
+
+
 # --- events of watch() --------------------------------------------------------------------------
 
 

@@ -255,11 +255,12 @@ async def test_data_goes_from_a_file_here_to_a_file_there(cell: Cell) -> None:
     assert offers[0]["root"] == published["root"]
     assert offers[0]["proof"]["height"] == published["height"]
 
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     fetched = await cell.lathe.fetch("P-1/model", out, progress=lambda *step: seen.append(step))
     assert out.read_bytes() == data
     assert (fetched["root"], fetched["holder_name"]) == (published["root"], "mill")
-    assert all(done <= size == len(data) for done, size in seen)
+    assert [share["size_bytes"] for share in fetched["shares"]] == [len(data)]
+    assert all(done <= size == len(data) and sources == 1 for done, size, sources in seen)
     assert not list(cell.folder.glob(".copy*"))
 
     status = await cell.lathe.status()

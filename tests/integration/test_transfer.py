@@ -33,8 +33,9 @@ from edgepool.transport.fetching import Fetch, fetch
 from edgepool.transport.lane import LANE, LaneKey
 from edgepool.transport.receiving import ChunkSink, WrongChunk
 from edgepool.transport.serving import TransferSource
+from edgepool.transport.session import MAX_OWED
 from edgepool.transport.transfer import TransferClient
-from edgepool.transport.transfer_server import CONNECTIONS, MAX_OWED, TransferServer
+from edgepool.transport.transfer_server import CONNECTIONS, TransferServer
 
 MIB = 1024 * 1024
 SHORT = Limits(transfer_stall_ms=300)
