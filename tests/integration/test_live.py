@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from peer_cell import open_cell
 
 from edgepool import DataKey, LocalError, Peer, Refused
+from edgepool.bench.live import measure_live
 from edgepool.config import LiveSettings, PeerSettings
 from edgepool.core.live.following import Item, Missed, Restarted, Sample
 from edgepool.gateway.app import ApiServer
@@ -241,3 +242,11 @@ async def command(name: str, folder: Path, *words: str) -> AsyncIterator[Process
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_short_measurement_loses_nothing_and_tells_all_its_figures() -> None:
+    report = await measure_live(200, 1_000, 2, 1.0, 400, lambda text: None)
+    assert report.missed == 0
+    assert report.samples > 0
+    assert 0 < report.delay_p50_us <= report.delay_p99_us <= report.delay_max_us
+    assert set(report.records) == {"calm", "live", "live_and_bulk"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from edgepool.cli.bench import chain, conduit, ledger, parts, pools, transfer
+from edgepool.cli.bench import chain, conduit, ledger, live, parts, pools, transfer
 
 app = typer.Typer()
 app.callback(invoke_without_command=True)(parts.bench)
@@ -12,4 +12,5 @@ app.command("ledger")(ledger.ledger)
 app.command("pools")(pools.pools)
 app.command("chain")(chain.chain)
 app.command("conduit")(conduit.conduit)
+app.command("live")(live.live)
 app.command("transfer")(transfer.transfer)
