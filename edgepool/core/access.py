@@ -18,7 +18,7 @@ from edgepool.model.policy import PolicyTerms
 from edgepool.model.twin import DataKey
 
 SEALED = "the policy under which this data came cannot be read any more: fetch it again"
-UNOFFERED = "it is offered in no pool of this holder"
+UNOFFERED = "this holder does not offer it under this key in a pool"
 
 
 class Access:
@@ -43,8 +43,8 @@ class Access:
         """
         if root in self.origins and self.origins[root] is None:
             return None, SEALED
-        pools = [one for one, chain in self._chains.items() if subject.peer in chain.people]
-        owners = self._owners(key, root)
+        pools = [one for one, chain in self._chains.items() if _belongs(subject.peer, chain)]
+        owners = self._owners(key, root) if self._offers(key, root) else {}
         origin = self.origins.get(root)
         if self._me in owners and origin is None:
             owners = {self._me: owners[self._me]}
@@ -88,6 +88,18 @@ class Access:
         terms = _terms(self._chains[chain].state.policy(owner, key)) if owner is not None else None
         return terms is not None and terms.hidden
 
+    def _offers(self, key: DataKey, root: bytes) -> bool:
+        """Say whether this peer itself offers the data under this key, on a chain where it is a member.
+
+        Else somebody could offer others' data under another key, for which there is no policy, and have it.
+        """
+        return any(
+            entry.holder == self._me and entry.offer.root == root
+            for chain in self._chains.values()
+            if chain.member
+            for entry in chain.state.offers_of(key)
+        )
+
     def _owners(self, key: DataKey, root: bytes) -> dict[PeerId, list[ChainId]]:
         """Return who owns data on chains where this peer is a member, with those chains."""
         owners: dict[PeerId, list[ChainId]] = {}
@@ -107,6 +119,12 @@ class Access:
         if chain is None:
             return origin.terms
         return _terms(chain.state.policy(origin.owner, origin.key))
+
+
+def _belongs(peer: PeerId, chain: Chain) -> bool:
+    """Say whether `peer` is in a pool: it votes, is about to, or observes; not who left or is only named."""
+    observers = chain.genesis.invitation.observers
+    return chain.state.may_write(peer) or any(one.peer == peer for one in observers)
 
 
 def _terms(entry: PolicyEntry | None) -> PolicyTerms | None:

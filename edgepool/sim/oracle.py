@@ -22,11 +22,14 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import BEACON_LENGTH, Genesis
 from edgepool.model.record import (
     ChainAnchor,
+    Complaint,
+    DataDemand,
     MachiningCompletion,
     MachiningProcedure,
     MachiningRequirement,
     MembershipChange,
     SignedRecord,
+    TransferReceipt,
 )
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
@@ -225,6 +228,10 @@ class ChainOracle:
             return f"it stands at {self.places[signed.id]} already"
         coordinators = isinstance(record.body, MachiningRequirement | MembershipChange | TrustChange)
         if record.author in self.members or record.author in self.newest_members:
+            return ""
+        asks = isinstance(record.body, DataDemand | TransferReceipt | Complaint)
+        clients = [one.peer for one in self.genesis.invitation.observers if one.role == "client"]
+        if asks and record.author in clients:
             return ""
         own = coordinators and record.author == self.genesis.invitation.coordinator
         return "" if own else "its author is no member"

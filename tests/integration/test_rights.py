@@ -59,6 +59,7 @@ def test_a_policy_is_kept_a_refusal_is_named_and_a_regulator_sees_records_and_no
         assert "not for you: no purpose is stated" in edgepool("request", lathe, KEY)
         assert "came from mill" in edgepool("fetch", lathe, KEY, copy, "--purpose", "production")
         assert copy.read_bytes() == data.read_bytes()
+        assert len(list((lathe / "origins").glob("*.bin"))) == 1, "the policy has come with the data"
 
         with running(auditor):
             until(lambda: height_at(auditor) >= height_at(mill) > 0)
@@ -98,7 +99,12 @@ async def test_holders_refuse_what_the_policy_says_whatever_the_asker_runs(tmp_p
             await ask(regulator)
         with pytest.raises(Refused, match="refused by m0: a client may read data only where a policy"):
             await ask(client)
-        await owner.rights.set_policy(KEY, PolicyTerms(roles=("client",)), cell.chain)
+        (theirs,) = {one.organisation for one in owner.connected()}
+        await owner.rights.set_policy(KEY, PolicyTerms(organisations=("Others",)), cell.chain)
+        with pytest.raises(Refused, match=f"organisation '{theirs}' is not among those"):
+            await other.fetch(KEY, chain=cell.chain)
+        terms = PolicyTerms(organisations=(theirs,), roles=("client",))
+        await owner.rights.set_policy(KEY, terms, cell.chain)
         await ask(client)
         with pytest.raises(Refused, match="refused by m0: role 'machine' is not among client"):
             await other.fetch(KEY, chain=cell.chain)
@@ -108,14 +114,15 @@ async def test_holders_refuse_what_the_policy_says_whatever_the_asker_runs(tmp_p
         async for event in events:
             if isinstance(event, DataAsked):
                 told.append((event.name, event.granted))
-            if len(told) == 5:
+            if len(told) == 6:
                 break
-        expected = [("auditor", False), ("customer", False), ("customer", True), ("m1", False)]
-        assert told == [*expected, ("auditor", False)]
+        refused = [("auditor", False), ("customer", False), ("m1", False)]
+        assert told == [*refused, ("customer", True), ("m1", False), ("auditor", False)]
     entries = list(read_audit(tmp_path / "m0"))
     assert [(one.role, one.granted) for one in entries] == [
         ("regulator", False),
         ("client", False),
+        ("machine", False),
         ("client", True),
         ("machine", False),
         ("regulator", False),

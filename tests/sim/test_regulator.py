@@ -1,4 +1,4 @@
-"""A regulator sees all records of its network, comes whenever it likes, and gets no data [S1.2]."""
+"""Roles without a vote [S1.2]: a regulator sees all records and no data, a client demands and is granted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 
 from edgepool.core.machine import ConfirmTransfer, FindData, FormPool, RankedOffer
 from edgepool.errors import Refused
+from edgepool.model.policy import DataPolicy, PolicyTerms
 from edgepool.model.pool import Genesis, Invitation
-from edgepool.model.record import DataDemand, DataOffer
+from edgepool.model.record import DataDemand, DataOffer, SignedRecord
 from edgepool.model.twin import DataKey
 from edgepool.sim.world import EPOCH_MS, NETWORK, SimPeer, World
 
@@ -25,11 +26,10 @@ class Plant:
         for machine in self.machines:
             self.world.connect(self.cloud, machine)
 
-    def form(self, name: str, members: list[SimPeer]) -> Genesis:
+    def form(self, name: str, members: list[SimPeer], *watching: SimPeer) -> Genesis:
         people = tuple(peer.member for peer in members)
-        invitation = Invitation(
-            *(NETWORK, name, "fixed", self.cloud.id, people, (self.cloud.member,), (), EPOCH_MS, 0)
-        )
+        observers = tuple(peer.member for peer in (self.cloud, *watching))
+        invitation = Invitation(*(NETWORK, name, "fixed", self.cloud.id, people, observers, (), EPOCH_MS, 0))
         genesis = self.world.command(self.cloud, FormPool(invitation))
         assert isinstance(genesis, Genesis)
         assert self.world.run_until(lambda: all(genesis.chain in one.node.chains for one in members), 1_000)
@@ -95,3 +95,53 @@ def test_it_writes_nothing_asks_nothing_and_gets_no_data() -> None:
         plant.world.command(eye, FindData(KEY, 0, 5_000))
     with pytest.raises(Refused, match="a regulator may not read data"):
         plant.world.command(eye, ConfirmTransfer(offer.holder, KEY, ROOT, EPOCH_MS + 300_000))
+
+
+def test_a_client_in_a_pool_demands_data_and_has_it_where_a_policy_names_clients() -> None:
+    plant = Plant()
+    customer = plant.world.add("customer", role="client", coordinator=plant.cloud.id)
+    plant.world.connect(plant.cloud, customer)
+    pool, holder = plant.form("first", plant.machines, customer), plant.machines[0]
+    plant.world.hold(holder, ROOT, 1000)
+    plant.world.submit(holder, DataOffer(KEY, 1, ROOT, 1000, "", 96), pool.chain)
+    assert plant.world.run_until(lambda: pool.chain in customer.node.chains, 20_000)
+    plant.world.submit(customer, demand(0), pool.chain)
+    with pytest.raises(Refused, match="a client may not offer data"):
+        plant.world.submit(customer, DataOffer(KEY, 2, ROOT, 1000, "", 96), pool.chain)
+    found = plant.world.command(customer, FindData(KEY, 0, 5_000))
+    assert isinstance(found, tuple)
+    offer = found[0]
+    assert isinstance(offer, RankedOffer)
+    assert "a client may read data only where a policy" in offer.refusal
+    command = ConfirmTransfer(offer.holder, KEY, ROOT, EPOCH_MS + 300_000, "acceptance")
+    with pytest.raises(Refused, match="a client may read data only where a policy"):
+        plant.world.command(customer, command)
+    terms = PolicyTerms(roles=("client",), purposes=("acceptance",))
+    plant.world.submit(holder, DataPolicy(KEY.part, "*", 1, terms), pool.chain)
+    confirmed = plant.world.command(customer, command)
+    assert isinstance(confirmed, SignedRecord)
+    assert confirmed.record.body.purpose == "acceptance"  # type: ignore[union-attr]
+    (origin,) = customer.node.directory.access.origins.values()
+    assert origin is not None
+    assert (origin.owner, origin.terms) == (holder.id, terms)
+
+
+def test_what_a_policy_hides_is_found_on_its_chain_only() -> None:
+    plant = Plant()
+    here, there = plant.form("here", plant.machines[:3]), plant.form("there", plant.machines[2:])
+    holder, inside, outside = plant.machines[0], plant.machines[1], plant.machines[3]
+    plant.world.hold(holder, ROOT, 1000)
+    plant.world.submit(holder, DataOffer(KEY, 1, ROOT, 1000, "", 96), here.chain)
+    assert there.chain in outside.node.chains
+
+    def finds(peer: SimPeer) -> int:
+        found = plant.world.command(peer, FindData(KEY, 0, 5_000))
+        assert isinstance(found, tuple)
+        return len(found)
+
+    assert (finds(inside), finds(outside)) == (1, 1)
+    plant.world.submit(holder, DataPolicy("*", "*", 1, PolicyTerms(hidden=True)), here.chain)
+    assert plant.world.run_until(
+        lambda: all(one.node.chains[here.chain].state.height == 2 for one in plant.machines[:3]), 5_000
+    )
+    assert (finds(inside), finds(outside)) == (1, 0)

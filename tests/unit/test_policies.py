@@ -210,7 +210,8 @@ class Holder:
         self.chains: dict[ChainId, Any] = {}
         for world in worlds:
             people = dict.fromkeys(world.peers)
-            chain = SimpleNamespace(state=world.state, people=people, member=me in world.state.members)
+            member = me in world.state.members
+            chain = SimpleNamespace(state=world.state, people=people, member=member, genesis=world.genesis)
             self.chains[world.genesis.chain] = chain
         self.access = Access(me, self.chains, default)
 
@@ -228,7 +229,7 @@ class Other(World):
 
 def test_the_owners_policy_counts_and_not_that_of_who_offers_it_too() -> None:
     world = World()
-    world.pack(world.offer(0), world.offer(1), policy(world, 0))
+    world.pack(world.offer(0), world.offer(1), world.offer(2), policy(world, 0))
     world.pack(policy(world, 1, terms=PolicyTerms(members=(world.peers[1],))))
     for holder in (0, 1, 2):
         access = Holder(world.peers[holder], world)
@@ -247,6 +248,28 @@ def test_what_is_offered_nowhere_is_not_for_sharing_and_observers_record_nothing
     assert Holder(world.outsider.peer, world).admit("p") == (None, UNOFFERED)
 
 
+def test_nobody_has_data_by_offering_it_under_another_key() -> None:
+    world = World()
+    other = DataKey("free", "model")
+    world.pack(world.offer(0), policy(world, 0), world.offer(1, key=other))
+    access = Holder(world.peers[0], world).access
+    assert access.admit(Subject(PeerId("p")), other, ROOT, "marketing", 1000) == (None, UNOFFERED)
+
+
+def test_who_has_left_or_is_only_proposed_is_in_no_pool() -> None:
+    world = World()
+    terms = PolicyTerms(pools=(world.genesis.chain,))
+    world.pack(world.offer(0), policy(world, 0, terms=terms))
+    newcomer = world.newcomer("n").peer
+    world.pack(world.record(world.coordinator, world.change(incoming=world.newcomer("n"))))
+    holder = Holder(world.peers[0], world)
+    assert holder.admit(world.peers[3])[1] == ""
+    assert "in none of the pools" in holder.admit(newcomer)[1]
+    world.decide(world.change(world.signers[3]))
+    world.pack(world.demand(0))
+    assert "in none of the pools" in holder.admit(world.peers[3])[1]
+
+
 def test_of_several_chains_with_the_data_the_one_that_allows_it_is_taken_the_common_one_first() -> None:
     strict, open_ = World(), Other()
     strict.pack(strict.offer(0), policy(strict, 0, terms=PolicyTerms(members=(strict.peers[3],))))
@@ -258,7 +281,7 @@ def test_of_several_chains_with_the_data_the_one_that_allows_it_is_taken_the_com
 
 def test_who_offers_others_data_as_its_own_elsewhere_frees_nobody_else_to_hand_it_on() -> None:
     strict, open_ = World(), Other()
-    strict.pack(strict.offer(0), policy(strict, 0))
+    strict.pack(strict.offer(0), strict.offer(2), policy(strict, 0))
     open_.pack(open_.offer(1))
     third = Holder(strict.peers[2], strict, open_)
     assert "marketing" in third.admit("stranger", "marketing")[1]
@@ -280,6 +303,7 @@ def test_what_came_under_a_policy_is_handed_on_under_it_and_never_as_ones_own() 
     assert holder.admit("stranger") == (here.genesis.chain, "")
     source.pack(policy(source, 0, version=2, terms=PolicyTerms(purposes=("marketing",))))
     informed = Holder(here.peers[1], here, source)
+    assert here.peers[1] == source.peers[1]
     informed.access.origins[ROOT] = Origin(KEY, proof)
     assert informed.admit("stranger", "marketing")[1] == "", (
         "the policy that stands now, where it can be seen"
