@@ -265,7 +265,8 @@ class NodeLoop:
             place += 1
             if isinstance(event, Received) and isinstance(event.message, Records):
                 await _check_signatures(event.message.records, work)
-        self._ready.set()
+        if self._events:
+            self._ready.set()
 
     def _write(self, items: list[Item]) -> None:
         self._store.write(items)
