@@ -333,6 +333,9 @@ def make_folders(folder: Path) -> list[Validator]:
     for name, address in zip(MACHINES, listen[1:], strict=True):
         plan = PeerPlan(name, "works", listen=address, coordinators=(coordinator,), known_peers=(known,))
         make_peer_folder(folder / name, plan, authority)
+    for name in NAMES:
+        with (folder / name / "edgepool.toml").open("a", encoding="utf-8") as settings:
+            settings.write("\n[storage]\nkeep_free_bytes = 0\n")  # the small disks of rigs have none to spare
     return [Validator(folder / name) for name in NAMES]
 
 
