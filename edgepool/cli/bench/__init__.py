@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from edgepool.cli.bench import chain, conduit, ledger, live, parts, pools, transfer
+from edgepool.cli.bench import chain, conduit, ledger, live, parts, pools, transfer, transport
 
 app = typer.Typer()
 app.callback(invoke_without_command=True)(parts.bench)
@@ -14,3 +14,4 @@ app.command("chain")(chain.chain)
 app.command("conduit")(conduit.conduit)
 app.command("live")(live.live)
 app.command("transfer")(transfer.transfer)
+app.command("transport")(transport.transport)

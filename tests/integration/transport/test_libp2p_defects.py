@@ -27,6 +27,9 @@ from libp2p.io.utils import read_exactly
 from libp2p.network import swarm as stock_swarm
 from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as CircuitPeer
+from libp2p.relay.circuit_v2.protocol import CircuitV2Protocol
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import Yamux as StockYamux
 from libp2p.tools.anyio_service import background_trio_service
@@ -324,3 +327,54 @@ def test_a_port_is_not_shared() -> None:
 
     assert not trio.run(both_listen, lambda: Tcp(4, lambda reason: None))
     assert trio.run(both_listen, StockTcp)
+
+
+class _FakeStream:
+    """A stream to a relay: at its end at once; what is written and whether it was closed is kept."""
+
+    def __init__(self, peer: ID) -> None:
+        self.muxed_conn = self
+        self.peer_id = peer
+        self.closed = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        return b""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def reset(self) -> None:
+        self.closed = True
+
+    def is_open(self) -> bool:
+        return not self.closed
+
+
+def _relay() -> CircuitV2Protocol:
+    return CircuitV2Protocol(Connections(begin(), lambda reason: None).host, allow_hop=True)
+
+
+def test_its_relay_gives_places_in_the_name_of_others() -> None:
+    """Why its circuit relay is not used, first reason: anybody fills the table with invented peers."""
+    relay, stranger, other = (
+        _relay(),
+        ID.from_pubkey(_key(b"s").public_key),
+        ID.from_pubkey(_key(b"o").public_key),
+    )
+    asked = HopMessage(type=HopMessage.RESERVE, peer=CircuitPeer(id=other.to_bytes()))
+    trio.run(relay._handle_reserve, _FakeStream(stranger), asked)
+    assert set(relay.resource_manager._reservations) == {other}
+
+
+def test_its_relay_ends_one_circuit_of_a_peer_with_another() -> None:
+    """Why its circuit relay is not used, second reason: a gateway has many, one to each member."""
+    relay, source = _relay(), ID.from_pubkey(_key(b"s").public_key)
+    first, second = ((_FakeStream(source), _FakeStream(source)) for _ in range(2))
+    # This is how it keeps the circuits of one source: under one key.
+    relay._active_relays[source] = first
+    relay._active_relays[source] = second
+    trio.run(relay._relay_data, *first, source)
+    assert [stream.closed for stream in second] == [True, True]
+    assert "self._active_relays[source_addr] = (stream, None)" in inspect.getsource(CircuitV2Protocol)
