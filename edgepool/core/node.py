@@ -318,9 +318,6 @@ class Node:
             coordinator = genesis.invitation.coordinator
             return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
         chain = self._add_chain(genesis, 0, b"")
-        for peer in self.directory.connected_peers:
-            if self._follows(peer, chain):
-                chain.watch(peer)
         effects: list[Effect] = [Persist(NewChain(genesis)), Notify(PoolJoined(genesis))]
         return effects + self._merge(chain.start(now), now)
 
@@ -379,6 +376,9 @@ class Node:
         )
         chain.trust_known(self.trust)
         self.chains[chain.id] = chain
+        for peer in self.directory.connected_peers:
+            if self._follows(peer, chain):
+                chain.watch(peer)
         return chain
 
     def _as_member(self) -> Member:

@@ -208,11 +208,11 @@ class DataRights:
         at: str = "confirmation",
     ) -> None:
         peer, granted, now = subject.peer, not reason, self._clock.now()
-        name = next((one.name for one in self._peer.connected() if one.peer == peer), "")
-        self._peer.tell(DataAsked(peer, name, subject.organisation, key, purpose, granted, reason))
         unwritten = self._ration(peer, granted).spend(now.monotonic_ms)
         if unwritten is None:
-            return
+            return  # nor are watchers told: a flood would push everything else out of their queues
+        name = next((one.name for one in self._peer.connected() if one.peer == peer), "")
+        self._peer.tell(DataAsked(peer, name, subject.organisation, key, purpose, granted, reason))
         entry = AuditEntry(
             now.wall_ms,
             peer,
