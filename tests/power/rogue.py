@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from edgepool.cli.main import main
 from edgepool.model.transfer import TransferAccept
 from edgepool.model.twin import Manifest
-from edgepool.transport import transfer_server
+from edgepool.transport import session
 from edgepool.transport.lane import FRAME_BYTES, LAST, Sealer
 from edgepool.transport.serving import Serving
 
@@ -125,10 +125,10 @@ def be_rogue(folder: Path) -> None:
     """Take the place of the product's sending code in this process, and run the peer."""
     global _behaviour
     _behaviour = folder / "behaviour"
-    honest = transfer_server._Session._answer
-    transfer_server.Serving = Liar  # type: ignore[misc]
-    transfer_server._Session._answer = lambda session, message: answer(  # type: ignore[method-assign]
-        session, message, honest
+    honest = session.Session._answer
+    session.Serving = Liar  # type: ignore[misc]
+    session.Session._answer = lambda one, message: answer(  # type: ignore[method-assign]
+        one, message, honest
     )
     sys.argv = ["edgepool", "run", str(folder), "--json"]
     main()

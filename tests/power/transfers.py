@@ -101,7 +101,7 @@ class Plant:
     async def _fetch(self) -> None:
         """Have the requester fetch; note what it says that it has."""
 
-        def progress(done_bytes: int, size_bytes: int) -> None:
+        def progress(done_bytes: int, size_bytes: int, _: int) -> None:
             self._told_bytes = done_bytes
 
         self._told_bytes = 0
