@@ -115,7 +115,8 @@ def fetch(
     version: Version = 0,
     chain: Chain = "",
     timeout: Annotated[
-        float, typer.Option(min=1, max=LONGEST_FETCH_S, help="How long it may take, in seconds.")
+        float,
+        typer.Option(min=1, max=LONGEST_FETCH_S, help="Give up when nothing comes for so many seconds."),
     ] = 60,
     purpose: Purpose = "",
     json: Json = False,

@@ -19,7 +19,7 @@ from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import Accounting, Transfers
 from edgepool.peer.budgets import PeerPace
 from edgepool.peer.fetches import EXPIRED, Fetches, ProgressCallback, offer_of
-from edgepool.peer.values import Fetched, Published
+from edgepool.peer.values import Fetched, FetchProgress, Published
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.space import size_of
@@ -148,12 +148,23 @@ class DataPlane:
         if refused:
             raise Refused(refused)
         self._accounting.demands += 1
+        timeout_s = timeout_ms / 1000
         try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                fetched = await self._fetch(key, version, features, composition, chain, progress, purpose)
+            async with asyncio.timeout(timeout_s) as deadline:
+
+                def moved(now: FetchProgress) -> None:
+                    whole = now.done_bytes == now.size_bytes  # the disk takes as long as it takes
+                    until_s = asyncio.get_running_loop().time() + timeout_s
+                    deadline.reschedule(None if whole else until_s)
+                    if progress is not None:
+                        progress(now)
+
+                fetched = await self._fetch(key, version, features, composition, chain, moved, purpose)
         except TimeoutError:
             self._accounting.failed += 1
-            raise Unavailable(f"{key} did not arrive within {timeout_ms / 1000:g} s") from None
+            raise Unavailable(
+                f"nothing of {key} has come for {timeout_s:g} s: what had come before is kept"
+            ) from None
         except BaseException:
             self._accounting.failed += 1
             raise

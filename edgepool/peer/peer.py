@@ -231,9 +231,10 @@ class Peer(StreamingPeer):
         timeout_ms: int = 60_000,
         progress: ProgressCallback | None = None,
     ) -> Fetched:
-        """Get data straight from its best holder, every chunk checked [S3.13 to S3.15].
+        """Get data straight from all who have it, every chunk checked [S3.13 to S3.15].
 
-        Writes a demand on `chain`, finds and ranks holders, has one countersign, transfers.
+        Writes a demand on `chain`, finds and ranks holders, has them countersign, draws from several at once,
+        leaves a receipt. Gives up when nothing came for `timeout_ms`; the next fetch goes on from there.
         `purpose` is what it is wanted for, which this peer signs and policies may ask for [S2.3].
         `progress` is given a FetchProgress as it goes. Raises Unavailable if nobody has
         it, Refused with the condition that failed, RemoteError naming a holder that cheated.

@@ -96,9 +96,9 @@ class Serving:
         threading.Thread(target=self._run, name="edgepool send", daemon=True).start()
 
     @property
-    def begun(self) -> bool:
-        """Whether the data connection has come."""
-        return self._connection is not None
+    def over(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return self._over
 
     def send(self, first: int, count: int) -> None:
         """Send these chunks after those that were asked for before."""

@@ -61,7 +61,7 @@ class TransferServer:
     def take(self, connection: socket.socket, token: bytes) -> bool:
         """Take a data connection by the token that it began with; each is good once."""
         serving = self._awaited.pop(token, None)
-        if serving is None:
+        if serving is None or serving.over:
             return False
         serving.begin(connection, self.limits.transfer_stall_ms / 1000)
         return True

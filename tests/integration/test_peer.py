@@ -16,12 +16,14 @@ import pytest
 from peer_cell import NETWORK, make_coordinator, make_machine, open_cell
 
 from edgepool import DataKey, LocalError, Peer, Refused, StorageError, Unavailable
+from edgepool.config import BudgetSettings
 from edgepool.gateway.pools import pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import parse_address
 from edgepool.model.record import DataDemand, MachiningCompletion, TransferReceipt
 from edgepool.peer.values import BlockAdded, PeerEvent, PoolEntered, RecordCommitted, TransferEnded
 from edgepool.peer.verify import verify_chain
+from edgepool.transport.lane import LANE
 
 KEY = DataKey("PTVA10212-01", "model")
 
@@ -310,3 +312,20 @@ async def test_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> N
             [peer],
             timeout_s=5,
         )
+
+
+async def test_a_fetch_takes_as_long_as_data_keeps_coming_and_no_longer(tmp_path: Path) -> None:
+    data = os.urandom(6_000_000)
+    async with open_cell(tmp_path, 2) as cell:
+        holder, requester = cell.machines
+        await holder.publish(KEY, data)
+        await holder.budgets.change(BudgetSettings(mbit_s=16))  # three seconds, with pieces all along
+        assert (await requester.fetch(KEY, timeout_ms=2_000)).read() == data
+    async with open_cell(tmp_path / "silent", 2) as cell:
+        holder, requester = cell.machines
+        await holder.publish(KEY, data)
+        real = holder._transport._listener.plain.pop(LANE)
+        with pytest.raises(Unavailable, match=r"nothing of|data connection|ended the transfer early"):
+            await requester.fetch(KEY, timeout_ms=1_000)
+        holder._transport._listener.plain[LANE] = real
+        assert (await requester.fetch(KEY)).read() == data
