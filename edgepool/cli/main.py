@@ -39,6 +39,7 @@ from edgepool.cli import (
     status,
     stored,
     topology,
+    trust,
     verify,
 )
 from edgepool.cli.console import show_error
@@ -101,6 +102,15 @@ chain.app.command("genesis")(proof.export_genesis)
 app.command("rights")(rights.rights)
 app.add_typer(policy.app, name="policy")
 app.command("audit")(audit.audit)
+for name, command in (
+    ("list", trust.list_),
+    ("admit", trust.admit),
+    ("retire", trust.retire),
+    ("approve", trust.approve),
+    ("trust", trust.trust),
+):
+    org.app.command(name)(command)
+member.app.command("revoke")(trust.revoke)
 app.add_typer(org.app, name="org")
 app.add_typer(member.app, name="member")
 app.add_typer(chain.app, name="chain")

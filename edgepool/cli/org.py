@@ -12,14 +12,14 @@ from edgepool.cli.console import print_json, say
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make the authority of an organisation, whose certificates let gateways into its network.",
+    help="Make the authority of an organisation, and say which organisations a network trusts.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback()
 def org() -> None:
-    """Make the authority of an organisation, whose certificates let gateways into its network."""
+    """Make the authority of an organisation, and say which organisations a network trusts."""
 
 
 @app.command("init")

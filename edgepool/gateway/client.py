@@ -25,7 +25,8 @@ from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, rea
 from edgepool.gateway.registrar import InvitationView, NewInvitation
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
-from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
+from edgepool.peer.trustview import TrustStatus
+from edgepool.peer.values import BudgetStatus, ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
@@ -128,6 +129,27 @@ class ApiClient:
         """Have a registrar invite a gateway; the answer holds the code, which is shown this once."""
         body = {"name": name, "role": role, "machine_type": machine_type, "pool": pool, "valid_ms": valid_ms}
         return _as(NewInvitation, await self._post("/v1/invitations", body, timeout_s=ANSWER_TIMEOUT_S))
+
+    async def trust(self) -> TrustStatus:
+        """Return whom the peer trusts, and what is open about that."""
+        return _as(TrustStatus, await self._get("/v1/trust"))
+
+    async def change_trust(
+        self, step: str, what: str, *, from_ms: int = 0, reason: str = "", pool: str = ""
+    ) -> dict[str, Any]:
+        """Have the peer propose 'admit' (a root in PEM), 'retire' (a root) or 'revoke' (a peer).
+
+        Returns `subject` (what it is about), and where the peer's word stands.
+        """
+        body = {"step": step, "what": what, "from_ms": from_ms, "reason": reason, "pool": pool}
+        return _as(dict[str, Any], await self._post("/v1/trust", body, timeout_s=2 * ANSWER_TIMEOUT_S))
+
+    async def approve_trust(self, change: str = "") -> dict[str, Any]:
+        """Have the peer approve an open change of trust by the beginning of its id ('': the only one)."""
+        body = {"change": change}
+        return _as(
+            dict[str, Any], await self._post("/v1/trust/approve", body, timeout_s=2 * ANSWER_TIMEOUT_S)
+        )
 
     async def invitations(self) -> list[InvitationView]:
         """Return a registrar's invitations, the oldest first."""

@@ -86,7 +86,7 @@ class Trusting:
                     installed=trusted.is_installed(fingerprint),
                     admitted=known is not None and bool(known.der),
                     trusted=fingerprint in now_trusted,
-                    retired_ms=0 if never or known is None else known.retired_ms,
+                    retired_ms=0 if never or known is None else max(1, known.retired_ms),
                     valid_until_ms=root.valid_until_ms if root else 0,
                 )
             )
