@@ -76,10 +76,12 @@ class FixedPool(Settings, frozen=True):
 class AuthoritySettings(Settings, frozen=True):
     """Where the organisation's authority is (authority.pem, authority.key), if this peer invites others.
 
-    A coordinator with `folder` set is a registrar: 'edgepool invite' makes codes for it [S3.6].
+    A coordinator with `folder` set is a registrar: 'edgepool invite' makes codes for it [S3.6]. What it
+    issues is valid for `certificate_valid_s` seconds; members renew it by themselves in time.
     """
 
     folder: Annotated[str, Meta(max_length=4096)] = ""
+    certificate_valid_s: Annotated[int, Meta(ge=5, le=3650 * 86_400)] = 365 * 86_400
 
 
 class ConduitSettings(Settings, frozen=True):

@@ -29,6 +29,8 @@ from fuzz_world import (
 
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
+from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import (
@@ -232,6 +234,18 @@ class Liar(Governing):
         terms = confirmation_terms(NETWORK, key, root, signer.peer, holder, until_ms, purpose)
         return ConfirmRequest(
             self._number(), key, root, signer.peer, until_ms, signer.sign("confirmation", terms), purpose
+        )
+
+    def _certify(self) -> Message:
+        """Ask for a certificate, give one, or show one: of anybody, and none that can be read."""
+        der = self._one((b"", self._bytes(32), bytes(MAX_CERTIFICATE_BYTES)))
+        signature = self._one((b"", self._bytes(64)))
+        return self._one(
+            (
+                CertificateRequest(self._peer(), signature),
+                CertificateAnswer(self._peer(), der, "x" * self._one((0, 1, 256))),
+                CertificateShown(der),
+            )
         )
 
     def _confirm_answer(self) -> Message:

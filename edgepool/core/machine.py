@@ -9,21 +9,19 @@ before it is spoken and a record before it is acknowledged. One deadline is pull
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
-
-from msgspec import Meta
 
 from edgepool.core.rights import Subject
-from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, Header
-from edgepool.model.codec import Wire
-from edgepool.model.fields import Height, MaybeHash
+from edgepool.core.stored import BlockSource as BlockSource
+from edgepool.core.stored import KeptRecord as KeptRecord
+from edgepool.core.stored import SavedSnapshot as SavedSnapshot
+from edgepool.model.block import CertifiedBlock, Handover
+from edgepool.model.certifying import Certifying
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, OfferProof, Origin
 from edgepool.model.pool import Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
-from edgepool.model.vote import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +168,24 @@ class ChangeTrust:
     change: TrustChange
 
 
-Command = SubmitRecord | FindData | ConfirmTransfer | FormPool | ChangeMembers | ApproveChange | ChangeTrust
+@dataclass(frozen=True, slots=True)
+class Certify:
+    """Say something about certificates to linked peers. There is no outcome."""
+
+    peers: tuple[PeerId, ...]
+    message: Certifying
+
+
+Command = (
+    SubmitRecord
+    | FindData
+    | ConfirmTransfer
+    | FormPool
+    | ChangeMembers
+    | ApproveChange
+    | ChangeTrust
+    | Certify
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +337,14 @@ class TrustDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class Certified:
+    """A linked peer said something about certificates: the shell answers, the core has no part in it."""
+
+    peer: PeerId
+    message: Certifying
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmed:
     """This peer has countersigned a transfer to `confirmation.requester`."""
 
@@ -356,7 +379,8 @@ class Misbehaved:
 
 
 _DataNotice = Confirmed | AccessRefused | CameUnder
-Notice = Done | Failed | BlockCommitted | PoolJoined | TrustDecided | _DataNotice | Misbehaved
+_PeerNotice = TrustDecided | Certified | Misbehaved
+Notice = Done | Failed | BlockCommitted | PoolJoined | _DataNotice | _PeerNotice
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,46 +391,3 @@ class Notify:
 
 
 Effect = Persist | Send | Broadcast | WantLink | Notify
-
-
-@dataclass(frozen=True, slots=True)
-class SavedSnapshot:
-    """A stored snapshot: the state after `height`, and the handovers up to it."""
-
-    height: int
-    handovers: tuple[Handover, ...]
-    state: bytes
-
-
-class KeptRecord(Wire, frozen=True):
-    """What stays of a pruned block: one record with all that shows it to stand."""
-
-    header: Header
-    certificate: Certificate
-    record: SignedRecord
-    index: Annotated[int, Meta(ge=0, lt=MAX_BLOCK_RECORDS)]
-    path: Annotated[tuple[MaybeHash, ...], Meta(max_length=20)]
-
-
-class BlockSource(Protocol):
-    """Reads what was persisted; used to help those who are behind and to prove records."""
-
-    def block(self, chain: ChainId, height: Height) -> CertifiedBlock | None:
-        """Return the stored block at `height`, or None if it is not there (yet, or any more)."""
-        ...
-
-    def record_ids(self, chain: ChainId, height: Height) -> tuple[bytes, ...] | None:
-        """Return the ids of the records of the stored block at `height`, or None if it is not there."""
-        ...
-
-    def snapshot(self, chain: ChainId) -> SavedSnapshot | None:
-        """Return the stored snapshot of the chain, or None."""
-        ...
-
-    def kept(self, chain: ChainId, height: Height, index: int) -> KeptRecord | None:
-        """Return a record whose block is pruned, if it was to be kept."""
-        ...
-
-    def size_bytes(self, chain: ChainId) -> int:
-        """Return how much the stored blocks of the chain take, in bytes."""
-        ...

@@ -21,7 +21,10 @@ from edgepool.core.machine import (
     ApproveChange,
     BlockCommitted,
     BlockSource,
+    Broadcast,
     CameUnder,
+    Certified,
+    Certify,
     ChangeMembers,
     ChangeTrust,
     ConfirmTransfer,
@@ -52,8 +55,9 @@ from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import CertifiedBlock
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
 from edgepool.model.crypto import Signer, sha256
-from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.ids import PeerId
 from edgepool.model.message import (
     Blocks,
     ConfirmAnswer,
@@ -111,7 +115,7 @@ class Node:
             signer=signer,
             network=settings.network,
             coordinators=self._trusted,
-            known=self._knows,
+            known=self.chains.__contains__,
             who=self._who,
             chains_limit=settings.limits.chains,
         )
@@ -221,6 +225,8 @@ class Node:
                 return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
                 return self._merge(self._resolver.receive(peer, message, now), now)
+            case CertificateRequest() | CertificateAnswer() | CertificateShown():
+                return [Notify(Certified(peer, message))]
             case Hello(addresses):
                 self.directory.addresses[peer] = addresses
                 return []
@@ -258,6 +264,8 @@ class Node:
                 return self._merge(self._resolver.confirm(ticket, command, now), now)
             case FormPool(invitation):
                 return self._merge(self._pools.form(ticket, invitation, now), now)
+            case Certify(peers, said):
+                return [Broadcast(peers, said)]
             case ChangeMembers() | ApproveChange() | ChangeTrust():
                 return self._merge(self._governing.submit(ticket, command, now), now)
             case _:
@@ -393,9 +401,6 @@ class Node:
         """Say whether a linked peer may follow a chain: one of its people, or who may follow all."""
         standing: tuple[Standing, ...] = ("people",) if peer in chain.people else ()
         return not refusal("follow chain", self.directory.subject(peer), standing)
-
-    def _knows(self, chain: ChainId) -> bool:
-        return chain in self.chains
 
     def _proof_problem(self, proof: OfferProof) -> str:
         return proof_problem(proof, self.network, self._trusted)

@@ -26,7 +26,7 @@ from edgepool.gateway.registrar import InvitationView, NewInvitation
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
 from edgepool.peer.trustview import TrustStatus
-from edgepool.peer.values import BudgetStatus, ChainStatus, PeerStatus, PoolMembers, ScrubReport, StoredData
+from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2

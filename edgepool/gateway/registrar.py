@@ -19,10 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgepool.config import ROLES, PeerSettings
-from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, StorageError
+from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, Refused, StorageError
 from edgepool.gateway.invitations import INVITATIONS_FILE, Invitation, Invitations
 from edgepool.gateway.views import choose_chain
-from edgepool.model.crypto import sha256, verify
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, request_problem
+from edgepool.model.crypto import verify
+from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.runtime.clock import SystemClock
 from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, issue_certificate
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
 
 LOOK_EVERY_S = 0.5
+RENEW_EVERY_S = 2.0
+"""One member is certified no more often; each time costs a thread and the authority's key."""
+MAX_CERTIFIED = 1024
 FIRST_PAUSE_S = 2.0
 MAX_PAUSE_S = 60.0
 PROPOSE_TIMEOUT_MS = 15_000
@@ -97,6 +102,7 @@ async def open_registrar(
     try:
         yield registrar
     finally:
+        peer.certifier.serve = None
         admitting.cancel()
         await asyncio.gather(admitting, return_exceptions=True)
         await peer.join_door.close()
@@ -113,15 +119,15 @@ class Registrar:
         self._clock = SystemClock()
         self._authority = settings.path(settings.authority.folder)
         self._root = _checked_root(settings, self._authority, peer.id)
-        own = x509.load_pem_x509_certificate(settings.path(settings.identity.certificate).read_bytes())
-        self._leaf_hash = sha256(own.public_bytes(Encoding.DER))
         self._invitations = Invitations(settings.path(INVITATIONS_FILE))
         self._changing = asyncio.Lock()
         self._desks: dict[str, _Desk] = {}
+        self._certified_s: dict[PeerId, float] = {}
 
     def open(self) -> None:
         """Let strangers with a code knock at the peer's port."""
-        self._door.open(self._root, self._leaf_hash, self.answer)
+        self._door.open(self._root, self.answer)
+        self._peer.certifier.serve = self.certify
 
     async def invite(
         self, *, name: str, role: str = "machine", machine_type: str = "", pool: str = "", valid_ms: int
@@ -207,8 +213,53 @@ class Registrar:
             network=self._peer.settings.network,
             role=invitation.role,
             machine_type=invitation.machine_type,
+            valid_s=self._peer.settings.authority.certificate_valid_s,
         )
         return self._invitations.use(invitation.id, request.peer, request.listen, certificate.decode())
+
+    # --- members ----------------------------------------------------------------------------------
+
+    async def certify(self, member: PeerIdentity, request: CertificateRequest) -> CertificateAnswer:
+        """Return a newer certificate for a linked member of this organisation, or one for its new key."""
+        try:
+            certificate = await self._certified(member, request)
+        except (LocalError, Refused) as error:
+            if isinstance(error, LocalError):
+                _log.error("no certificate for '%s', who asks for one: %s", member.name, error)
+            reason = str(error) if isinstance(error, Refused) else "the registrar failed: its log says why"
+            return CertificateAnswer(request.key, b"", reason[:256])
+        return CertificateAnswer(request.key, certificate, "")
+
+    async def _certified(self, member: PeerIdentity, request: CertificateRequest) -> bytes:
+        peer, settings = self._peer, self._peer.settings
+        problem = request_problem(request, settings.network, member.peer, peer.id)
+        if problem:
+            raise Refused(problem)
+        if member.root not in peer.certifier.own_roots:
+            raise Refused("it certifies members of its own organisation only")
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._certified_s.get(member.peer, -RENEW_EVERY_S) + RENEW_EVERY_S:
+            raise Refused(f"it certifies one member every {RENEW_EVERY_S:g} s only")
+        if len(self._certified_s) >= MAX_CERTIFIED:
+            self._certified_s = {
+                one: at for one, at in self._certified_s.items() if now_s < at + RENEW_EVERY_S
+            }
+        self._certified_s[member.peer] = now_s
+        async with self._changing:
+            pem = await asyncio.to_thread(
+                issue_certificate,
+                self._authority,
+                PeerId(request.key),
+                name=member.name,
+                network=settings.network,
+                role=member.role,
+                machine_type=member.machine_type,
+                valid_s=settings.authority.certificate_valid_s,
+            )
+        self._say(
+            f"{member.name} has a new certificate{'' if request.key == member.peer else ' for a new key'}"
+        )
+        return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
     async def admit_joined(self) -> None:
         """Propose those who have joined for the pools they were invited to, once linked; never ends."""

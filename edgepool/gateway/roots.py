@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgepool.config import load_peer_settings
 from edgepool.errors import DecodeError, LocalError
 from edgepool.model.credential import Root, read_root
-from edgepool.transport.identity import installed_roots, read_certificates
+from edgepool.transport.identity import installed_roots, pem_of, read_certificates
 from edgepool.transport.keyfiles import replace_file
 
 MAX_TRUSTED = 64
@@ -38,8 +36,3 @@ def add_trusted(folder: Path, path: Path) -> Root:
     before = read_certificates(into) if into.exists() else []
     replace_file(into, pem_of([*before, root.certificate]), 0o644)
     return root
-
-
-def pem_of(certificates: Iterable[x509.Certificate]) -> bytes:
-    """Return certificates in PEM, one behind the other."""
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)

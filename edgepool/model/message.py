@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgepool.model.block import Block, CertifiedBlock, Handover, Header
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
 from edgepool.model.codec import Wire, decode
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.fields import (
@@ -363,6 +364,9 @@ Message = (
     | LoadReport
     | ConfirmRequest
     | ConfirmAnswer
+    | CertificateRequest
+    | CertificateAnswer
+    | CertificateShown
     | Hello
     | Ping
     | Pong

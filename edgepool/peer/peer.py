@@ -16,6 +16,7 @@ from edgepool.core.machine import (
     AccessRefused,
     BlockCommitted,
     CameUnder,
+    Certified,
     Command,
     Confirmed,
     Done,
@@ -39,6 +40,7 @@ from edgepool.model.trust import TrustStep
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
+from edgepool.peer.certifier import Certifier
 from edgepool.peer.data import DataPlane, checked_key, checked_purpose
 from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.foreign import Foreign
@@ -50,7 +52,6 @@ from edgepool.peer.rights import DataRights
 from edgepool.peer.streams import Live, StreamingPeer
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.trust import Trusting
-from edgepool.peer.trustview import TrustStatus
 from edgepool.peer.values import (
     Fetched,
     LinkChanged,
@@ -130,9 +131,11 @@ class Peer(StreamingPeer):
         self._foreign = Foreign(self, self._transport)
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
+        self.certifier = Certifier(self._identity, self._clock, self._loop.post, self._identities)
         self._tickets = Tickets(self._loop.post)
         self._watchers = Watchers()
         self._load_task: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._started_ms = 0
         self._open = False
         self._failure: EdgepoolError | None = None
@@ -166,6 +169,7 @@ class Peer(StreamingPeer):
         for member in known_members(self.settings):
             self._transport.want(member)
         self._load_task = asyncio.create_task(self._measure_load(), name=f"load of {self.name}")
+        self._renewing = asyncio.create_task(self.certifier.run(), name=f"renewal of {self.name}")
         self.storage.start()
         self._foreign.start()
         return self
@@ -177,9 +181,10 @@ class Peer(StreamingPeer):
         self.budgets.close()
         await self.data.close()  # receipts may still be on their way
         self._open = False
-        if self._load_task is not None:
-            self._load_task.cancel()
-            await asyncio.gather(self._load_task, return_exceptions=True)
+        tasks = [task for task in (self._load_task, self._renewing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._live.close()
         await self._foreign.close()
         await self.storage.close()
@@ -329,10 +334,6 @@ class Peer(StreamingPeer):
         self._check_open()
         return await self.trusting.approve(change, COMMAND_TIMEOUT_MS)
 
-    def trust(self) -> TrustStatus:
-        """Return which roots this peer trusts, whom it does not let in, and what is open about that."""
-        return self.trusting.status()
-
     # --- what happens ---------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[PeerEvent]:
@@ -377,6 +378,9 @@ class Peer(StreamingPeer):
                     self.tell(event)
             case TrustDecided():
                 self.trusting.follow()
+                self.certifier.look_again()
+            case Certified(peer, message):
+                self.certifier.said(peer, message)
             case PoolJoined(genesis):
                 self.tell(PoolEntered(genesis))
             case Confirmed(confirmation):
@@ -393,6 +397,8 @@ class Peer(StreamingPeer):
         if isinstance(who, PeerIdentity):
             self._identities[who.peer] = who
             self._up_since_ms[who.peer] = self._clock.now().wall_ms
+            if who.role == "coordinator":
+                self.certifier.look_again()
             self.tell(LinkChanged(who.peer, who.name, True, "", conduit_to(self._transport, who.peer)))
             return
         identity = self._identities.pop(who, None)

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from edgepool.core.machine import (
     ApproveChange,
+    Certify,
     ChangeMembers,
     ChangeTrust,
     Command,
@@ -91,6 +92,8 @@ def _missed(command: Command, in_time: str) -> str:
             return f"pool '{invitation.name}' was not formed {in_time}"
         case ChangeMembers() | ApproveChange():
             return f"the change of the pool's members was not on its chain {in_time}"
+        case Certify():
+            return "nobody waits for that"
         case ChangeTrust():
             return f"the change of trust was not on its chain {in_time}"
         case _:

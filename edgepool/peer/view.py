@@ -12,10 +12,13 @@ from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.peer.accounting import Accounting
+from edgepool.peer.certifier import Certifier
 from edgepool.peer.datavalues import LiveStatus
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
+from edgepool.peer.trust import Trusting
+from edgepool.peer.trustview import TrustStatus
 from edgepool.peer.values import PeerStatus, PoolMembers
 from edgepool.runtime.loop import FreshBlocks
 from edgepool.runtime.ports import Clock, PeerIdentity, Transport
@@ -28,6 +31,8 @@ class PeerView:
     name: str
     id: PeerId
     storage: DataKeeper
+    trusting: Trusting
+    certifier: Certifier
     _node: Node
     _source: FreshBlocks
     _transport: Transport
@@ -53,6 +58,10 @@ class PeerView:
     def chains(self) -> tuple[ChainId, ...]:
         """The chains that this peer keeps."""
         return tuple(self._node.chains)
+
+    def trust(self) -> TrustStatus:
+        """Return which roots this peer trusts, whom it does not let in, and what is open about that."""
+        return self.trusting.status()
 
     def chain_state(self, chain: ChainId) -> ChainState:
         """Return what the records of a chain add up to; read it, do not change it."""

@@ -22,7 +22,7 @@ from edgepool.config import ROLES
 from edgepool.errors import LocalError
 from edgepool.model.credential import MAX_NAME_LENGTH, identity_of, identity_uri, name_attribute
 from edgepool.model.ids import PeerId, peer_id_from_public_key, public_key_of
-from edgepool.transport.identity import Identity, load_identity
+from edgepool.transport.identity import BACKDATE_MS, Identity, load_identity
 from edgepool.transport.keyfiles import (
     AUTHORITY_PASSPHRASE_VARIABLE,
     key_pem,
@@ -44,8 +44,7 @@ AUTHORITY_CERTIFICATE = "authority.pem"
 AUTHORITY_KEY = "authority.key"
 AUTHORITY_VALID_DAYS = 3650
 
-# Clocks on a shop floor differ; a certificate must not be refused in its first minutes.
-_BACKDATE = datetime.timedelta(minutes=5)
+_BACKDATE = datetime.timedelta(milliseconds=BACKDATE_MS)
 
 
 def create_authority(folder: Path, organisation: str, passphrase: bytes | None = None) -> None:
@@ -118,12 +117,14 @@ def issue_certificate(
     role: str,
     machine_type: str,
     valid_days: int = 365,
+    valid_s: int = 0,
     passphrase: bytes | None = None,
 ) -> bytes:
     """Return a certificate (PEM) for `peer`, signed by the authority in folder `authority`.
 
-    It never outlives the authority. An authority's key that is encrypted is opened with `passphrase`, or
-    with that of EDGEPOOL_AUTHORITY_PASSPHRASE. LocalError says what is unfit or missing.
+    It is valid for `valid_s` seconds if that is not 0, and never outlives the authority. An authority's key
+    that is encrypted is opened with `passphrase`, or with that of EDGEPOOL_AUTHORITY_PASSPHRASE. LocalError
+    says what is unfit or missing.
     """
     if role not in ROLES:
         raise LocalError(f"'{role}' is not a role: use one of {', '.join(ROLES)}")
@@ -137,7 +138,8 @@ def issue_certificate(
     public = Ed25519PublicKey.from_public_bytes(public_key_of(peer))
     organisation = name_attribute(root.subject, NameOID.ORGANIZATION_NAME)
     start = datetime.datetime.now(datetime.UTC) - _BACKDATE
-    end = min(start + _BACKDATE + datetime.timedelta(days=valid_days), root.not_valid_after_utc)
+    length = datetime.timedelta(seconds=valid_s) if valid_s else datetime.timedelta(days=valid_days)
+    end = min(start + _BACKDATE + length, root.not_valid_after_utc)
     if end <= start:
         raise LocalError(f"the authority in {authority} has expired: make a new one")
     uri = identity_uri(network, role, name)

@@ -6,6 +6,7 @@ what counts is the peer id that the certificate proves, wherever it was found.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import ssl
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, DecodeError, RemoteError
 from edgepool.model.credential import Root, check_certificate, has_issued, identity_of, read_root
-from edgepool.model.crypto import Signer
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, public_key_of
 from edgepool.runtime.clock import SystemClock
@@ -33,9 +34,14 @@ from edgepool.transport.keyfiles import (
     own_passphrase,
     read_key_bytes,
     read_private_key,
+    replace_file,
 )
 from edgepool.transport.trust import TrustSet
 
+BACKDATE_MS = 300_000
+"""Clocks on a shop floor differ: a certificate is valid from so long before it is issued."""
+MAX_OWN_ROOTS = 4
+"""How many roots of its own organisation a peer keeps while it rotates, the newest first."""
 LINK_PROTOCOL = "edgepool-link/1"
 TRANSFER_PROTOCOL = "edgepool-transfer/2"
 CONDUIT_PROTOCOL = "edgepool-conduit/1"
@@ -72,7 +78,7 @@ class Identity:
         self._contexts = self._made()
         self.join_door: JoinDoor | None = None
         if is_registrar:
-            self.join_door = JoinDoor(*self._door_contexts())
+            self.join_door = JoinDoor(*self._door_terms())
         self.trust.watch_roots(self._renew_contexts)
 
     @property
@@ -126,6 +132,36 @@ class Identity:
         self.trust.install(installed)
         self._renew_contexts()
 
+    @property
+    def own_roots(self) -> tuple[bytes, ...]:
+        """The fingerprints of the roots of this peer's own organisation, the present one first."""
+        path = self._settings.path(self._settings.identity.authority)
+        ders = [one.public_bytes(serialization.Encoding.DER) for one in read_certificates(path)]
+        return tuple(map(sha256, ders))
+
+    @property
+    def fresh_since_ms(self) -> int:
+        """When the certificate was issued, in ms of wall time, as far as it says."""
+        start = self._own.not_valid_before_utc
+        return int(start.timestamp() * 1000) + BACKDATE_MS
+
+    async def take(self, der: bytes) -> None:
+        """Put a newer certificate (DER) of the same key into the files, and use it.
+
+        A root that is trusted has issued it. LocalError if the files cannot be written, and stay as they are.
+        """
+        await asyncio.to_thread(self._write, x509.load_der_x509_certificate(der))
+        self.reload()
+
+    def _write(self, certificate: x509.Certificate) -> None:
+        settings = self._settings
+        issuer = next(root for root in self.trust.roots if has_issued(root, certificate))
+        path = settings.path(settings.identity.authority)
+        older = [one for one in read_certificates(path) if one != issuer.certificate]
+        # First the root: whatever happens between the two, the certificate that is there has its own.
+        replace_file(path, pem_of([issuer.certificate, *older[: MAX_OWN_ROOTS - 1]]), 0o644)
+        replace_file(settings.path(settings.identity.certificate), pem_of([certificate]), 0o644)
+
     def _named(self, installed: Iterable[Root]) -> PeerIdentity:
         now_ms = SystemClock().now().wall_ms
         return check_certificate(self.certificate_der, installed, self.network, now_ms)
@@ -133,7 +169,7 @@ class Identity:
     def _renew_contexts(self) -> None:
         self._contexts = self._made()
         if self.join_door is not None:
-            self.join_door.renew(*self._door_contexts())
+            self.join_door.renew(*self._door_terms())
 
     def _made(self) -> _Contexts:
         clients = ssl.PROTOCOL_TLS_CLIENT
@@ -145,9 +181,10 @@ class Identity:
             self._context(clients, LIVE_PROTOCOL),
         )
 
-    def _door_contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    def _door_terms(self) -> tuple[ssl.SSLContext, ssl.SSLContext, bytes]:
         servers = ssl.PROTOCOL_TLS_SERVER
-        return self._context(servers, *PROTOCOLS), self._context(servers, JOIN_PROTOCOL)
+        contexts = self._context(servers, *PROTOCOLS), self._context(servers, JOIN_PROTOCOL)
+        return *contexts, sha256(self.certificate_der)
 
     def _context(self, side: int, *protocols: str) -> ssl.SSLContext:
         return _context(side, self._own, self._key, self.trust.roots, protocols)
@@ -181,6 +218,11 @@ def installed_roots(settings: PeerSettings) -> tuple[Root, ...]:
             raise ConfigError(f"{where} is not the certificate of an authority: {error}") from None
         roots.setdefault(root.fingerprint, root)
     return tuple(roots.values())
+
+
+def pem_of(certificates: Iterable[x509.Certificate]) -> bytes:
+    """Return certificates in PEM, one behind the other."""
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def revoked_locally(settings: PeerSettings) -> tuple[PeerId, ...]:

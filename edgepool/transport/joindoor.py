@@ -89,16 +89,21 @@ class JoinDoor:
     demanding them, and gives way to `join_context` for who greets with JOIN_SERVER_NAME.
     """
 
-    def __init__(self, server_context: ssl.SSLContext, join_context: ssl.SSLContext) -> None:
-        self.renew(server_context, join_context)
+    def __init__(
+        self, server_context: ssl.SSLContext, join_context: ssl.SSLContext, leaf_hash: bytes
+    ) -> None:
+        self.renew(server_context, join_context, leaf_hash)
         self._root = b""
-        self._leaf_hash = b""
         self._answer: Answer | None = None
         self._guests: dict[_Guest, None] = {}
         self._attempts: dict[str, deque[float]] = {}
 
-    def renew(self, server_context: ssl.SSLContext, join_context: ssl.SSLContext) -> None:
-        """Use these contexts for new connections: the certificate or the trusted roots have changed."""
+    def renew(self, server_context: ssl.SSLContext, join_context: ssl.SSLContext, leaf_hash: bytes) -> None:
+        """Use these contexts for new connections: the certificate or the trusted roots have changed.
+
+        `leaf_hash` is the SHA-256 of the registrar's certificate, for which requests are signed.
+        """
+        self._leaf_hash = leaf_hash
         # As a client's hello cannot switch the demand for a certificate off, it is not made here.
         server_context.verify_mode = ssl.CERT_OPTIONAL
         server_context.sni_callback = self._greeted
@@ -110,9 +115,9 @@ class JoinDoor:
         """Whether strangers may knock."""
         return self._answer is not None
 
-    def open(self, root_der: bytes, leaf_hash: bytes, answer: Answer) -> None:
+    def open(self, root_der: bytes, answer: Answer) -> None:
         """Let strangers knock: they are shown `root_der`, and `answer` is given what they ask."""
-        self._root, self._leaf_hash, self._answer = root_der, leaf_hash, answer
+        self._root, self._answer = root_der, answer
 
     async def close(self) -> None:
         """Let nobody knock any more, and end what is under way."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.errors import DecodeError
 from edgepool.model.channelproof import MembershipProof, check_proof
-from edgepool.model.credential import REVOKED, NotProven, Root, check_certificate, read_root
+from edgepool.model.credential import POSSESSION, REVOKED, NotProven, Root, check_certificate, read_root
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.runtime.clock import SystemClock
@@ -103,15 +103,26 @@ class TrustSet:
             self._purge()
         self._held.append(_Held(identity, end, is_over))
 
-    def renewed(self, der: bytes) -> PeerIdentity:
-        """Take a newer certificate (DER) that a connected peer has shown; return what it proves.
+    def renewed(self, der: bytes, known: PeerIdentity) -> PeerIdentity:
+        """Take a newer certificate (DER) that the connected peer `known` has shown; return what it proves.
 
-        Its connections then last as long as that one. NotProven if it proves nobody.
+        Its connections then last as long as that one. NotProven if it proves nobody, or somebody else.
         """
-        identity = self.check(der)
-        if any(one.identity.peer == identity.peer for one in self._held):
-            self._newer[identity.peer] = identity
-        return identity
+        found = self.check(der)
+        same = ("peer", "name", "role", "machine_type", "organisation")
+        if any(getattr(found, what) != getattr(known, what) for what in same):
+            raise NotProven(known.peer, POSSESSION, "it is for somebody else")
+        if any(one.identity.peer == found.peer for one in self._held):
+            self._newer[found.peer] = found
+        return found
+
+    def newest_root(self, organisation: str, unless: bytes) -> bytes:
+        """Return the fingerprint of the youngest root of an organisation; `unless` if none is younger."""
+        roots = {root.fingerprint: root for root in self.roots if root.organisation == organisation}
+        own = roots.get(unless)
+        newest = max(roots.values(), key=lambda root: root.valid_from_ms, default=None)
+        younger = newest is not None and (own is None or newest.valid_from_ms > own.valid_from_ms)
+        return newest.fingerprint if newest is not None and younger else unless
 
     def tick(self) -> None:
         """Look at the time: roots are retired at a time, and certificates lapse. Call it every second."""

@@ -1,0 +1,216 @@
+"""Keeps a peer's certificate from lapsing: asks its organisation's registrar for a newer one in time [S3.6].
+
+It asks over a link, which has proved both sides, so that it works through conduits and over every transport.
+The newer certificate is used for new connections and shown on those that stand; none is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from edgepool.core.machine import Certify, Event, Submitted
+from edgepool.errors import EdgepoolError, LocalError, Refused, RemoteError, Unavailable
+from edgepool.model.certifying import (
+    CertificateAnswer,
+    CertificateRequest,
+    CertificateShown,
+    Certifying,
+    request_for,
+)
+from edgepool.model.credential import NotProven
+from edgepool.model.crypto import Signer
+from edgepool.model.identity import PeerIdentity
+from edgepool.model.ids import PeerId
+from edgepool.runtime.ports import Clock
+from edgepool.transport.identity import Identity
+
+RENEW_AT = 2 / 3
+"""The part of a certificate's validity after which a newer one is asked for."""
+JITTER = 0.05
+"""The part of the validity by which it may be earlier, so that a plant does not ask all at once."""
+FIRST_RETRY_S = 5.0
+LONGEST_RETRY_S = 3600.0
+ANSWER_TIMEOUT_S = 15.0
+SHOWN_EVERY_MS = 1_000
+"""One peer is not believed a newer certificate more often: each costs a signature check."""
+
+_log = logging.getLogger(__name__)
+
+Serve = Callable[[PeerIdentity, CertificateRequest], Awaitable[CertificateAnswer]]
+"""Answers a member's request; never raises."""
+
+
+class Certifier:
+    """The certificates of one peer. `serve` answers others, if the peer is a registrar."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        clock: Clock,
+        post: Callable[[Event], None],
+        linked: dict[PeerId, PeerIdentity],
+    ) -> None:
+        self.serve: Serve | None = None
+        self.problem = ""
+        """Why the last attempt to renew has failed, '' if it has not."""
+        self._identity = identity
+        self._clock = clock
+        self._post = post
+        self._linked = linked
+        self._wake = asyncio.Event()
+        self._early = random.uniform(0, JITTER)
+        self._waiting: dict[tuple[PeerId, PeerId], asyncio.Future[CertificateAnswer]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+        self._shown_ms: dict[PeerId, int] = {}
+
+    # --- renewal ----------------------------------------------------------------------------
+
+    @property
+    def own_roots(self) -> tuple[bytes, ...]:
+        """The fingerprints of the roots of this peer's own organisation, the present one first."""
+        return self._identity.own_roots
+
+    @property
+    def due_ms(self) -> int:
+        """When a newer certificate is asked for, in ms of wall time; 0 if that is at once."""
+        own = self._identity.certificate
+        if self._identity.trust.newest_root(own.organisation, own.root) != own.root:
+            return 0
+        start_ms, end_ms = self._identity.fresh_since_ms, own.valid_until_ms
+        return int(start_ms + (end_ms - start_ms) * (RENEW_AT - self._early))
+
+    async def run(self) -> None:
+        """Renew whenever it is due, with growing pauses between attempts that fail; never ends."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            self._wake.clear()
+            left_s = (self.due_ms - self._clock.now().wall_ms) / 1000
+            if left_s <= 0:
+                try:
+                    await self.renew()
+                    retry_s = FIRST_RETRY_S
+                    continue
+                except EdgepoolError as error:
+                    if str(error) != self.problem:
+                        _log.warning("the certificate was not renewed: %s", error)
+                    self.problem = str(error)
+                left_s = retry_s * random.uniform(0.5, 1.0)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+            try:
+                async with asyncio.timeout(min(left_s, LONGEST_RETRY_S)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def look_again(self) -> None:
+        """Other roots are trusted, or a registrar is linked: see at once whether something is due."""
+        self._wake.set()
+
+    async def renew(self) -> PeerIdentity:
+        """Get a newer certificate now and use it; return what it says.
+
+        Raises Unavailable (no registrar), Refused (it says no), RemoteError (it has answered nonsense).
+        """
+        certificate = await self.ask(self._identity.signer)
+        before = self._identity.certificate
+        await self._identity.take(certificate)
+        now = self._identity.certificate
+        self.problem = ""
+        self._early = random.uniform(0, JITTER)
+        if (now.root, now.valid_until_ms) == (before.root, before.valid_until_ms):
+            raise Unavailable("the registrar has no certificate that lasts longer: see its root")
+        self._say(tuple(self._linked), CertificateShown(certificate))
+        return now
+
+    async def ask(self, signer: Signer) -> bytes:
+        """Return a certificate (DER) for the key of `signer`: this peer's own, or its successor."""
+        own = self._identity.certificate
+        if self.serve is not None:
+            request = request_for(signer, self._identity.network, own.peer, own.peer)
+            return self._taken(own.peer, signer.peer, await self.serve(own, request))
+        registrars = [
+            one
+            for one in self._linked.values()
+            if one.role == "coordinator" and one.organisation == own.organisation
+        ]
+        failure: EdgepoolError = Unavailable(
+            f"no coordinator of '{own.organisation}' is linked that could issue a certificate"
+        )
+        for registrar in random.sample(registrars, len(registrars)):
+            try:
+                return await self._ask(registrar.peer, signer)
+            except EdgepoolError as error:
+                failure = error
+        raise failure
+
+    async def _ask(self, registrar: PeerId, signer: Signer) -> bytes:
+        key = (registrar, signer.peer)
+        if key in self._waiting:
+            raise LocalError("a certificate is asked for already")
+        answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+        try:
+            request = request_for(signer, self._identity.network, self._identity.peer, registrar)
+            self._say((registrar,), request)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return self._taken(registrar, signer.peer, await answer)
+        except TimeoutError:
+            raise Unavailable(f"registrar {registrar} has not answered in {ANSWER_TIMEOUT_S:g} s") from None
+        finally:
+            del self._waiting[key]
+
+    def _taken(self, registrar: PeerId, key: PeerId, answer: CertificateAnswer) -> bytes:
+        """Return the certificate of an answer if it is for this peer under `key`, as it is named now."""
+        if not answer.certificate:
+            raise Refused(f"the registrar gives no certificate: {answer.refusal or 'it does not say why'}")
+        own = self._identity.certificate
+        try:
+            found = self._identity.trust.check(answer.certificate)
+        except NotProven as error:
+            raise RemoteError(registrar, f"what it gave proves nobody: {error.reason}") from None
+        same = ("name", "role", "machine_type", "organisation")
+        if found.peer != key or any(getattr(found, what) != getattr(own, what) for what in same):
+            raise RemoteError(registrar, "it gave a certificate for somebody else")
+        return answer.certificate
+
+    # --- what linked peers say ----------------------------------------------------------------
+
+    def said(self, peer: PeerId, message: Certifying) -> None:
+        """Take what a linked peer has said about certificates."""
+        identity = self._linked.get(peer)
+        if identity is None:
+            return
+        match message:
+            case CertificateAnswer(key):
+                waiting = self._waiting.get((peer, PeerId(key)))
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case CertificateShown(certificate):
+                self._see(identity, certificate)
+            case CertificateRequest():
+                task = asyncio.create_task(self._answer(identity, message), name="edgepool certify")
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+
+    def _say(self, peers: tuple[PeerId, ...], message: Certifying) -> None:
+        self._post(Submitted(0, Certify(peers, message)))
+
+    async def _answer(self, identity: PeerIdentity, request: CertificateRequest) -> None:
+        answer = CertificateAnswer(request.key, b"", "this peer is no registrar")
+        if self.serve is not None:
+            answer = await self.serve(identity, request)
+        self._say((identity.peer,), answer)
+
+    def _see(self, identity: PeerIdentity, certificate: bytes) -> None:
+        """Believe a newer certificate of a linked peer, if it says the same of it."""
+        now_ms = self._clock.now().monotonic_ms
+        if now_ms < self._shown_ms.get(identity.peer, -SHOWN_EVERY_MS) + SHOWN_EVERY_MS:
+            return
+        self._shown_ms = {peer: at for peer, at in self._shown_ms.items() if peer in self._linked}
+        self._shown_ms[identity.peer] = now_ms
+        try:
+            self._linked[identity.peer] = self._identity.trust.renewed(certificate, identity)
+        except NotProven as error:
+            _log.info("%s showed a certificate that is worth nothing: %s", identity.name, error.reason)
