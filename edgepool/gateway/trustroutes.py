@@ -64,7 +64,7 @@ class TrustRoutes:
         body: TrustBody = await self._read(request, TrustBody)
         chain = choose_chain(body.pool, self._peer.pools).chain if body.pool else None
         step = self._step(body)
-        ref = await self._peer.change_trust(step, reason=body.reason, chain=chain)
+        ref = await self._peer.trusting.change(step, reason=body.reason, chain=chain)
         return self._answer(
             {
                 "id": trust_change_id(TrustChange(step, body.reason)),
@@ -77,7 +77,7 @@ class TrustRoutes:
 
     async def _approve(self, request: web.Request) -> web.StreamResponse:
         body: ApproveTrustBody = await self._read(request, ApproveTrustBody)
-        ref = await self._peer.approve_trust(body.change)
+        ref = await self._peer.trusting.approve(body.change)
         return self._answer({"chain": ref.chain, "height": ref.height, "index": ref.index})
 
     def _step(self, body: TrustBody) -> TrustStep:

@@ -36,7 +36,6 @@ from edgepool.errors import EdgepoolError, LocalError
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member, PoolKind
 from edgepool.model.record import Body, sign_record
-from edgepool.model.trust import TrustStep
 from edgepool.model.twin import DataKey
 from edgepool.peer.accounting import Accounting, processing_load_percent
 from edgepool.peer.budgets import Budgets
@@ -312,27 +311,6 @@ class Peer(StreamingPeer):
         """Approve what `proposer` has open in a pool ('': the only change); return where that stands."""
         self._check_open()
         return await self._membership.approve(chain, proposer, COMMAND_TIMEOUT_MS)
-
-    async def change_trust(
-        self,
-        step: TrustStep,
-        *,
-        reason: str = "",
-        chain: ChainId | None = None,
-        timeout_ms: int = COMMAND_TIMEOUT_MS,
-    ) -> RecordRef:
-        """Propose on a main chain that a root is admitted or retired, or a peer revoked [S3.6].
-
-        Returns where this peer's own word stands. Decided, and in force at once, when more than two thirds of
-        the members have said the same; the coordinator carries it to its other main chains.
-        """
-        self._check_open()
-        return await self.trusting.change(step, reason, chain, timeout_ms)
-
-    async def approve_trust(self, change: str = "") -> RecordRef:
-        """Approve an open change of trust by the beginning of its id ('': the only one)."""
-        self._check_open()
-        return await self.trusting.approve(change, COMMAND_TIMEOUT_MS)
 
     # --- what happens ---------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from edgepool.transport.identity import Identity
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
 
+TIMEOUT_MS = 30_000
 ID_DIGITS = 12
 """By so many hexadecimal digits an open change of trust is named."""
 
@@ -38,8 +39,14 @@ class Trusting:
         """Trust whom the main chains say by now; who is trusted no more is cut off in this call."""
         self._identity.trust.decide(self._peer.node.trust)
 
-    async def change(self, step: TrustStep, reason: str, chain: ChainId | None, timeout_ms: int) -> RecordRef:
-        """See Peer.change_trust."""
+    async def change(
+        self, step: TrustStep, *, reason: str = "", chain: ChainId | None = None, timeout_ms: int = TIMEOUT_MS
+    ) -> RecordRef:
+        """Propose on a main chain that a root is admitted or retired, or a peer revoked.
+
+        Returns where this peer's own word stands. Decided, and in force at once, when more than two thirds of
+        the members have said the same; the coordinator carries it to its other main chains.
+        """
         problem = root_problem(step)
         if problem:
             raise LocalError(f"the root cannot be admitted: {problem}")
@@ -48,8 +55,8 @@ class Trusting:
         assert isinstance(ref, RecordRef)
         return ref
 
-    async def approve(self, change: str, timeout_ms: int) -> RecordRef:
-        """See Peer.approve_trust."""
+    async def approve(self, change: str = "", timeout_ms: int = TIMEOUT_MS) -> RecordRef:
+        """Approve an open change of trust by the beginning of its id ('': the only one)."""
         open_ = [
             (chain, one, authors)
             for chain in self._main_chains()

@@ -71,7 +71,7 @@ async def test_two_organisations_form_one_network_and_part_again(tmp_path: Path)
             assert not guest.connected()
 
             root = root_of(tmp_path / "authority-b")
-            await cloud.change_trust(AdmitRoot("B works", root), reason="our partner")
+            await cloud.trusting.change(AdmitRoot("B works", root), reason="our partner")
             await until(lambda: linked(cloud, guest))
             (found,) = [one for one in cloud.connected() if one.peer == guest.id]
             assert (found.organisation, found.name) == ("B works", "b1")
@@ -88,7 +88,7 @@ async def test_two_organisations_form_one_network_and_part_again(tmp_path: Path)
             # Its root is retired: nobody of it is let in any more, and its links end.
             (shown,) = [one for one in cloud.trust().roots if one.organisation == "B works"]
             assert (shown.admitted, shown.trusted, shown.own) == (True, True, False)
-            await cloud.change_trust(RetireRoot(bytes.fromhex(shown.fingerprint), 0))
+            await cloud.trusting.change(RetireRoot(bytes.fromhex(shown.fingerprint), 0))
             await until(lambda: not any(linked(guest, one) for one in (cloud, *cell.machines)))
             before = refused(mill, "refused_foreign")
             await until(lambda: refused(mill, "refused_foreign") > before)
@@ -120,7 +120,7 @@ async def test_a_member_is_revoked_while_it_votes_and_transfers(tmp_path: Path) 
         reader, writer = await open_transfer(liar, others[0])
         await until(lambda: len(others[0]._identity.trust._held) >= 5)
 
-        await cloud.change_trust(RevokePeer(liar.id), reason="stolen")
+        await cloud.trusting.change(RevokePeer(liar.id), reason="stolen")
         honest = (cloud, *others)
         await until(lambda: all(one.trust().revoked for one in honest))
         await until(lambda: not any(linked(one, liar) for one in honest))
@@ -153,8 +153,8 @@ async def test_trust_survives_a_restart(tmp_path: Path) -> None:
     create_authority(tmp_path / "authority-b", "B works")
     async with open_cell(tmp_path, 3) as cell:
         mill, victim = cell.machines[0], cell.machines[2]
-        await cell.cloud.change_trust(AdmitRoot("B works", root_of(tmp_path / "authority-b")))
-        await cell.cloud.change_trust(RevokePeer(victim.id))
+        await cell.cloud.trusting.change(AdmitRoot("B works", root_of(tmp_path / "authority-b")))
+        await cell.cloud.trusting.change(RevokePeer(victim.id))
         await until(lambda: mill.trust().revoked and len(mill.trust().roots) == 2)
         expected = mill.trust()
     async with Peer.open(tmp_path / "m0") as again:
