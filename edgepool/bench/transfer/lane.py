@@ -39,7 +39,7 @@ from edgepool.transport.transfer import TransferClient
 from edgepool.transport.transfer_server import TransferServer
 from edgepool.transport.vouching import Vouched
 
-FILES_AT_ONCE = 32
+FILES_AT_ONCE = 128
 _STORE_BYTES = 64 * 1024**3
 
 
@@ -110,6 +110,7 @@ class Receiver:
         """Make the confirmations; what comes is checked against the roots that the senders name."""
         self._senders, self._size_bytes = senders, size_bytes
         for sender in senders:
+            sender["addresses"] = (format_address(sender["host"], sender["port"]),)
             for place, (root, file_bytes) in enumerate(sender["files"]):
                 made = self._confirmation(sender, bytes.fromhex(root), file_bytes)
                 self._confirmations[sender["peer"], place] = made
@@ -128,13 +129,12 @@ class Receiver:
         if trips:
             return {"p50_s": percentile([await self._trip() for _ in range(trips)], 50)}
         killer = _Killer(self._senders[0]["pid"], kill_at * self._size_bytes) if kill_at else None
-        room = asyncio.Semaphore(FILES_AT_ONCE)
+        places = iter(range(len(self._senders[0]["files"])))
 
-        async def one(place: int) -> int:
-            async with room:
-                return await self._fetch(place, keep, killer)
+        async def some() -> int:
+            return sum([await self._fetch(place, keep, killer) for place in places])
 
-        came = await asyncio.gather(*map(one, range(len(self._senders[0]["files"]))))
+        came = await asyncio.gather(*(some() for _ in range(FILES_AT_ONCE)))
         if sum(came) != self._size_bytes:
             raise Unavailable(f"{sum(came)} of {self._size_bytes} bytes arrived")
         return {}
@@ -200,14 +200,13 @@ class Receiver:
 
     async def _fetch_small(self, place: int) -> int:
         sender = self._senders[0]
-        address = format_address(sender["host"], sender["port"])
         confirmation = self._confirmations[sender["peer"], place]
-        return len(await fetch_small(self._client, PeerId(sender["peer"]), (address,), confirmation))
+        holder, addresses = PeerId(sender["peer"]), sender["addresses"]
+        return len(await fetch_small(self._client, holder, addresses, confirmation))
 
     async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
-        address = format_address(sender["host"], sender["port"])
         confirmation = self._confirmations[sender["peer"], place]
-        await fetch.draw_from(PeerId(sender["peer"]), (address,), confirmation)
+        await fetch.draw_from(PeerId(sender["peer"]), sender["addresses"], confirmation)
 
     def _confirmation(self, sender: Where, root: bytes, size_bytes: int) -> SignedRecord:
         terms = TransmissionConfirmation(

@@ -22,7 +22,7 @@ class Order:
     size_bytes: int = GIB
     rounds: int = 5
     large: bool = False
-    link_s: float = 4.0
+    link_s: float = 6.0
     files: int = 1000
     file_bytes: int = 10_000
     trips: int = 500
