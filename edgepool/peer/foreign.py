@@ -42,6 +42,8 @@ from edgepool.transport.tls import TlsTransport
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
 
+AT_ONCE = 8
+"""So many questions are worked on at once; others wait, each on its own stream."""
 TOPIC = "/edgepool/events/1/"
 """The gossipsub topic of a pool is this and its chain id."""
 
@@ -52,6 +54,7 @@ class Foreign:
     def __init__(self, peer: Peer, transport: Transport) -> None:
         self._peer = peer
         self._road: Libp2pRoad | None = transport.libp2p if isinstance(transport, TlsTransport) else None
+        self._at_once = asyncio.Semaphore(AT_ONCE)
         self._news: asyncio.Task[None] | None = None
         if self._road is not None:
             for protocol in (QUERY_STREAM, PROOF_STREAM):
@@ -69,7 +72,11 @@ class Foreign:
             await asyncio.gather(self._news, return_exceptions=True)
 
     def _conversation(self, identity: PeerIdentity) -> asyncio.BufferedProtocol:
-        return Conversation(lambda question: self.answer(identity, question))
+        async def answer(question: Question) -> Answer:
+            async with self._at_once:
+                return await self.answer(identity, question)
+
+        return Conversation(answer)
 
     async def _publish(self, road: Libp2pRoad) -> None:
         async for event in self._peer.watch():

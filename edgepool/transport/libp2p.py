@@ -46,6 +46,8 @@ class Libp2pRoad:
         self._identity = identity
         self._counters = counters
         self._admit = admit
+        self._doors: dict[ProofDoor, None] = {}
+        self._proven: dict[PeerId, None] = {}
         self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {}
         limits = settings.limits
         begin = Begin(
@@ -87,7 +89,14 @@ class Libp2pRoad:
 
     def door(self, admit: Admit, protocol: str = LINK_STREAM) -> ProofDoor:
         """Return what is to stand on a stream that this side opens for `protocol`."""
-        return self._door(protocol, True, admit)
+
+        def proven(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            taker = admit(identity, protocol)
+            if taker is not None:
+                self._prove(identity)
+            return taker
+
+        return self._door(protocol, True, proven)
 
     async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
         """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails."""
@@ -99,8 +108,6 @@ class Libp2pRoad:
         except BaseException:
             stream.abort()
             raise
-        if door.admitted is not None:
-            self.process.prove(peer)
 
     async def close(self) -> None:
         """End the child, and with it all streams."""
@@ -111,10 +118,30 @@ class Libp2pRoad:
             serve = self.serving.get(protocol)
             taker = self._admit(identity, protocol) if serve is None else serve(identity)
             if taker is not None:
-                self.process.prove(stream.peer)
+                self._prove(identity)
             return taker
 
-        return self._door(protocol, False, admit)
+        self._doors = {door: None for door in self._doors if not door.over.done()}
+        if len(self._doors) >= self._limits.handshakes:
+            next(iter(self._doors)).give_way()
+        door = self._door(protocol, False, admit)
+        self._doors[door] = None
+        return door
+
+    def _prove(self, identity: PeerIdentity) -> None:
+        """Have the child treat a peer as a member, for as long as it is one."""
+        peer = identity.peer
+        self.process.prove(peer)
+        if peer not in self._proven:
+            self._proven[peer] = None
+            trust = self._identity.trust
+            trust.hold(identity, lambda _: self._distrust(peer), lambda: peer not in self._proven)
+        while len(self._proven) > self._limits.links:
+            del self._proven[next(iter(self._proven))]
+
+    def _distrust(self, peer: PeerId) -> None:
+        self._proven.pop(peer, None)
+        self.process.disconnect(peer)
 
     def _door(self, protocol: str, opened_here: bool, admit: Admit) -> ProofDoor:
         timeout_ms = self._limits.handshake_timeout_ms

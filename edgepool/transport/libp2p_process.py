@@ -55,6 +55,7 @@ STEADY_S = 60.0
 RECYCLE_AFTER = 20_000
 """After so many inbound connections, each of which leaks some 12 KiB, an idle child is started anew."""
 RESTARTED = "restarted_libp2p"
+MAX_NEWS_BYTES = 1024 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +140,12 @@ class ChildProcess:
         self.say(Disconnect(peer))
 
     def publish(self, topic: str, data: bytes) -> None:
-        """Have something told to all members that have subscribed to a topic, if events are on."""
-        self.say(Publish(topic, data))
+        """Have something told to all members that have subscribed to a topic, if events are on.
+
+        News may be lost: what a child that hangs would let pile up here is not said.
+        """
+        if self._socket is not None and self._socket.get_write_buffer_size() < MAX_NEWS_BYTES:
+            self.say(Publish(topic, data))
 
     def say(self, message: ToChild) -> None:
         """Send the child a message, if there is one."""
@@ -165,7 +170,7 @@ class ChildProcess:
             self._over.clear()
             self._listening = loop.create_future()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "edgepool.transport.libp2p_child"),
+                *(sys.executable, "-P", "-m", "edgepool.transport.libp2p_child"),
                 *(str(theirs.fileno()), str(os.getpid())),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -24,7 +24,8 @@ from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.identity import Identity
-from edgepool.transport.refusals import HANDSHAKE, Counters, count, refused
+from edgepool.transport.link import Link
+from edgepool.transport.refusals import BUSY, CUT, HANDSHAKE, Counters, count, lost, refused
 
 NONCE_BYTES = 32
 
@@ -46,6 +47,10 @@ class Channel(Protocol):
 
     def abort(self) -> None:
         """End the stream."""
+        ...
+
+    def is_closing(self) -> bool:
+        """Say whether it is over, or ends."""
         ...
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -166,6 +171,7 @@ class ProofDoor(asyncio.BufferedProtocol):
         if self._opened_here:
             self._prove()
         self.admitted = taker
+        self._identity.trust.hold(identity, lambda why: self._cut(taker, why), self._channel.is_closing)
         rest = self._frames.take_rest()
         self._channel.set_protocol(taker)
         taker.connection_made(cast("asyncio.Transport", self._channel))
@@ -176,6 +182,18 @@ class ProofDoor(asyncio.BufferedProtocol):
             space[:size] = view[:size]
             taker.buffer_updated(size)
             view = view[size:]
+
+    def give_way(self) -> None:
+        """End the attempt: its place is wanted, and honest peers take milliseconds."""
+        self._refuse(BUSY)
+
+    def _cut(self, taker: asyncio.BufferedProtocol, why: str) -> None:
+        """End what was admitted: its ground is gone."""
+        count(self._counters, lost(why))
+        if isinstance(taker, Link):
+            taker.end(CUT[why])
+        if self._channel is not None:
+            self._channel.abort()
 
     def _write(self, body: bytes) -> None:
         assert self._channel is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgepool.config import PeerSettings
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.channelproof import MAX_PROOF_BYTES, MembershipProof, make_proof
 from edgepool.model.codec import decode, encode
@@ -56,6 +57,9 @@ class Channel:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
 
@@ -183,6 +187,16 @@ async def test_whatever_else_is_answered_lets_nobody_in(
     assert opener.channel.aborted
     assert opener.admitted == []
     assert sum(opener.counters.values()) == 1
+
+
+async def test_who_is_revoked_later_is_cut_at_once(members: tuple[Identity, Identity]) -> None:
+    a, b = members
+    opener, acceptor = Side(a, b.peer, True), Side(b, a.peer, False)
+    acceptor.hear(opener.channel.take())
+    opener.hear(acceptor.channel.take())
+    a.trust.decide(UnitedTrust(revoked={b.peer: None}))
+    assert opener.channel.aborted
+    assert opener.counters == {"lost_revoked": 1}
 
 
 async def test_the_certificate_of_somebody_else_lets_nobody_in(

@@ -9,6 +9,7 @@ from roads import Road, frame_of
 from tls_peers import until
 
 from edgepool.config import Limits
+from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.model.codec import encode
 from edgepool.model.message import Ping
 
@@ -37,6 +38,19 @@ async def test_a_member_of_another_network_is_a_stranger(wire: Road) -> None:
         await until(lambda: a.counters, PATIENCE_S)
         assert a.counters == {"refused_wrong_network": 1}
         assert a.seen.events == []
+
+
+async def test_a_revoked_member_is_cut_and_does_not_come_back(wire: Road) -> None:
+    async with wire.peer("a") as a, wire.peer("b") as b, wire.peer("c") as c:
+        b.transport.want(a.member)
+        c.transport.want(a.member)
+        await until(lambda: a.linked_to(b, c) and b.linked_to(a), PATIENCE_S)
+        a.identity.trust.decide(UnitedTrust(revoked={b.peer: None}))
+        await until(lambda: not a.linked_to(b) and a.counters.get("refused_revoked"), PATIENCE_S)
+        assert a.counters["lost_revoked"] == 1
+        assert a.seen.events.count(("up", b.peer)) == 1
+        assert a.transport.send(c.peer, b"who is still one")
+        await until(lambda: c.seen.frames, PATIENCE_S)
 
 
 async def test_garbage_on_the_port_is_only_counted(wire: Road) -> None:

@@ -165,6 +165,19 @@ async def test_peers_of_both_roads_join_those_of_either(tmp_path: Path) -> None:
         assert [address.endswith("/noise") for address in both.transport.addresses] == [False, True]
 
 
+async def test_streams_that_prove_nothing_do_not_keep_members_out(tmp_path: Path) -> None:
+    road = Libp2pRoad(tmp_path)
+    limits = Limits(handshakes=3, handshake_timeout_ms=60_000)
+    async with road.peer("a", limits=limits) as a, road.peer("b") as b, road.peer("c") as c:
+        address = a.transport.addresses[0].removesuffix("/noise")
+        for _ in range(8):
+            stream = await process_of(b).open_stream(a.peer, address, "/edgepool/link/1", 20_000)
+            stream.begin(asyncio.StreamReaderProtocol(asyncio.StreamReader()))
+        c.transport.want(a.member)
+        await until(lambda: a.linked_to(c) and c.linked_to(a), PATIENCE_S)
+        await until(lambda: a.counters.get("refused_busy", 0) >= 5, PATIENCE_S)
+
+
 async def test_a_stream_without_proof_reaches_nothing(tmp_path: Path) -> None:
     road = Libp2pRoad(tmp_path)
     limits = Limits(handshake_timeout_ms=500)
