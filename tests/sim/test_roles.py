@@ -145,3 +145,30 @@ def test_what_a_policy_hides_is_found_on_its_chain_only() -> None:
         lambda: all(one.node.chains[here.chain].state.height == 2 for one in plant.machines[:3]), 5_000
     )
     assert (finds(inside), finds(outside)) == (1, 0)
+
+
+def test_a_policy_travels_with_the_data_from_pool_to_pool() -> None:
+    plant = Plant()
+    owner, middle, last = plant.machines[0], plant.machines[2], plant.machines[3]
+    first = plant.form("first", plant.machines[:2])
+    plant.form("second", plant.machines[1:3])
+    third = plant.form("third", plant.machines[2:])
+    plant.world.hold(owner, ROOT, 1000)
+    plant.world.submit(owner, DataOffer(KEY, 1, ROOT, 1000, "", 96), first.chain)
+    plant.world.submit(owner, DataPolicy("*", "*", 1, PolicyTerms(purposes=("production",))), first.chain)
+
+    def ask(asker: SimPeer, holder: SimPeer, purpose: str) -> object:
+        command = ConfirmTransfer(holder.member, KEY, ROOT, EPOCH_MS + 300_000, purpose)
+        return plant.world.command(asker, command)
+
+    with pytest.raises(Refused, match="refused by m0: purpose 'marketing' is not among production"):
+        ask(middle, owner, "marketing")
+    assert isinstance(ask(middle, owner, "production"), SignedRecord)
+    plant.world.hold(middle, ROOT, 1000)
+    plant.world.submit(middle, DataOffer(KEY, 1, ROOT, 1000, "", 96), third.chain)
+    with pytest.raises(Refused, match="refused by m2: purpose 'marketing' is not among production"):
+        ask(last, middle, "marketing")
+    assert isinstance(ask(last, middle, "production"), SignedRecord)
+    (origin,) = last.node.directory.access.origins.values()
+    assert origin is not None
+    assert (origin.owner, origin.chain) == (owner.id, first.chain), "twice removed, it is still the owner's"
