@@ -39,6 +39,8 @@ IMAGE_BYTES = 32 * 1024 * 1024
 CUTS_A_LEDGER = 10
 MAX_HEIGHT = 300
 MAX_LOAD_S = 0.15
+PATIENCE_S = 60.0
+"""How long others may take to let go of a file system that was shut down."""
 SEGMENT_BYTES = 100_000
 
 
@@ -90,10 +92,23 @@ class Mount:
         self._call("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
 
     def attach(self) -> None:
-        self._call("mount", "-t", "ext4", "-o", "loop", str(self._image), str(self.folder))
+        """Mount the image; Unsupported if what was shut down cannot be got rid of."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self._call("mount", "-t", "ext4", "-o", "loop", str(self._image), str(self.folder))
+            try:
+                (self.folder / "alive").touch()
+                return
+            except OSError:
+                # Somebody made a mount namespace meanwhile and holds the old mount, so it has come back.
+                self.detach()
+            if time.monotonic() > deadline:
+                raise Unsupported("another mount namespace holds the file system that was shut down")
+            time.sleep(0.1)
 
     def detach(self) -> None:
-        for _ in range(50):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
             if subprocess.run(["umount", str(self.folder)], capture_output=True).returncode == 0:
                 return
             time.sleep(0.02)
