@@ -31,7 +31,7 @@ SAYS_WHY_S = 0.2
 """How long a holder whose stream has ended is given to say why."""
 
 OpenSink = Callable[[Manifest], ChunkSink]
-"""Makes where chunks of the checked manifest go, which may have some already; in a thread, if it is large."""
+"""Makes, in a thread, where chunks of the checked manifest go; it may have some already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Fetch:
             if begun.plan.whole or self._over.done():
                 pass
             elif transfer.key is None:
-                self._take_whole(begun, holder, transfer.accept.data)
+                await self._take_whole(begun, holder, transfer.accept.data)
             else:
                 await self._draw(begun, holder, transfer, transfer.key)
         finally:
@@ -146,24 +146,26 @@ class Fetch:
                 if manifest is None:
                     raise RemoteError(holder, "its answer has no manifest")
                 _check_manifest(holder, manifest, self.root, self.size_bytes)
-                if transfer.key is None:  # so small that a thread would cost more
-                    sink = self._open_sink(manifest)
-                else:
-                    sink = await asyncio.to_thread(self._open_sink, manifest)
+                sink = await asyncio.to_thread(self._open_sink, manifest)
                 have = {index for index in range(len(manifest.chunks)) if sink.has(index)}
                 self._begun = _Begun(manifest, sink, Plan(len(manifest.chunks), have))
                 if self.whole:
                     self._settle()
             return self._begun
 
-    def _take_whole(self, begun: _Begun, holder: PeerId, data: bytes) -> None:
+    async def _take_whole(self, begun: _Begun, holder: PeerId, data: bytes) -> None:
         """Take small data that came inside the answer."""
-        manifest = begun.manifest
+        manifest, sink = begun.manifest, begun.sink
         _check_data(holder, manifest, data)
+
+        def write() -> None:
+            for index in range(len(manifest.chunks)):
+                start = index * manifest.chunk_bytes
+                if not sink.has(index):
+                    sink.write(index, memoryview(data)[start : start + manifest.chunk_bytes])
+
+        await asyncio.to_thread(write)
         for index in range(len(manifest.chunks)):
-            start = index * manifest.chunk_bytes
-            if not begun.sink.has(index):
-                begun.sink.write(index, memoryview(data)[start : start + manifest.chunk_bytes])
             self._arrived(begun, holder, index)
 
     # --- the lane -----------------------------------------------------------------------------

@@ -142,7 +142,7 @@ async def test_pins_and_what_was_confirmed_shortly_before_are_known_after_a_rest
             await holder.publish(KEY, b"%d" % version)
         await requester.fetch(KEY, version=1)
         await requester.storage.pin(str(KEY))
-        assert kept(holder)[f"{KEY} version 1"] == "confirmed to a requester"
+        await until(lambda: kept(holder)[f"{KEY} version 1"] == "confirmed to a requester")
         await until(lambda: holder.chain_state(cell.chain).counts["confirmation"] == 1)
         again = []
         for peer in (holder, requester):
