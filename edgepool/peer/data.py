@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgepool.core.machine import FindData, RankedOffer
 from edgepool.errors import LocalError, Refused, Unavailable
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.live import is_live
 from edgepool.model.record import DataDemand, DataOffer, TransmissionConfirmation
 from edgepool.model.transfer import TransferRequest
 from edgepool.model.twin import DataKey, Manifest
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FIND_TIMEOUT_MS = 5_000
 LOOK_AGAIN_MS = (50, 250)
 COMMAND_SLACK_MS = 2_000
+NOT_HERE = "this holder does not have the data any more"
 
 
 class DataPlane:
@@ -78,7 +80,9 @@ class DataPlane:
             await self._peer.storage.make_room(len(data))
             manifest = await asyncio.to_thread(self._blobs.import_bytes, data)
         with self._peer.storage.publishing(manifest.root, key, version):
-            return await self._offer(key, manifest, version, chain)
+            published = await self._offer(key, manifest, version, chain)
+        self._peer.storage.used(manifest.root, key, published.version)
+        return published
 
     async def _offer(self, key: DataKey, manifest: Manifest, version: int, chain: ChainId) -> Published:
         root = manifest.root
@@ -113,12 +117,15 @@ class DataPlane:
             return refused
         manifest = self._blobs.manifest(body.root)
         if manifest is None:
-            return "this holder does not have the data any more"
+            return NOT_HERE
         transfer = self._transfers.begin(body.key, identity.peer, True, manifest.size_bytes)
 
         def refusal() -> str:
-            expired = body.valid_until_ms < self._clock.now().wall_ms
-            return EXPIRED if expired else self._peer.rights.problem(identity, body)
+            if body.valid_until_ms < self._clock.now().wall_ms:
+                return EXPIRED
+            if not self._blobs.has(body.root):
+                return NOT_HERE
+            return self._peer.rights.problem(identity, body)
 
         return TransferSource(
             manifest,
@@ -190,6 +197,8 @@ class DataPlane:
         if not offers:
             raise Unavailable(f"nobody within reach offers {key}: has it been published in a pool?")
         body = offer_of(offers[0])
+        if is_live(self._peer.settings.network, body, PeerId(offers[0].holder.peer)):
+            raise LocalError(f"{key} is a live stream: follow it, with subscribe or 'edgepool live follow'")
         same = [offer for offer in offers if offer_of(offer).root == body.root]
         got = await self._fetches.get(
             key,

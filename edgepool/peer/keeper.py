@@ -28,6 +28,8 @@ from edgepool.storage.catalogue import Catalogue
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
 
+STATUS_EVERY_MS = 1_000
+"""How often a status looks through all offers: there can be many."""
 ROOT_DIGITS = 8
 """A root can be named by so many of its first hex digits."""
 
@@ -49,6 +51,8 @@ class DataKeeper:
         self._scrubber = Scrubber(peer, self, blobs, self._catalogue, clock)
         self._room = asyncio.Lock()
         self._evicted = 0
+        self._looked_ms = 0
+        self._looked: list[Held] = []
 
     def start(self) -> None:
         """Begin to look after what is held."""
@@ -230,7 +234,9 @@ class DataKeeper:
     def status(self) -> StorageStatus:
         """Return how much is held and how much of it may go."""
         now_ms = self._now_ms()
-        held = self._held()
+        if not self._looked_ms <= now_ms < self._looked_ms + STATUS_EVERY_MS:
+            self._looked_ms, self._looked = now_ms, self._held()
+        held = self._looked
         return StorageStatus(
             quota_bytes=self._quota_bytes,
             used_bytes=sum(one.size_bytes for one in held),
@@ -258,8 +264,10 @@ class DataKeeper:
 
     def key_of(self, root: bytes) -> tuple[DataKey | None, int]:
         """Return under which key and version data is known here; (None, 0) if nobody has said."""
-        known = self._promises.keys().get(root)
         entry = self._catalogue.entry(root)
+        if entry.key is not None and entry.version:
+            return entry.key, entry.version
+        known = self._promises.keys().get(root)
         return known[0] if known else (entry.key, entry.version)
 
     def _held(self) -> list[Held]:

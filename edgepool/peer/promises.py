@@ -71,12 +71,8 @@ class Promises:
                     reasons[body.root] = f"about to be recorded in {chain.genesis.invitation.name}"
             if not chain.member:
                 continue
-            offers = chain.state.standing_offers()
-            newest: dict[DataKey, int] = {}
-            for offer, _ in offers:
-                newest[offer.key] = max(offer.version, newest.get(offer.key, 0))
-            for offer, holder in offers:
-                if holder == self._node.peer and offer.version == newest[offer.key]:
+            for offer, holder in chain.state.newest_offers():
+                if holder == self._node.peer:
                     reasons[offer.root] = f"offered in {chain.genesis.invitation.name}"
         reasons.update((root, "being published") for root in self._publishing)
         return reasons

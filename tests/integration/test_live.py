@@ -19,10 +19,19 @@ from edgepool.config import LiveSettings, PeerSettings
 from edgepool.core.live.following import Item, Missed, Restarted, Sample
 from edgepool.gateway.app import ApiServer
 from edgepool.gateway.client import ApiClient
-from edgepool.model.live import MAX_SAMPLE_BYTES
+from edgepool.model.codec import encode
+from edgepool.model.live import MAX_SAMPLE_BYTES, LiveBatch, LiveCredit
 from edgepool.model.policy import PolicyTerms
+from edgepool.transport.door import Doorway, connect
+from edgepool.transport.framing import header
 
 KEY = DataKey("PTVA10212-01", "telemetry")
+
+
+def framed(said: object) -> bytes:
+    return header(len(encode(said))) + encode(said)
+
+
 SMALL = LiveSettings(ring_bytes=256 * 1024, window_bytes=256 * 1024, gather_ms=1)
 
 
@@ -179,6 +188,38 @@ async def test_who_may_not_follow_is_refused_and_who_may_no_longer_is_sent_away(
             assert isinstance((await take(friend.subscribe(KEY, oldest=True), 1))[0], Sample)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"\0\0\0\5hello",
+        header(2**31),
+        framed(LiveCredit(1)),
+        framed(LiveBatch(1, ())),
+    ],
+)
+async def test_a_member_that_talks_nonsense_is_sent_away_and_counted(tmp_path: Path, words: bytes) -> None:
+    async with open_cell(tmp_path, 2) as cell:
+        publisher, hostile = cell.machines
+        ended = asyncio.Event()
+
+        class Nonsense(asyncio.BufferedProtocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                transport.write(words)  # type: ignore[attr-defined]
+
+            def get_buffer(self, sizehint: int) -> bytearray:
+                return bytearray(4096)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                ended.set()
+
+        doorway = Doorway(hostile._identity.trust, {}, lambda found, protocol: Nonsense())
+        await connect(doorway, publisher.addresses[0], hostile._identity.live_context, 5_000)
+        async with asyncio.timeout(30):
+            await ended.wait()
+        assert publisher.status().totals.refused["refused_garbage"] == 1
+        assert publisher._live.server.feeds == {}
+
+
 async def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
     async with open_cell(tmp_path, 2) as cell:
         publisher, reader = cell.machines
@@ -200,6 +241,8 @@ async def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
             ahead = f"{one.cursor.epoch}-{one.cursor.next + 1}"
             with pytest.raises(Refused, match="the cursor is beyond sample 1"):
                 await take(reader.subscribe(KEY, cursor=ahead), 1)
+            with pytest.raises(LocalError, match="is a live stream: follow it"):
+                await reader.fetch(KEY)
             with pytest.raises(LocalError, match="is no cursor"):
                 await take(reader.subscribe(KEY, cursor="yesterday"), 1)
         with pytest.raises(LocalError, match="is not open"):

@@ -5,6 +5,8 @@ What they forget is decided by the chain's content alone, so that all members fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from edgepool.core.ledger.facts import (
     TRUST,
     Facts,
@@ -65,6 +67,11 @@ class ChainFacts(Facts):
         places = [one[:2] for one in self.offered()]
         places += [(entry.height, entry.index) for _, entry in self.ruled()]
         return tuple(place for place in sorted(places) if place[0] <= height)
+
+    def newest_offers(self) -> Iterator[Offered]:
+        """Yield the offers of the newest version of each key, by key."""
+        for key, version in self._newest.items():
+            yield from self._offers[key].get(version, ())
 
     def offered(self) -> list[Offered]:
         """Return all offers by their place."""

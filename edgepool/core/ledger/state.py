@@ -8,7 +8,7 @@ written down and taken up again, is said in root.py and snapshot.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.contracts import author_problem, record_problem
@@ -205,6 +205,10 @@ class ChainState:
     def standing_offers(self) -> tuple[tuple[DataOffer, PeerId], ...]:
         """Return the offers that stand, each with its holder, by their place."""
         return tuple((offer, holder) for _, _, offer, holder in self._facts.offered())
+
+    def newest_offers(self) -> Iterator[tuple[DataOffer, PeerId]]:
+        """Yield the offers of the newest version of each key, with their holders."""
+        return ((offer, holder) for _, _, offer, holder in self._facts.newest_offers())
 
     def offered_by(self, holder: PeerId) -> list[DataOffer]:
         """Return the offers of `holder` that stand, the oldest first."""
