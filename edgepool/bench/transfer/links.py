@@ -14,7 +14,7 @@ from edgepool.bench.transfer.side import copying
 
 SLOW_MBIT_S = 20.0
 ROUND_TRIP_MS, LOSS = 50.0, 0.01
-_EXPECTED_MBPS = {"bbr": 4.0}
+_EXPECTED_MBPS = {"bbr": 10.0}
 _EXPECTED_OTHERWISE_MBPS = 0.5
 """About what one TCP connection reaches there, so that a copy takes as long as the others do."""
 
