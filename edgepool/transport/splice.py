@@ -17,10 +17,10 @@ from collections.abc import Callable
 from edgepool.core.circuits import QUANTUM_BYTES, FairShare
 from edgepool.model.ids import PeerId
 
-PIPE_BYTES = 256 * 1024
+PIPE_BYTES = 1024 * 1024
 """So much may wait in each direction of a way."""
 
-_ROUNDS = 4
+_ROUNDS = 2
 """After so many pipes full it is the turn of others on the event loop."""
 _SPARE_PIPES = 16
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
