@@ -29,6 +29,7 @@ from edgepool.storage.partial import PartialBlob
 from edgepool.transport.fetching import Fetch
 from edgepool.transport.packing import Base, open_base
 from edgepool.transport.receiving import DamagedBase, WrongChunk
+from edgepool.transport.session import BUSY
 from edgepool.transport.transfer import TransferClient
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ BYTES_FOR_EACH = 4 * 1024 * 1024
 MAX_SOURCES = 8
 """Data is drawn from at most so many holders at a time."""
 LOOK_AGAIN_S = 5.0
-"""How often others are looked for that have got the data meanwhile."""
+LOOK_AGAIN_MOST_S = 60.0
+"""After such pauses, each twice as long as the one before, others are looked for that offer the data now."""
+MAX_TRIES = 5
+PAUSE_S = 0.5
+"""A holder that is busy, or was lost in the middle, is tried so often, with pauses of 1, 2 and then 4 s."""
 EXPIRED = "the confirmation has expired"
 """The condition that a holder names when a transfer has to be confirmed again."""
 
@@ -171,6 +176,7 @@ class Fetches:
         """Draw from holders until all is there; Unavailable if there is none left to draw from."""
         fetch, drawing = gathering.fetch, gathering.drawing
         at_once = max(1, min(MAX_SOURCES, gathering.body.size_bytes // BYTES_FOR_EACH))
+        pause_s = LOOK_AGAIN_S
         while not fetch.whole:
             for offer in gathering.offers:
                 if len(drawing) < at_once and offer.holder.peer not in gathering.tried:
@@ -181,7 +187,7 @@ class Fetches:
                 if len(gathering.denied) == len(gathering.failures) > 0:
                     raise Refused(why)
                 raise Unavailable(f"no holder of {gathering.key} could hand it over ({why})")
-            done, _ = await asyncio.wait(drawing, timeout=LOOK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(drawing, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 holder = drawing.pop(task).holder
                 try:
@@ -190,8 +196,10 @@ class Fetches:
                     denied = holder.peer in gathering.denied
                     gathering.failures.append(str(error) if denied else f"{holder.name}: {error}")
             if not done and len(drawing) < at_once:
-                offers = await find_more()
-                gathering.offers += [one for one in offers if offer_of(one).root == gathering.body.root]
+                pause_s = min(2 * pause_s, LOOK_AGAIN_MOST_S)
+                with suppress(Unavailable, Refused):  # those who send go on
+                    offers = await find_more()
+                    gathering.offers += [one for one in offers if offer_of(one).root == gathering.body.root]
         ending = [task for task, offer in drawing.items() if offer.holder.peer in fetch.sources]
         if ending:
             await asyncio.wait(ending, timeout=1)
@@ -203,29 +211,48 @@ class Fetches:
         await gathering.fetch.stop()
 
     async def _draw(self, gathering: _Gathering, offer: RankedOffer) -> None:
-        """Draw from one holder until all is there; confirm again whenever the confirmation has run out."""
+        """Draw from one holder until all is there.
+
+        Confirms again whenever the confirmation has run out; tries again, after a pause, if the holder is
+        busy, or has sent something and is lost.
+        """
         if not offer.reachable and not offer.refusal:
             raise Unavailable("does not answer")
-        holder, body = PeerId(offer.holder.peer), gathering.body
+        shares, holder = gathering.fetch.shares, PeerId(offer.holder.peer)
+        tries = 0
         while True:
-            confirmation = await self._confirm(gathering, offer)
-            transfer = self._transfers.begin(gathering.key, holder, False, body.size_bytes)
-            gathering.transfers[holder] = transfer
-            failure = "it was not needed any more"
+            before_bytes = shares.get(holder, 0)
             try:
-                await gathering.fetch.draw_from(holder, offer.holder.addresses, confirmation)
-                failure = ""
-                return
-            except EdgepoolError as error:
-                failure = str(error)
-                if isinstance(error, DamagedBase):
-                    continue  # without it, this time
-                if isinstance(error, WrongChunk):
-                    await self._blame(gathering, error, confirmation)
-                if not isinstance(error, Refused) or error.reason != EXPIRED or not transfer.done_bytes:
+                return await self._draw_once(gathering, offer)
+            except DamagedBase:
+                continue  # without it, this time
+            except (Refused, Unavailable) as error:
+                got_bytes = shares.get(holder, 0)
+                tries = 0 if got_bytes > before_bytes else tries + 1
+                reason = error.reason if isinstance(error, Refused) else ""
+                if reason == EXPIRED and not tries:
+                    continue
+                again = reason == BUSY or (not reason and got_bytes)
+                if not again or tries > MAX_TRIES:
                     raise
-            finally:
-                self._transfers.end(transfer, failure)
+                await asyncio.sleep(PAUSE_S * 2 ** min(tries, 3))
+
+    async def _draw_once(self, gathering: _Gathering, offer: RankedOffer) -> None:
+        holder, body = PeerId(offer.holder.peer), gathering.body
+        confirmation = await self._confirm(gathering, offer)
+        transfer = self._transfers.begin(gathering.key, holder, False, body.size_bytes)
+        gathering.transfers[holder] = transfer
+        failure = "it was not needed any more"
+        try:
+            await gathering.fetch.draw_from(holder, offer.holder.addresses, confirmation)
+            failure = ""
+        except EdgepoolError as error:
+            failure = str(error)
+            if isinstance(error, WrongChunk):
+                await self._blame(gathering, error, confirmation)
+            raise
+        finally:
+            self._transfers.end(transfer, failure)
 
     async def _confirm(self, gathering: _Gathering, offer: RankedOffer) -> SignedRecord:
         until_ms = self._clock.now().wall_ms + CONFIRMATION_VALID_MS

@@ -164,7 +164,8 @@ class Fetch:
                 if not sink.has(index):
                     sink.write(index, memoryview(data)[start : start + manifest.chunk_bytes])
 
-        await asyncio.to_thread(write)
+        async with self._opening:  # one thread at a time writes
+            await asyncio.to_thread(write)
         for index in range(len(manifest.chunks)):
             self._arrived(begun, holder, index)
 

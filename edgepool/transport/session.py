@@ -44,6 +44,8 @@ REQUEST_BYTES = 64 * 1024
 """A request is never longer."""
 MAX_OWED = 256
 """A requester may wait for so many chunks of one transfer at a time."""
+BUSY = "busy"
+"""The reason of a refusal when as many are served as may be."""
 IDLE_S = 60.0
 """A connection on which nothing is asked for so long ends."""
 
@@ -176,7 +178,7 @@ class Session(asyncio.BufferedProtocol):
         server = self._server
         if len(server.serving) >= server.limits.transfers_served:
             count(server.counters, refusals.BUSY)
-            self._refuse(request.transfer, "busy")
+            self._refuse(request.transfer, BUSY)
             return
         confirmation_of(request.confirmation)
         try:

@@ -21,7 +21,14 @@ from edgepool.gateway.pools import pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import parse_address
 from edgepool.model.record import DataDemand, MachiningCompletion, TransferReceipt
-from edgepool.peer.values import BlockAdded, PeerEvent, PoolEntered, RecordCommitted, TransferEnded
+from edgepool.peer.values import (
+    BlockAdded,
+    FetchProgress,
+    PeerEvent,
+    PoolEntered,
+    RecordCommitted,
+    TransferEnded,
+)
 from edgepool.peer.verify import verify_chain
 from edgepool.transport.lane import LANE
 
@@ -329,3 +336,21 @@ async def test_a_fetch_takes_as_long_as_data_keeps_coming_and_no_longer(tmp_path
             await requester.fetch(KEY, timeout_ms=1_000)
         holder._transport._listener.plain[LANE] = real
         assert (await requester.fetch(KEY)).read() == data
+
+
+async def test_a_holder_that_is_lost_in_the_middle_and_comes_back_is_drawn_from_again(tmp_path: Path) -> None:
+    data = os.urandom(6_000_000)
+    async with open_cell(tmp_path, 2) as cell:
+        holder, requester = cell.machines
+        await holder.publish(KEY, data)
+        cut: list[int] = []
+
+        def progress(now: FetchProgress) -> None:
+            if not cut:
+                cut.append(now.done_bytes)
+                holder._transport._transfers.cut(requester.id, "somebody tripped over the cable")
+
+        fetched = await requester.fetch(KEY, progress=progress)
+        assert fetched.read() == data
+        assert fetched.shares == {holder.id: len(data)}, "nothing came twice"
+        assert cut[0] < len(data)
