@@ -93,12 +93,8 @@ class Access:
 
         Else somebody could offer others' data under another key, for which there is no policy, and have it.
         """
-        return any(
-            entry.holder == self._me and entry.offer.root == root
-            for chain in self._chains.values()
-            if chain.member
-            for entry in chain.state.offers_of(key)
-        )
+        chains = self._chains.values()
+        return any(chain.member and self._me in chain.state.holders(key, root) for chain in chains)
 
     def _owners(self, key: DataKey, root: bytes) -> dict[PeerId, list[ChainId]]:
         """Return who owns data on chains where this peer is a member, with those chains."""
@@ -110,8 +106,7 @@ class Access:
         return owners
 
     def _owner(self, chain: ChainId, key: DataKey, root: bytes) -> PeerId | None:
-        offers = self._chains[chain].state.offers_of(key)
-        return next((entry.holder for entry in offers if entry.offer.root == root), None)
+        return next(iter(self._chains[chain].state.holders(key, root)), None)
 
     def _origin_terms(self, origin: Origin) -> PolicyTerms | None:
         """Return the policy under which data came; the one that stands now, if this peer can see it."""

@@ -73,6 +73,17 @@ class ChainFacts(Facts):
         for key, version in self._newest.items():
             yield from self._offers[key].get(version, ())
 
+    def holders(self, key: DataKey, root: bytes) -> list[PeerId]:
+        """Return who offers the data of this root under `key`, who did so first before the others."""
+        versions = self._offers.get(key, {})
+        # All offers of one version have one root, so the first of each says whether it is meant.
+        return [
+            offered[3]
+            for of_one in versions.values()
+            if of_one and of_one[0][2].root == root
+            for offered in of_one
+        ]
+
     def offered(self) -> list[Offered]:
         """Return all offers by their place."""
         found = [

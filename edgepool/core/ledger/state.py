@@ -210,6 +210,10 @@ class ChainState:
         """Yield the offers of the newest version of each key, with their holders."""
         return ((offer, holder) for _, _, offer, holder in self._facts.newest_offers())
 
+    def holders(self, key: DataKey, root: bytes) -> list[PeerId]:
+        """Return who offers the data of this root under `key`, who did so first before the others."""
+        return self._facts.holders(key, root)
+
     def offered_by(self, holder: PeerId) -> list[DataOffer]:
         """Return the offers of `holder` that stand, the oldest first."""
         return [offered[2] for offered in self._facts.offered() if offered[3] == holder]
