@@ -206,6 +206,9 @@ class TlsTransport:
 
     def _arrived(self, connection: socket.socket, conduit: str) -> None:
         """Somebody has come through the conduit with this name: it is let in as at the port."""
+        if self._closing:
+            connection.close()
+            return
 
         def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
             return self._judge_inbound(identity, protocol, conduit)
