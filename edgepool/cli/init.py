@@ -81,7 +81,7 @@ def init(
     if not network and not known:
         # Peers of another network could not talk to those that this authority has admitted before.
         network = organisation_of(authority)
-    plan = _plan(folder, name, network, role, machine_type, listen, known or [], coordinator or [])
+    plan = plan_of(folder, name, network, role, machine_type, listen, known or [], coordinator or [])
     if conduit:
         plan = replace(plan, listen=listen, conduits=tuple(_conduit(text) for text in conduit))
     plan = replace(plan, serve_conduit=serve_conduit)
@@ -108,7 +108,7 @@ def init(
     say(f"start it with: edgepool run {folder}")
 
 
-def _plan(
+def plan_of(
     folder: Path,
     name: str,
     network: str,
@@ -118,6 +118,7 @@ def _plan(
     known: list[str],
     coordinators: list[str],
 ) -> PeerPlan:
+    """Return what a new peer is to be by the options of a command; ConfigError if they make no sense."""
     from edgepool.config import ROLES
     from edgepool.errors import DecodeError
     from edgepool.gateway.setup import PeerPlan, free_ports

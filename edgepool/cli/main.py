@@ -33,6 +33,7 @@ from edgepool.cli import (
     policy,
     proof,
     query,
+    renew,
     rights,
     run,
     sim,
@@ -89,6 +90,9 @@ app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
+app.command("renew")(renew.renew)
+app.command("csr")(renew.csr)
+key.app.command("install")(renew.install)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("publish")(data.publish)

@@ -60,6 +60,8 @@ MEANINGS = {
     "software is broken or hostile",
     "refused_misbehaviour": "a member sent what its role or its chains do not allow, and it was ignored: its "
     "software is broken or hostile",
+    "refused_throttled": "one address sent so many callers that proved nothing that it was sent away before "
+    "TLS; look for a foreign program or an attack there",
     "refused_busy": "all places for handshakes, links or transfers were taken, and callers were put off; if "
     "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
     "refused_other_road": "members dialled links over TLS, which go over libp2p alone here: give them that "

@@ -18,7 +18,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from edgepool.config import ROLES, PeerSettings
+from edgepool.config import ROLES
 from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, Refused, StorageError
 from edgepool.gateway.invitations import INVITATIONS_FILE, Invitation, Invitations
 from edgepool.gateway.views import choose_chain
@@ -31,6 +31,7 @@ from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, issue_certifi
 from edgepool.transport.dialler import directly
 from edgepool.transport.joincode import JoinCode, fingerprint_of, write_code
 from edgepool.transport.joindoor import (
+    BARRED,
     FAILED,
     SIGNING_DOMAIN,
     UNKNOWN,
@@ -118,7 +119,7 @@ class Registrar:
         self._say = say
         self._clock = SystemClock()
         self._authority = settings.path(settings.authority.folder)
-        self._root = _checked_root(settings, self._authority, peer.id)
+        self._root = _checked_root(peer, self._authority)
         self._invitations = Invitations(settings.path(INVITATIONS_FILE))
         self._changing = asyncio.Lock()
         self._desks: dict[str, _Desk] = {}
@@ -182,6 +183,8 @@ class Registrar:
         statement = request_statement(fingerprint_of(self._root), leaf_hash, request)
         if not verify(request.peer, SIGNING_DOMAIN, statement, request.signature):
             return Admission(UNKNOWN)
+        if request.peer in self._peer.trusting.revoked:
+            return Admission(BARRED)
         try:
             if request.listen:  # with '' it accepts nothing from outside
                 parse_address(request.listen)
@@ -337,26 +340,31 @@ class _Desk:
     told: str = ""
 
 
-def _checked_root(settings: PeerSettings, authority: Path, peer: PeerId) -> bytes:
-    """Return the root certificate (DER) of `authority` after having tried it out."""
+def _checked_root(peer: Peer, authority: Path) -> bytes:
+    """Return the root certificate (DER) of `authority` after having tried it out.
+
+    It is the one that has issued the peer's own certificate, or its organisation's next one, which the
+    members have admitted already: then the peer, and after it all others, renew to it by themselves.
+    """
+    settings = peer.settings
     where = f"authority.folder of {settings.folder}"
     try:
         # What is only found wrong when the first gateway knocks is found by nobody who could mend it.
         issue_certificate(
             authority,
-            peer,
+            peer.id,
             name=settings.name,
             network=settings.network,
             role=settings.role,
             machine_type=settings.machine_type,
         )
         root = x509.load_pem_x509_certificate((authority / AUTHORITY_CERTIFICATE).read_bytes())
-        trusted = x509.load_pem_x509_certificate(settings.path(settings.identity.authority).read_bytes())
     except LocalError as error:
         raise ConfigError(f"{where}: {error}") from None
-    if root != trusted:
+    der = root.public_bytes(Encoding.DER)
+    if not peer.trusting.is_own(der):
         raise ConfigError(
             f"{where}: {authority} is another authority than the one that this peer trusts: "
             "name the one that has issued its certificate"
         )
-    return root.public_bytes(Encoding.DER)
+    return der

@@ -35,6 +35,16 @@ class Trusting:
         self._peer = peer
         self._identity = identity
 
+    @property
+    def revoked(self) -> frozenset[PeerId]:
+        """Who is not let in whatever its certificate says."""
+        return self._identity.trust.revoked
+
+    def is_own(self, der: bytes) -> bool:
+        """Say whether a root is trusted here and of this peer's own organisation."""
+        own = self._identity.certificate.organisation
+        return any(root.der == der and root.organisation == own for root in self._identity.trust.roots)
+
     def follow(self) -> None:
         """Trust whom the main chains say by now; who is trusted no more is cut off in this call."""
         self._identity.trust.decide(self._peer.node.trust)

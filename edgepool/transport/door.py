@@ -30,6 +30,7 @@ from edgepool.transport.refusals import (
     CUT,
     HANDSHAKE,
     NO_CERTIFICATE,
+    THROTTLED,
     TOKEN,
     Counters,
     count,
@@ -37,6 +38,7 @@ from edgepool.transport.refusals import (
     of_handshake,
     refused,
 )
+from edgepool.transport.strangers import StrangerGate
 from edgepool.transport.trust import TrustSet
 
 _BACKLOG = 128
@@ -63,6 +65,11 @@ class Doorway(asyncio.BufferedProtocol):
         self._judge = judge
         self._joins = joins
         self._identity: PeerIdentity | None = None
+
+    @property
+    def proved(self) -> bool:
+        """Whether the other side has proved to be a member."""
+        return self._identity is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS stands: find out who is there."""
@@ -153,6 +160,7 @@ class Listener:
         self._counters = counters
         self._judge = judge
         self._socket: socket.socket | None = None
+        self._strangers = StrangerGate()
         self._accepting: asyncio.Task[None] | None = None
         self._handshakes: dict[asyncio.Task[None], None] = {}
 
@@ -194,11 +202,15 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._socket)
+                connection, where = await loop.sock_accept(self._socket)
             except OSError as error:
                 # The caller went away again, or there are no file descriptors for the moment.
                 if error.errno != errno.ECONNABORTED:
                     await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if not self._strangers.may_knock(where[0], loop.time()):
+                connection.close()
+                count(self._counters, THROTTLED)
                 continue
             self.take(connection)
 
@@ -245,7 +257,7 @@ class Listener:
         if joins is not None and not joins.is_open:
             joins = None
         doorway = Doorway(self._identity.trust, self._counters, judge, joins)
-        failure = HANDSHAKE
+        failure, host = HANDSHAKE, _host_of(connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: doorway,
@@ -257,8 +269,17 @@ class Listener:
             failure = of_handshake(error)
         finally:
             doorway.abandoned = True
+        if doorway.proved:
+            self._strangers.proved(host, asyncio.get_running_loop().time())
         if not doorway.judged:
             count(self._counters, failure)
+
+
+def _host_of(connection: socket.socket) -> str:
+    try:
+        return str(connection.getpeername()[0])
+    except (OSError, IndexError):
+        return ""
 
 
 def _certificates_behind(tls: ssl.SSLObject) -> list[bytes]:

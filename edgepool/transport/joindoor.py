@@ -69,7 +69,9 @@ class Admission(Wire, frozen=True):
 
 
 UNKNOWN, REVOKED, EXPIRED, USED, FAILED = "unknown", "revoked", "expired", "used", "failed"
-REFUSALS = (UNKNOWN, REVOKED, EXPIRED, USED, FAILED)
+BARRED = "barred"
+"""The key that asks was revoked."""
+REFUSALS = (UNKNOWN, REVOKED, EXPIRED, USED, FAILED, BARRED)
 
 SIGNING_DOMAIN = "join-request"
 

@@ -30,6 +30,7 @@ from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.framing import HEADER_BYTES, header
 from edgepool.transport.joincode import JoinCode, fingerprint_of
 from edgepool.transport.joindoor import (
+    BARRED,
     EXPIRED,
     FAILED,
     JOIN_PROTOCOL,
@@ -56,6 +57,7 @@ _SENTENCES = {
     EXPIRED: "this invitation has expired: have another one made with 'edgepool invite'",
     USED: "this invitation was used by another gateway already: if that was none of yours, tell the "
     "coordinator's owner at once; each gateway needs an invitation of its own",
+    BARRED: "the key of this gateway was revoked: it can join in a new folder, with a new key",
     FAILED: "the registrar could not issue a certificate: its log says why",
 }
 
