@@ -104,12 +104,16 @@ class ConduitSettings(Settings, frozen=True):
 class Libp2pSettings(Settings, frozen=True):
     """The road over libp2p: where its child listens, and what memory it may have on top of its libraries.
 
-    With `events` headers and certificates of new blocks are published by gossipsub, to members alone.
+    With `events` headers and certificates of new blocks are published by gossipsub, to members alone. With
+    `relay` it passes circuits on for members. With `listen` "" nothing is accepted from outside; others come
+    through the relays at the multiaddrs in `relays`, each with /p2p/PEER at its end.
     """
 
     listen: Annotated[str, Meta(max_length=256)] = "/ip4/127.0.0.1/tcp/0"
     memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] = 256 * 1024**2
     events: bool = False
+    relay: bool = False
+    relays: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=4)] = ()
 
 
 class ApiSettings(Settings, frozen=True):
@@ -315,8 +319,14 @@ def check_settings(settings: PeerSettings, where: str) -> None:
     try:
         if settings.listen:
             parse_address(settings.listen)
-        if settings.transport != "tls":
+        if settings.transport != "tls" and settings.libp2p.listen:
             parse_address(settings.libp2p.listen)
+        for relay in settings.libp2p.relays:
+            found = split_address(relay)
+            if not found.libp2p or found.peer is None or found.conduit is not None:
+                raise ConfigError(
+                    f"{where}: libp2p.relays: '{relay}' is not /ip4/HOST/tcp/PORT/noise/p2p/RELAY"
+                )
         for known in settings.known_peers:
             if split_address(known.address).peer is None:
                 raise ConfigError(

@@ -168,7 +168,7 @@ def firewall_rows(settings: PeerSettings, others: Iterable[tuple[str, str]]) -> 
             direct[host] = None
     rows = []
     ways_in = [settings.listen] if settings.listen else []
-    if settings.transport != "tls":
+    if settings.transport != "tls" and settings.libp2p.listen:
         ways_in.append(settings.libp2p.listen)
     for listen in ways_in:
         host, port, _ = parse_address(listen)

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from edgepool.config import PeerSettings
 from edgepool.errors import LocalError
 from edgepool.model.identity import PeerIdentity
-from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address
+from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_address
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
 from edgepool.transport.libp2p_child.messages import Begin
 from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
+from edgepool.transport.libp2p_relays import PLACE_STREAM, Relays, Standing
 from edgepool.transport.libp2p_stream import ChildStream
+from edgepool.transport.link import Link
 from edgepool.transport.proofdoor import Admit, ProofDoor
 from edgepool.transport.refusals import Counters
 
@@ -48,18 +50,22 @@ class Libp2pRoad:
         self._admit = admit
         self._doors: dict[ProofDoor, None] = {}
         self._proven: dict[PeerId, None] = {}
-        self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {}
+        self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {
+            PLACE_STREAM: lambda identity: Standing(speaks=True)
+        }
+        self.relays = Relays(settings.libp2p.relays, identity.peer, self)
         limits = settings.limits
         begin = Begin(
             identity.signer.seed,
-            (settings.libp2p.listen,),
-            (LINK_STREAM, QUERY_STREAM, PROOF_STREAM),
+            (settings.libp2p.listen,) if settings.libp2p.listen else (),
+            (LINK_STREAM, QUERY_STREAM, PROOF_STREAM, PLACE_STREAM),
             limits.handshakes,
             limits.links,
             limits.handshake_timeout_ms,
             limits.keepalive_ms,
             settings.libp2p.memory_bytes,
             settings.libp2p.events,
+            settings.libp2p.relay,
         )
         # The libraries themselves take some 85 MiB of it.
         most_bytes = settings.libp2p.memory_bytes + 128 * 1024**2
@@ -86,6 +92,7 @@ class Libp2pRoad:
         except ListeningFailed as error:
             listened = OSError(error.number, os.strerror(error.number))
             raise LocalError(f"cannot listen on {error.address}: {advice(listened)}") from None
+        self.relays.start()
 
     def door(self, admit: Admit, protocol: str = LINK_STREAM) -> ProofDoor:
         """Return what is to stand on a stream that this side opens for `protocol`."""
@@ -101,6 +108,8 @@ class Libp2pRoad:
     async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
         """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails."""
         timeout_ms = self._limits.handshake_timeout_ms
+        if split_address(address).conduit is not None:
+            await self.relays.stand(address)
         stream = await self.process.open_stream(peer, on_tcp(address), door.protocol, timeout_ms)
         try:
             stream.begin(door)
@@ -111,6 +120,7 @@ class Libp2pRoad:
 
     async def close(self) -> None:
         """End the child, and with it all streams."""
+        await self.relays.close()
         await self.process.close()
 
     def _accept(self, stream: ChildStream, protocol: str) -> asyncio.BaseProtocol | None:
@@ -119,6 +129,8 @@ class Libp2pRoad:
             taker = self._admit(identity, protocol) if serve is None else serve(identity)
             if taker is not None:
                 self._prove(identity)
+            if isinstance(taker, Link) and stream.relayed:
+                taker.conduit = "of libp2p"
             return taker
 
         self._doors = {door: None for door in self._doors if not door.over.done()}

@@ -195,6 +195,7 @@ class ChildProcess:
                 self._begin.keepalive_ms,
                 self._begin.memory_bytes,
                 self._begin.events,
+                self._begin.relay,
             )
         )
         try:

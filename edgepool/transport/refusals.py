@@ -37,6 +37,8 @@ REVOKED = refused(credential.REVOKED)
 """A caller's certificate does not make it a member, for the reason in the name."""
 STRANGER = "refused_stranger"
 """A member came for no protocol of ours, or is this peer itself."""
+NO_PLACE = "refused_place"
+"""A libp2p relay gave this peer no place; it is asked again."""
 OTHER_ROAD = "refused_other_road"
 """A member dialled a link over TLS where links go over libp2p alone."""
 WRONG_PEER = "refused_wrong_peer"

@@ -104,7 +104,8 @@ class TlsTransport:
         ours, libp2p = self._listener.addresses, self.libp2p.addresses if self.libp2p is not None else ()
         # Others dial the first first: where links go over libp2p, TLS takes data only.
         direct = (*libp2p, *ours) if self._settings.transport == "libp2p" else (*ours, *libp2p)
-        return (*direct, *self.conduits.addresses)
+        circuits = () if self.libp2p is None else self.libp2p.relays.addresses
+        return (*direct, *self.conduits.addresses, *circuits)
 
     def paths(self) -> dict[PeerId, LinkPath]:
         """Return by which path each link goes, and what that costs."""

@@ -28,7 +28,8 @@ EXAMPLES: dict[object, list[object]] = {
     ChannelHello: [ChannelHello(bytes(32))],
     MembershipProof: [MembershipProof(b"certificate", bytes(64))],
     ToChild: [
-        messages.Begin(bytes(32), ("/ip4/127.0.0.1/tcp/0",), ("/x",), 1, 1, 1, 1, 0, False),
+        messages.Begin(bytes(32), ("/ip4/127.0.0.1/tcp/0",), ("/x",), 1, 1, 1, 1, 0, False, True),
+        messages.Reserve("1" * 52),
         messages.Dial(2, "1" * 52, "", "/x", 1),
         messages.Publish("topic", b"news"),
         messages.Proven("1" * 52),

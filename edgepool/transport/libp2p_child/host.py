@@ -29,6 +29,7 @@ from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from edgepool.transport.libp2p_child.circuits import Circuits
 from edgepool.transport.libp2p_child.messages import Begin
 from edgepool.transport.libp2p_child.muxer import Yamux
 from edgepool.transport.libp2p_child.wire import BufferedConnection, Tcp
@@ -100,6 +101,7 @@ class Connections:
             peer, peer_store, upgrader, [self.tcp], RetryConfig(max_retries=0), connection_config=config
         )
         self.host = BasicHost(self.swarm, disable_identify_address_discovery=True)
+        self.circuits = Circuits(self, begin.relay, count)
 
     async def open_stream(self, peer: str, address: str, protocol: str) -> INetStream:
         """Open a stream over a connection that stands, or one made to `address`.
@@ -112,6 +114,8 @@ class Connections:
             return await self._negotiate(standing[-1], protocol)
         if not address:
             raise SwarmException("there is no connection")
+        if "/p2p-circuit" in address:
+            return await self._negotiate(await self.circuits.dial(address, who), protocol)
         return await self._negotiate(await self.swarm.dial_addr(Multiaddr(address), who), protocol)
 
     def live(self, peer: ID) -> list[Any]:

@@ -43,6 +43,7 @@ class Begin(Wire, tag="begin", frozen=True):
     keepalive_ms: Milliseconds
     memory_bytes: Annotated[int, Meta(ge=0, le=2**50)]
     events: bool
+    relay: bool
 
 
 class Dial(Wire, tag="dial", frozen=True):
@@ -63,6 +64,12 @@ class Proven(Wire, tag="proven", frozen=True):
 
 class Disconnect(Wire, tag="disconnect", frozen=True):
     """To the child: end all connections with this peer."""
+
+    peer: PeerText
+
+
+class Reserve(Wire, tag="reserve", frozen=True):
+    """To the child: take, or keep, a place at a relay, with which a connection stands."""
 
     peer: PeerText
 
@@ -155,5 +162,5 @@ class Beating(Wire, tag="beating", frozen=True):
     accepted: StreamId
 
 
-ToChild = Begin | Dial | Publish | Proven | Disconnect | Beat | Data | Credit | Finish | Reset
+ToChild = Begin | Dial | Publish | Reserve | Proven | Disconnect | Beat | Data | Credit | Finish | Reset
 FromChild = Listening | ListenFailed | Accepted | Opened | Counted | Beating | Data | Credit | Finish | Reset

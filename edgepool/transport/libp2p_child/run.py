@@ -34,9 +34,11 @@ from edgepool.transport.libp2p_child.messages import (
     Listening,
     Proven,
     Publish,
+    Reserve,
     Reset,
     ToChild,
 )
+from edgepool.transport.refusals import NO_PLACE
 
 _READ_BYTES = 256 * 1024
 
@@ -143,6 +145,8 @@ class Child:
                 case Publish(topic, data):
                     if self._events is not None:
                         await self._events.publish(topic, data)
+                case Reserve(peer):
+                    nursery.start_soon(self._reserve, peer)
                 case Disconnect(peer):
                     nursery.start_soon(self._connections.disconnect, peer)
                 case Beat(count):
@@ -156,6 +160,12 @@ class Child:
         connections = swarm.get_total_connections()
         answer = Beating(count, resident_bytes(), connections, len(carrier.streams), accepted)
         await self._parent.tell(answer)
+
+    async def _reserve(self, relay: str) -> None:
+        try:
+            await self._connections.circuits.reserve(relay, "")
+        except Exception:
+            self._count(NO_PLACE)
 
     def _count(self, reason: str) -> None:
         try:

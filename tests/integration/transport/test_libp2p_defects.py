@@ -46,7 +46,7 @@ KEEPALIVE_S = 5.0
 
 
 def begin(seed: bytes = b"a", connections: int = 4, handshakes: int = 4) -> Begin:
-    return Begin(seed.ljust(32), (), (), handshakes, connections, 5_000, 5_000, 0, False)
+    return Begin(seed.ljust(32), (), (), handshakes, connections, 5_000, 5_000, 0, False, False)
 
 
 class Pipe:

@@ -24,7 +24,7 @@ TOPIC = "/edgepool/events/1/" + "0" * 40
 
 
 def connections(seed: bytes) -> Connections:
-    begin = Begin(seed.ljust(32), (), (), 4, 4, 5_000, 5_000, 0, True)
+    begin = Begin(seed.ljust(32), (), (), 4, 4, 5_000, 5_000, 0, True, False)
     return Connections(begin, lambda reason: None)
 
 
