@@ -316,6 +316,10 @@ def _libp2p(plan: PeerPlan) -> str:
         f"#memory_bytes = {Libp2pSettings().memory_bytes}\n"
         "# Whether headers and certificates of new blocks are published to members that have subscribed.\n"
         "#events = false\n"
+        "# Whether this peer passes circuits on for members, and at which relays (/p2p/PEER behind) it\n"
+        "# keeps places itself, by which others reach it.\n"
+        "#relay = false\n"
+        "#relays = []\n"
     )
 
 

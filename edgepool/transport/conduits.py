@@ -19,7 +19,7 @@ from edgepool.model.ids import PeerId, format_address, short, split_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.conduitline import ConduitLine
 from edgepool.transport.conduitwire import CIRCUIT_NAME, Offered
-from edgepool.transport.dial import open_tcp
+from edgepool.transport.dial import OpenStream, open_tcp
 from edgepool.transport.dialler import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.identity import CONDUIT_PROTOCOL, Identity
@@ -58,6 +58,7 @@ class Conduits:
 
     def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
         self.names: dict[PeerId, str] = {}
+        self.through_libp2p: OpenStream | None = None
         self.local: Callable[[PeerIdentity, PeerId], bytes] | None = None
         self._settings = settings
         self._identity = identity
@@ -106,6 +107,8 @@ class Conduits:
     async def open(self, address: str) -> socket.socket:
         """Open a stream to a multiaddr, through a conduit if it says so (an OpenStream of dial.py)."""
         found = split_address(address)
+        if found.libp2p and found.conduit is not None and self.through_libp2p is not None:
+            return await self.through_libp2p(address)
         if found.libp2p:
             raise OSError(0, "Noise is spoken there, not TLS")
         if found.conduit is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 
 from edgepool.config import PeerSettings
@@ -18,6 +19,7 @@ from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_a
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
 from edgepool.transport.libp2p_child.messages import Begin
+from edgepool.transport.libp2p_pipes import BYTES_STREAM, StreamSide
 from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
 from edgepool.transport.libp2p_relays import PLACE_STREAM, Relays, Standing
 from edgepool.transport.libp2p_stream import ChildStream
@@ -48,17 +50,20 @@ class Libp2pRoad:
         self._identity = identity
         self._counters = counters
         self._admit = admit
+        self.arrived: Callable[[socket.socket, str], None] | None = None
+        self._arriving: set[asyncio.Task[None]] = set()
         self._doors: dict[ProofDoor, None] = {}
         self._proven: dict[PeerId, None] = {}
         self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {
-            PLACE_STREAM: lambda identity: Standing(speaks=True)
+            PLACE_STREAM: lambda identity: Standing(speaks=True),
+            BYTES_STREAM: lambda identity: self._pipe(),
         }
         self.relays = Relays(settings.libp2p.relays, identity.peer, self)
         limits = settings.limits
         begin = Begin(
             identity.signer.seed,
             (settings.libp2p.listen,) if settings.libp2p.listen else (),
-            (LINK_STREAM, QUERY_STREAM, PROOF_STREAM, PLACE_STREAM),
+            (LINK_STREAM, QUERY_STREAM, PROOF_STREAM, PLACE_STREAM, BYTES_STREAM),
             limits.handshakes,
             limits.links,
             limits.handshake_timeout_ms,
@@ -117,6 +122,34 @@ class Libp2pRoad:
         except BaseException:
             stream.abort()
             raise
+
+    async def open_pipe(self, address: str) -> socket.socket:
+        """Open a byte stream to a peer behind a libp2p relay (an OpenStream of dial.py)."""
+        peer = split_address(address).peer
+        if peer is None:
+            raise OSError(0, "it does not say which peer is wanted behind the relay")
+        side = StreamSide()
+        door = self.door(lambda identity, _: side if identity.peer == peer else None, BYTES_STREAM)
+        await self.connect(door, peer, address)
+        if door.admitted is None:
+            raise OSError(0, "somebody else is there, or lets nobody in")
+        return await side.as_socket()
+
+    def _pipe(self) -> StreamSide:
+        """Take a byte stream of another peer as if it had come to the port."""
+
+        async def arrive() -> None:
+            connection = await side.as_socket()
+            if self.arrived is None:
+                connection.close()
+            else:
+                self.arrived(connection, "of libp2p")
+
+        side = StreamSide()
+        task = asyncio.get_running_loop().create_task(arrive(), name="edgepool bytes over libp2p")
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+        return side
 
     async def close(self) -> None:
         """End the child, and with it all streams."""

@@ -72,7 +72,7 @@ class Standing(asyncio.BufferedProtocol):
 
 
 class Relays:
-    """The relays at which this peer stands: its own, where it keeps places, and those on the way to others."""
+    """The relays at which this peer stands: its own, where it keeps places, and those on ways to others."""
 
     def __init__(self, own: tuple[str, ...], me: PeerId, road: Road) -> None:
         self.addresses = tuple(f"{relay}/p2p-circuit/p2p/{me}" for relay in own)

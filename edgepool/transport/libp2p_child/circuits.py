@@ -1,7 +1,7 @@
-"""Circuits of libp2p (circuit relay v2, spec github.com/libp2p/specs/relay/circuit-v2.md), among members alone.
+"""Circuits among members (circuit relay v2 of libp2p, github.com/libp2p/specs, relay/circuit-v2.md).
 
-It takes the place of py-libp2p's own relay, which gives places in the name of others and ends one circuit of a
-peer with another. A relay passes bytes that it cannot read: Noise is spoken between the two ends.
+It takes the place of py-libp2p's own relay, which gives places in the name of others and ends one circuit of
+a peer with another. A relay passes bytes that it cannot read: Noise is spoken between the two ends.
 """
 
 from __future__ import annotations

@@ -1,15 +1,21 @@
-"""Circuits of libp2p: a gateway that accepts nothing from outside is reached through a relay that is a member."""
+"""Circuits of libp2p: a gateway that accepts nothing from outside is reached through a member's relay."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+from peer_cell import make_coordinator, make_machine
 from roads import Libp2pRoad
 from tls_peers import TlsPeer, free_port, until
 
-from edgepool.config import Libp2pSettings
+from edgepool import Peer
+from edgepool.config import KnownPeer, Libp2pSettings, load_peer_settings
+from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import format_address
 from edgepool.model.pool import Member
 
@@ -82,3 +88,34 @@ async def test_a_relay_serves_members_alone(tmp_path: Path) -> None:
             assert stream is None
             await until(lambda: relay.counters.get("refused_circuit"), PATIENCE_S)
             assert a.seen.events == []
+
+
+async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) -> None:
+    port = free_port()
+    serving = Libp2pSettings(listen=format_address("127.0.0.1", port), relay=True)
+    cloud_settings = replace(load_peer_settings(make_coordinator(tmp_path)), transport="both", libp2p=serving)
+    async with AsyncExitStack() as stack:
+        cloud = await stack.enter_async_context(Peer(cloud_settings))
+        relay = f"/ip4/127.0.0.1/tcp/{port}/noise/p2p/{cloud.id}"
+        machines = []
+        for name in ("m0", "m1"):
+            settings = load_peer_settings(make_machine(tmp_path, name, cloud))
+            hidden = replace(
+                settings,
+                listen="",
+                transport="libp2p",
+                libp2p=Libp2pSettings(listen="", relays=(relay,)),
+                known_peers=(KnownPeer("cloud", relay),),
+            )
+            machines.append(await stack.enter_async_context(Peer(hidden)))
+        everybody = [cloud, *machines]
+        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=60)
+        pool = await cloud.form_pool("cell", "fixed", members)
+        await pool_stands(pool, everybody, timeout_s=60)
+        data = bytes(range(256)) * 8_000
+        await machines[0].publish("PTVA10212-01/model", data)
+        fetched = await machines[1].fetch("PTVA10212-01/model")
+        assert await asyncio.to_thread(fetched.path.read_bytes) == data
+        links = {link.name: link for link in machines[1].status().links}
+        assert (links["m0"].road, bool(links["m0"].conduit)) == ("libp2p", True)
+        assert (links["cloud"].road, links["cloud"].conduit) == ("libp2p", "")
