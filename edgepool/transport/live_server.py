@@ -81,6 +81,7 @@ class LiveLog:
         if self._timer is not None:
             self._timer.cancel()
         for feed in list(self.feeds):
+            feed.drain()
             feed.end(reason, refused=False)
 
     def _send(self) -> None:
@@ -153,12 +154,23 @@ class _Feed(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._awake = asyncio.Event()
         self._writable = True
+        self._waits_for_turn = False
         self._heard_s = self._loop.time()
         self._renewed_s = 0.0
 
     def wake(self) -> None:
         """There may be something to send."""
         self._awake.set()
+
+    def drain(self) -> None:
+        """Write what the subscriber can take, without waiting: the stream is about to end."""
+        if self._outflow is None or self._grant is None or self._waits_for_turn or self._transport is None:
+            return
+        while self._writable and not self._transport.is_closing():
+            batch = self._outflow.take()
+            if batch is None:
+                return
+            self._transport.write(self._grant.log.frame(batch))
 
     def end(self, reason: str, *, refused: bool) -> None:
         """Say why, and close."""
@@ -313,7 +325,9 @@ class _Feed(asyncio.BufferedProtocol):
             if batch is None:
                 return
             frame = log.frame(batch)
+            self._waits_for_turn = True
             await self._grant.pace(len(frame))
+            self._waits_for_turn = False
             self._transport.write(frame)
             if outflow.next < log.ring.next:
                 await asyncio.sleep(0)  # who is far behind lets others have their turn

@@ -87,6 +87,11 @@ async def test_subscribers_get_all_samples_in_order_and_the_chain_only_the_offer
                 assert restart.next == 1_001
                 assert isinstance(one, Sample)
                 assert (one.number, one.data) == (1, b"again")
+            await stream.put(b"the last word")
+        for items in follows:  # what was put before the end still comes
+            (one,) = await take(items, 1)
+            assert isinstance(one, Sample)
+            assert one.data == b"the last word"
         counts = publisher.chain_state(cell.chain).counts
         assert (counts["offer"], counts["confirmation"]) == (1, 2)
         for items in follows:
