@@ -98,7 +98,8 @@ class Validator:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
-                raise Wrong(f"{self.name} has ended by itself: {self.last_words()}")
+                code = self._process.returncode
+                raise Wrong(f"{self.name} has ended by itself ({code}): {self.last_words()}")
             with suppress(EdgepoolError):
                 endpoint = find_endpoint(self.folder)
                 if endpoint is not None and self._process is not None and endpoint.pid == self._process.pid:
