@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 
-CAPACITY = 64.0
-REFILL_PER_S = 4.0
+CAPACITY = 256.0
+REFILL_PER_S = 16.0
 MAX_ADDRESSES = 1024
 
 
