@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,66 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from attackers import DAY, NOW, Works
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from peer_cell import NETWORK, Cell, open_cell
+from peer_cell import Cell, open_cell
 from tls13 import replay, shake_hands
 
 from edgepool import DataKey, Peer, Refused
-from edgepool.model.credential import MAX_CERTIFICATE_BYTES, identity_uri
+from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.ids import parse_address
 from edgepool.model.record import DataDemand, MachiningRequirement
 from edgepool.model.trust import RevokePeer
-from edgepool.transport.certificates import create_authority
 from edgepool.transport.identity import LINK_PROTOCOL, TRANSFER_PROTOCOL
 from edgepool.transport.keyfiles import read_private_key
 
 KEY = DataKey("PTVA10212-01", "model")
 PATIENCE_S = 60.0
-NOW = datetime.datetime.now(datetime.UTC)
-DAY = datetime.timedelta(days=1)
-
-
-@dataclass
-class Works:
-    """An organisation's root, with which its certificates are made as nobody should make them."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        if not self.folder.exists():
-            create_authority(self.folder, self.folder.name)
-        self.root = x509.load_pem_x509_certificate((self.folder / "authority.pem").read_bytes())
-        self.key = read_private_key(self.folder / "authority.key", None, RuntimeError, "")
-
-    def certify(
-        self,
-        key: Ed25519PublicKey,
-        *,
-        role: str = "machine",
-        network: str = NETWORK,
-        name: str = "mallory",
-        begins: datetime.datetime = NOW - DAY,
-        ends: datetime.datetime = NOW + DAY,
-        padding_bytes: int = 0,
-    ) -> bytes:
-        """Return a certificate in DER."""
-        uris = [identity_uri(network, role, name)] + ["https://" + "x" * padding_bytes] * bool(padding_bytes)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
-            .issuer_name(self.root.subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begins)
-            .not_valid_after(ends)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]), False
-            )
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-        )
-        return builder.sign(self.key, None).public_bytes(Encoding.DER)
 
 
 @dataclass
