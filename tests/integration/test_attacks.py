@@ -187,7 +187,7 @@ async def test_a_revoked_member_is_refused_as_such_at_every_door(tmp_path: Path)
         gone = scene.cell.machines[3]
         key = read_private_key(tmp_path / "m3/identity/key.pem", None, RuntimeError, "")
         der = x509.load_pem_x509_certificate((tmp_path / "m3/identity/certificate.pem").read_bytes())
-        await scene.cell.cloud.change_trust(RevokePeer(gone.id), reason="stolen")
+        await scene.cell.cloud.trusting.change(RevokePeer(gone.id), reason="stolen")
         await until(lambda: gone.id not in [one.peer for one in scene.victim.connected()])
         for protocol in (LINK_PROTOCOL, TRANSFER_PROTOCOL):
             before = scene.refused().get("refused_revoked", 0)
