@@ -16,7 +16,7 @@ from edgepool.errors import DecodeError, EdgepoolError, Refused, RemoteError
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId
 from edgepool.model.record import SignedRecord
-from edgepool.model.transfer import chunks_of, confirmation_of
+from edgepool.model.transfer import INLINE_BYTES, chunks_of, confirmation_of
 from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.transport.lane import LaneKey
 from edgepool.transport.packing import Base
@@ -106,15 +106,17 @@ class Fetch:
         Raises what ended it: Refused, RemoteError (WrongChunk if it sent one) or Unavailable for this
         holder alone; what the sink raised for all.
         """
+        if self.size_bytes <= INLINE_BYTES:
+            manifest, data = await fetch_small(self._client, holder, addresses, confirmation)
+            await self._keep(await self._begin(holder, manifest), holder, data)
+            return
         bases = tuple(self._bases)
         transfer = await self._client.open(holder, addresses, confirmation, self._begun is None, bases)
         try:
-            begun = await self._begin(holder, transfer)
-            if begun.plan.whole or self._over.done():
-                pass
-            elif transfer.key is None:
-                await self._take_whole(begun, holder, transfer.accept.data)
-            else:
+            begun = await self._begin(holder, transfer.accept.manifest)
+            if transfer.key is None:
+                raise RemoteError(holder, "its answer has no part of a key")
+            if not begun.plan.whole and not self._over.done():
                 await self._draw(begun, holder, transfer, transfer.key)
         finally:
             transfer.end(self.whole)
@@ -138,11 +140,10 @@ class Fetch:
 
     # --- the beginning ------------------------------------------------------------------------
 
-    async def _begin(self, holder: PeerId, transfer: OpenTransfer) -> _Begun:
+    async def _begin(self, holder: PeerId, manifest: Manifest | None) -> _Begun:
         """Take the manifest of the first holder that answers; the others mean the same data."""
         async with self._opening:
             if self._begun is None:
-                manifest = transfer.accept.manifest
                 if manifest is None:
                     raise RemoteError(holder, "its answer has no manifest")
                 _check_manifest(holder, manifest, self.root, self.size_bytes)
@@ -153,10 +154,10 @@ class Fetch:
                     self._settle()
             return self._begun
 
-    async def _take_whole(self, begun: _Begun, holder: PeerId, data: bytes) -> None:
-        """Take small data that came inside the answer."""
+    async def _keep(self, begun: _Begun, holder: PeerId, data: bytes) -> None:
+        """Take small data that came, checked, inside an answer."""
         manifest, sink = begun.manifest, begun.sink
-        _check_data(holder, manifest, data)
+        self.wire_bytes += len(data)
 
         def write() -> None:
             for index in range(len(manifest.chunks)):
@@ -307,8 +308,10 @@ async def _raise_reason(ended: asyncio.Future[Exception | None], lost: asyncio.F
 
 async def fetch_small(
     client: TransferClient, holder: PeerId, addresses: Sequence[str], confirmation: SignedRecord
-) -> bytes:
-    """Fetch data of at most INLINE_BYTES from one holder, checked; many can be under way at a time.
+) -> tuple[Manifest, bytes]:
+    """Fetch data of at most INLINE_BYTES from one holder, checked, with its manifest.
+
+    Many can be under way at a time.
 
     Raises Refused, RemoteError (WrongChunk if the data is wrong) or Unavailable.
     """
@@ -321,7 +324,7 @@ async def fetch_small(
         _check_data(holder, accept.manifest, accept.data)
     finally:
         transfer.end(False)
-    return accept.data
+    return accept.manifest, accept.data
 
 
 async def fetch(

@@ -202,7 +202,8 @@ class Receiver:
         sender = self._senders[0]
         confirmation = self._confirmations[sender["peer"], place]
         holder, addresses = PeerId(sender["peer"]), sender["addresses"]
-        return len(await fetch_small(self._client, holder, addresses, confirmation))
+        _, data = await fetch_small(self._client, holder, addresses, confirmation)
+        return len(data)
 
     async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
         confirmation = self._confirmations[sender["peer"], place]
