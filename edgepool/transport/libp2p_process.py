@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -258,10 +260,7 @@ class ChildProcess:
             self._socket.abort()
         if self._process is not None:
             if self._process.returncode is None:
-                try:
-                    self._process.kill()
-                except ProcessLookupError:
-                    pass
+                _kill(self._process.pid)
             await self._process.wait()
         self._lose_all(reason)
 
@@ -375,3 +374,13 @@ class _FromChild(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._child.lost()
+
+
+def _kill(pid: int) -> None:
+    """Kill a child that nobody has waited for; asyncio's own kill() would wait for one that has just died."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)

@@ -28,7 +28,7 @@ from edgepool.gateway.pools import form_fixed_pools
 from edgepool.gateway.registrar import Registrar, open_registrar
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.codec import encode
-from edgepool.model.crypto import Signer
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import format_address, parse_address, split_address
 from edgepool.transport import joindoor, joining
 from edgepool.transport.certificates import create_authority
@@ -237,14 +237,16 @@ async def test_a_clock_that_is_far_off_is_told_of(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_signature_for_another_registrar_is_worth_nothing(tmp_path: Path) -> None:
-    async with opened(make_registrar(tmp_path)) as (_, registrar):
+    place = make_registrar(tmp_path)
+    leaf = ssl.PEM_cert_to_DER_cert((place / "identity/certificate.pem").read_text())
+    async with opened(place) as (_, registrar):
         code = await code_for(registrar)
         signer, where = Signer(bytes(32)), "/ip4/10.0.0.4/tcp/1"
         request = joindoor.JoinRequest(code.invitation, code.secret, signer.peer, where, bytes(64))
         elsewhere = joindoor.request_statement(code.fingerprint, bytes(32), request)
         signature = signer.sign(joindoor.SIGNING_DOMAIN, elsewhere)
         forged = joindoor.JoinRequest(code.invitation, code.secret, signer.peer, where, signature)
-        assert (await registrar.answer(forged, registrar._leaf_hash)).refusal == "unknown"
+        assert (await registrar.answer(forged, sha256(leaf))).refusal == "unknown"
         assert [one.state for one in registrar.invitations()] == ["open"]
 
 
