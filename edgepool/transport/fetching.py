@@ -218,7 +218,9 @@ class Fetch:
             await _raise_reason(ended, transfer.lost)
 
     def _arrived(self, begun: _Begun, holder: PeerId, index: int) -> None:
-        """A chunk came and was right."""
+        """A chunk came and was right; nobody is told once this has ended or was given up."""
+        if self._over.done():
+            return
         if begun.plan.arrived(holder, index, self._now_ms()):
             size_bytes = begun.manifest.chunk_size_bytes(index)
             self.shares[holder] = self.shares.get(holder, 0) + size_bytes
