@@ -14,7 +14,7 @@ from roads import Libp2pRoad
 from tls_peers import TlsPeer, free_port, until
 
 from edgepool import Peer
-from edgepool.config import KnownPeer, Libp2pSettings, load_peer_settings
+from edgepool.config import KnownPeer, Libp2pSettings, Limits, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import format_address
 from edgepool.model.pool import Member
@@ -93,7 +93,10 @@ async def test_a_relay_serves_members_alone(tmp_path: Path) -> None:
 async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) -> None:
     port = free_port()
     serving = Libp2pSettings(listen=format_address("127.0.0.1", port), relay=True)
-    cloud_settings = replace(load_peer_settings(make_coordinator(tmp_path)), transport="both", libp2p=serving)
+    patient = Limits(handshake_timeout_ms=60_000, transfer_stall_ms=60_000)
+    cloud_settings = replace(
+        load_peer_settings(make_coordinator(tmp_path)), transport="both", libp2p=serving, limits=patient
+    )
     async with AsyncExitStack() as stack:
         cloud = await stack.enter_async_context(Peer(cloud_settings))
         relay = f"/ip4/127.0.0.1/tcp/{port}/noise/p2p/{cloud.id}"
@@ -106,6 +109,7 @@ async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) ->
                 transport="libp2p",
                 libp2p=Libp2pSettings(listen="", relays=(relay,)),
                 known_peers=(KnownPeer("cloud", relay),),
+                limits=patient,
             )
             machines.append(await stack.enter_async_context(Peer(hidden)))
         everybody = [cloud, *machines]
