@@ -41,7 +41,8 @@ async def test_members_renew_to_their_organisations_next_root_and_the_old_one_go
         async with Peer.open(tmp_path / "mill") as mill:
             await until(lambda: cloud._identity.certificate.root == root.fingerprint)
             await until(lambda: mill._identity.certificate.root == root.fingerprint)
-            await until(lambda: [one.root for one in cloud.connected()] == [root.fingerprint])
+            for peer in (cloud, mill):  # each has heard that the other's certificate is a new one
+                await until(lambda: [one.root for one in peer.connected()] == [root.fingerprint])  # noqa: B023
             await cloud.trusting.change(RetireRoot(old, 1))
             await until(lambda: all(one.fingerprint != old for one in mill._identity.trust.roots))
             assert cloud.connected(), "nobody's link has ended"

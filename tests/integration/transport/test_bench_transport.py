@@ -15,6 +15,7 @@ async def test_all_roads_are_measured_side_by_side(tmp_path: Path) -> None:
         for what in ("round_trip", "rate", "cpu", *(["memory"] if road != "memory" else [])):
             figure = figures[f"{road}_{what}"]
             assert 0 <= figure.lowest <= figure.value <= figure.highest
-            assert figure.highest > 0
+            # In memory a few messages may take less than the processor's clock can tell.
+            assert figure.highest > 0 or (road, what) == ("memory", "cpu")
             assert (figure.ratio is None) == (road == "tls")
     assert len(figures) == 4 * len(roads) - 1
