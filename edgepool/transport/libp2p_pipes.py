@@ -15,12 +15,13 @@ BYTES_STREAM = "/edgepool/bytes/1"
 
 
 class StreamSide(asyncio.BufferedProtocol):
-    """The libp2p end of a pipe; nothing is read of it until its socket is there."""
+    """The libp2p end of a pipe; nothing more is read of it until its socket is there."""
 
     def __init__(self) -> None:
         self._stream: asyncio.Transport | None = None
         self._socket_side: asyncio.Transport | None = None
         self._buffer = bytearray(64 * 1024)
+        self._early = bytearray()
 
     async def as_socket(self) -> socket.socket:
         """Return a connected, non-blocking TCP socket: what goes in comes out of the stream, and back."""
@@ -32,6 +33,9 @@ class StreamSide(asyncio.BufferedProtocol):
             theirs.close()
             raise
         self._socket_side = made
+        if self._early:
+            made.write(bytes(self._early))
+            self._early.clear()
         if self._stream is None:
             made.abort()
         else:
@@ -48,9 +52,12 @@ class StreamSide(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Pass bytes on to the socket."""
+        """Pass bytes on to the socket; what came together with the proof waits for it."""
+        data = memoryview(self._buffer)[:nbytes]
         if self._socket_side is not None:
-            self._socket_side.write(bytes(memoryview(self._buffer)[:nbytes]))
+            self._socket_side.write(bytes(data))
+        else:
+            self._early += data
 
     def eof_received(self) -> bool:
         """Pass the end on; our direction may go on."""
