@@ -18,6 +18,8 @@ from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgepool.errors import Unavailable
+
 _T = TypeVar("_T")
 _FILE_COLUMNS = 160
 
@@ -127,3 +129,18 @@ def moment(time_ms: int) -> str:
     except (ValueError, OverflowError, OSError):
         # Others write the times of blocks and records, and no calendar has all of them.
         return f"{time_ms} ms"
+
+
+def tell_outcome(outcome: dict[str, Any], json: bool, waited_s: float, command: str) -> None:
+    """Say what came of a proposal; Unavailable if it was waited for and is not decided.
+
+    `waited_s` is 0 if nobody waited; `command` shows what is open.
+    """
+    if json:
+        print_json(outcome)
+    if waited_s and not outcome["decided"]:
+        raise Unavailable(
+            f"not decided after {waited_s:g} s: {outcome['says']}; it stays open, '{command}' shows it"
+        )
+    if not json:
+        say(outcome["says"])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepool.cli.console import columns, err, out, print_json, printable, run_async, say
-from edgepool.errors import Refused, Unavailable
+from edgepool.cli.console import columns, err, out, print_json, printable, run_async, say, tell_outcome
+from edgepool.errors import Refused
 
 if TYPE_CHECKING:
     from edgepool.gateway.client import ApiClient
@@ -140,15 +140,7 @@ def _propose(folder: Path, pool: str, call: dict[str, str], wait: bool, timeout_
             return await _decided(client, pool, done, until if wait else 0.0, quiet=json)
 
     outcome = run_async(work())
-    if json:
-        print_json(outcome)
-    if wait and not outcome["decided"]:
-        raise Unavailable(
-            f"not decided after {timeout_s:g} s: {outcome['says']}; it stays open, "
-            f"'edgepool member list {folder}' shows it"
-        )
-    if not json:
-        say(outcome["says"])
+    tell_outcome(outcome, json, timeout_s if wait else 0.0, f"edgepool member list {folder}")
 
 
 async def _proposed(client: ApiClient, pool: str, call: dict[str, str], timeout_s: float) -> dict[str, Any]:

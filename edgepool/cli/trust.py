@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepool.cli.console import columns, moment, out, print_json, run_async, say
-from edgepool.errors import LocalError, Unavailable
+from edgepool.cli.console import columns, moment, out, print_json, run_async, say, tell_outcome
+from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
     from edgepool.gateway.client import ApiClient
@@ -156,15 +156,7 @@ def _propose(folder: Path, call: tuple[str, str, int, str], wait: bool, timeout_
             return await _decided(client, step, done, until if wait else 0.0)
 
     outcome = run_async(work())
-    if json:
-        print_json(outcome)
-    if wait and not outcome["decided"]:
-        raise Unavailable(
-            f"not decided after {timeout_s:g} s: {outcome['says']}; it stays open, "
-            f"'edgepool org list {folder}' shows it"
-        )
-    if not json:
-        say(outcome["says"])
+    tell_outcome(outcome, json, timeout_s if wait else 0.0, f"edgepool org list {folder}")
 
 
 async def _decided(client: ApiClient, step: str, done: dict[str, Any], until: float) -> dict[str, Any]:
