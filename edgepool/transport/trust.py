@@ -138,11 +138,14 @@ class TrustSet:
         """Say why a connection made with `identity` is to end, or return ''."""
         if identity.peer in self.revoked:
             return REVOKED
-        newer = self._newer.get(identity.peer, identity)
-        newest = max(identity, newer, key=lambda one: one.valid_until_ms)
-        if all(root.fingerprint != newest.root for root in self.roots):
+        # Either will do: two of one second last equally long, and the newer one may be the shorter.
+        faults = [self._lacks(one, now_ms) for one in (self._newer.get(identity.peer, identity), identity)]
+        return "" if "" in faults else faults[0]
+
+    def _lacks(self, identity: PeerIdentity, now_ms: int) -> str:
+        if all(root.fingerprint != identity.root for root in self.roots):
             return RETIRED
-        return LAPSED if now_ms > newest.valid_until_ms + LAPSE_GRACE_MS else ""
+        return LAPSED if now_ms > identity.valid_until_ms + LAPSE_GRACE_MS else ""
 
     # --- what changes ---------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgepool.core.transfer.budget import (
@@ -108,6 +108,7 @@ def test_no_window_sees_more_than_the_rate_and_one_burst(
 
 
 @settings(deadline=None, max_examples=50)
+@example({"model": 3}, 1_057_033, [QUANTUM_BYTES + 1] * 3)  # all are granted their last byte in one moment
 @given(
     st.dictionaries(st.sampled_from(KINDS), st.integers(1, 9), max_size=3),
     st.integers(1_000_000, 20_000_000),

@@ -9,7 +9,8 @@ have been granted all that they asked for. Three promises, each tested as a prop
                   what is granted while it waits, give or take one quantum of each
 
 Shares are by start-time fair queueing: each kind has a tag that grows by bytes over priority, and the
-smallest tag goes first. Control traffic never comes here.
+smallest tag goes first. A kind that comes back keeps what it was behind, up to one quantum: whoever asks
+again as soon as it is granted would lose its share otherwise. Control traffic never comes here.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ class Budget:
         """Ask to move so many bytes of a kind of data to or from `peer`."""
         if kind not in self._waiting:
             self._waiting[kind] = []
-            self._tags[kind] = max(self._virtual, self._tags.get(kind, 0))
+            behind = self._virtual - self._step(kind, QUANTUM_BYTES)
+            self._tags[kind] = max(behind, self._tags.get(kind, self._virtual))
         self._waiting[kind].append(_Ask(ticket, peer, kind, size_bytes))
 
     def cancel(self, ticket: int) -> None:
@@ -191,7 +193,8 @@ class Budget:
             self._grant(ask, now_ms, done)
         if not self._waiting:
             self._virtual = max(self._tags.values(), default=self._virtual)
-        self._tags = {k: tag for k, tag in self._tags.items() if tag > self._virtual or k in self._waiting}
+        behind = self._virtual - QUANTUM_BYTES * _SCALE
+        self._tags = {k: tag for k, tag in self._tags.items() if tag > behind or k in self._waiting}
         return done
 
     def wakeup_at(self, now_ms: int) -> int | None:
@@ -222,8 +225,7 @@ class Budget:
         self._machine.take(size_bytes)
         self._peer(ask.peer, now_ms).take(size_bytes)
         self._virtual = max(self._virtual, self._tags[ask.kind])
-        priority = self.plan.priorities.get(ask.kind, DEFAULT_PRIORITY)
-        self._tags[ask.kind] += size_bytes * _SCALE // priority
+        self._tags[ask.kind] += self._step(ask.kind, size_bytes)
         ask.left_bytes -= size_bytes
         asks = self._waiting[ask.kind]
         asks.remove(ask)
@@ -233,6 +235,9 @@ class Budget:
         done.append(ask.ticket)
         if not asks:
             del self._waiting[ask.kind]
+
+    def _step(self, kind: str, size_bytes: int) -> int:
+        return size_bytes * _SCALE // self.plan.priorities.get(kind, DEFAULT_PRIORITY)
 
     def _peer(self, peer: PeerId, now_ms: int) -> Bucket:
         bucket = self._peers.get(peer)
