@@ -1,6 +1,6 @@
 """Messages of a transfer connection: how requester and holder agree on what is sent.
 
-They travel as frames on a connection of its own, under mutual TLS 1.3 (ALPN edgepool-transfer/2). Many
+They travel as frames on a connection of its own, under mutual TLS 1.3 (ALPN edgepool-transfer/3). Many
 transfers share one connection, told apart by the number that the requester gave each. Small data comes
 inside the answer; larger data comes as sealed frames on a data connection (docs/protocol/transfer.md).
 """
@@ -31,7 +31,6 @@ CHACHA20_POLY1305 = "chacha20-poly1305"
 
 TransferNumber = Annotated[int, Meta(ge=0, le=2**31)]
 ChunkIndex = Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
-Share = Annotated[bytes, Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
 MaybeShare = Annotated[bytes, Meta(max_length=SHARE_BYTES)]
 Choices = Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=8)]
 Bitmap = Annotated[bytes, Meta(max_length=MAX_BITMAP_BYTES)]
@@ -40,14 +39,15 @@ Bitmap = Annotated[bytes, Meta(max_length=MAX_BITMAP_BYTES)]
 class TransferRequest(Wire, tag="open", frozen=True):
     """The requester asks for the data of a confirmation that the holder has countersigned.
 
-    `share` is its half of the secret that the data connection's key is made of; `ciphers` and
-    `encodings` are what it understands, best first. With `manifest` False it knows the manifest already.
+    `share` is its half of the secret that the data connection's key is made of, empty if it knows that the
+    data is small; `ciphers` and `encodings` are what it understands, best first. With `manifest` False it
+    knows the manifest already.
     `bases` are the roots of other versions that it has, to be told only what differs from one of them.
     """
 
     transfer: TransferNumber
     confirmation: SignedRecord
-    share: Share
+    share: MaybeShare
     ciphers: Choices
     encodings: Choices
     manifest: bool

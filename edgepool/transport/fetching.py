@@ -22,7 +22,8 @@ from edgepool.transport.lane import LaneKey
 from edgepool.transport.packing import Base
 from edgepool.transport.receiving import ChunkSink, DamagedBase, Receiver, Spool, WrongChunk
 from edgepool.transport.serving import Pace
-from edgepool.transport.transfer import OpenTransfer, TransferClient
+from edgepool.transport.transfer import TransferClient
+from edgepool.transport.transfer_connection import OpenTransfer
 
 TICK_S = 0.1
 """How often the plan is looked at when nothing arrives."""
@@ -46,7 +47,7 @@ class _Begun:
 class Fetch:
     """One piece of data on its way here, from as many holders as `draw_from` is called for.
 
-    `moved(holder, size_bytes)` is called on the event loop for each chunk that is new; `pace` says what keeps
+    `moved(holder, size_bytes)` is called on the event loop for what is new; `pace` says what keeps
     that which comes from a holder within a budget. `bases` are other versions that are here, open for as long
     as this lasts: a holder that has one of them, too, tells what differs from it.
     """
@@ -167,8 +168,8 @@ class Fetch:
 
         async with self._opening:  # one thread at a time writes
             await asyncio.to_thread(write)
-        for index in range(len(manifest.chunks)):
-            self._arrived(begun, holder, index)
+        now_s = self._loop.time()
+        self._arrived(begun, holder, [(index, now_s) for index in range(len(manifest.chunks))])
 
     # --- the lane -----------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Fetch:
             self._spool,
             self._limits.transfer_stall_ms / 1000,
             self._pace(holder) if self._pace is not None else None,
-            arrived=lambda index: self._arrived(begun, holder, index),
+            arrived=lambda came: self._arrived(begun, holder, came),
             ended=ended.set_result,
             base=self._bases.get(transfer.accept.base),
         )
@@ -217,14 +218,17 @@ class Fetch:
         if not self._over.done():
             await _raise_reason(ended, transfer.lost)
 
-    def _arrived(self, begun: _Begun, holder: PeerId, index: int) -> None:
-        """A chunk came and was right; nobody is told once this has ended or was given up."""
+    def _arrived(self, begun: _Begun, holder: PeerId, came: list[tuple[int, float]]) -> None:
+        """Chunks came and were right; nobody is told once this has ended or was given up."""
         if self._over.done():
             return
-        if begun.plan.arrived(holder, index, self._now_ms()):
-            size_bytes = begun.manifest.chunk_size_bytes(index)
-            self.shares[holder] = self.shares.get(holder, 0) + size_bytes
-            self._moved(holder, size_bytes)
+        new_bytes = 0
+        for index, at_s in came:
+            if begun.plan.arrived(holder, index, at_s * 1000):
+                new_bytes += begun.manifest.chunk_size_bytes(index)
+        if new_bytes:
+            self.shares[holder] = self.shares.get(holder, 0) + new_bytes
+            self._moved(holder, new_bytes)
         if begun.plan.whole:
             self._settle()
         else:
@@ -317,16 +321,13 @@ async def fetch_small(
 
     Raises Refused, RemoteError (WrongChunk if the data is wrong) or Unavailable.
     """
-    transfer = await client.open(holder, addresses, confirmation)
-    confirmed, accept = confirmation_of(confirmation), transfer.accept
-    try:
-        if transfer.key is not None or accept.manifest is None:
-            raise RemoteError(holder, "its answer has no data, or no manifest")
-        _check_manifest(holder, accept.manifest, confirmed.root, confirmed.size_bytes)
-        _check_data(holder, accept.manifest, accept.data)
-    finally:
-        transfer.end(False)
-    return accept.manifest, accept.data
+    accept = await client.ask_small(holder, addresses, confirmation)
+    confirmed, manifest = confirmation_of(confirmation), accept.manifest
+    if accept.share or manifest is None:
+        raise RemoteError(holder, "its answer has no data, or no manifest")
+    _check_manifest(holder, manifest, confirmed.root, confirmed.size_bytes)
+    _check_data(holder, manifest, accept.data)
+    return manifest, accept.data
 
 
 async def fetch(

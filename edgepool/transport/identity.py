@@ -43,7 +43,7 @@ BACKDATE_MS = 300_000
 MAX_OWN_ROOTS = 4
 """How many roots of its own organisation a peer keeps while it rotates, the newest first."""
 LINK_PROTOCOL = "edgepool-link/1"
-TRANSFER_PROTOCOL = "edgepool-transfer/2"
+TRANSFER_PROTOCOL = "edgepool-transfer/3"
 CONDUIT_PROTOCOL = "edgepool-conduit/1"
 LIVE_PROTOCOL = "edgepool-live/1"
 PROTOCOLS = (LINK_PROTOCOL, TRANSFER_PROTOCOL, CONDUIT_PROTOCOL, LIVE_PROTOCOL)

@@ -40,6 +40,10 @@ BUFFERED_BYTES = 8 * 1024 * 1024
 """So much may wait to be written."""
 SLOWEST_BYTES = 64 * 1024
 """Less than this within `limits.transfer_stall_ms` counts as a stall."""
+TELL_S = 0.02
+"""While much is asked for, the event loop is told at such intervals of what came: waking it costs time."""
+TELL_BELOW = 8
+"""With fewer chunks asked for it is told of each, so that it can ask for more."""
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -132,8 +136,9 @@ class Spool:
 class Receiver:
     """Takes the chunks that one holder sends, in the order in which they are asked for.
 
-    On the event loop, `arrived(index)` is called for each chunk that came and was right, `ended(error)` once.
-    `wire_bytes` is what has come, as it came. Packed chunks may differ from `base`.
+    On the event loop, `arrived([(index, at_s), ...])` is called for chunks that came and were right, with
+    when they did by the monotonic clock; `ended(error)` once, after that. `wire_bytes` is what has come, as
+    it came. Packed chunks may differ from `base`.
     """
 
     def __init__(
@@ -145,7 +150,7 @@ class Receiver:
         spool: Spool,
         stall_s: float,
         pace: Pace | None,
-        arrived: Callable[[int], None],
+        arrived: Callable[[list[tuple[int, float]]], None],
         ended: Callable[[Exception | None], None],
         base: Base | None = None,
     ) -> None:
@@ -163,6 +168,8 @@ class Receiver:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._expected: deque[int] = deque()
+        self._untold: list[tuple[int, float]] = []
+        self._told_s = 0.0
         self._over = False
         self._header = memoryview(bytearray(HEADER_BYTES))
         self._sealed = memoryview(bytearray(min(FRAME_BYTES, manifest.chunk_bytes) + SEAL_BYTES))
@@ -198,6 +205,8 @@ class Receiver:
             error = other
         self._connection.close()
         with suppress(RuntimeError):  # the loop may be closed
+            if self._untold:
+                self._tell()
             self._loop.call_soon_threadsafe(self._ended, None if self._over else error)
 
     def _ended_early(self, why: str = "") -> Unavailable:
@@ -224,8 +233,16 @@ class Receiver:
             raise
         self._expected.popleft()
         self._spool.put(index, buffer, size_bytes)
-        self._loop.call_soon_threadsafe(self._arrived, index)
+        now_s = monotonic()
+        self._untold.append((index, now_s))
+        if len(self._expected) < TELL_BELOW or now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            self._tell()
         return True
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
+        self._loop.call_soon_threadsafe(self._arrived, untold)
 
     def _open_chunk(self, header: bytes, length: int, flags: int, chunk: memoryview) -> bool:
         """Read the frames of a chunk into `chunk`; say whether it is what the manifest says."""

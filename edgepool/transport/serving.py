@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from time import monotonic
 from typing import Protocol
 
 from edgepool.model.twin import Manifest
@@ -24,6 +25,10 @@ from edgepool.transport.packing import Base, Packer, pays
 
 PIECE_BYTES = 64 * 1024
 """What is paced is sent in pieces of this size."""
+TELL_S = 0.02
+"""The event loop is told at such intervals of what was sent, and when nothing more is asked for."""
+TELL_CHUNKS = 32
+"""It is told at the latest after so many: what is owed is known a little late, and is bounded."""
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -59,6 +64,11 @@ class TransferSource:
     has: frozenset[int] | None = None
     base: tuple[Manifest, Path] | None = None
 
+    @property
+    def paced(self) -> bool:
+        """Whether what is sent has to wait for its turn."""
+        return self.pace is not None and self.pace.limits
+
 
 class Serving:
     """One transfer being served; its owner calls it on the event loop, and is told of the end there."""
@@ -86,6 +96,8 @@ class Serving:
         self._wanted: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         self._connection: socket.socket | None = None
         self._over = False
+        self._untold: list[int] = []
+        self._told_s = 0.0
 
     def begin(self, connection: socket.socket, stall_s: float) -> None:
         """Take the data connection, and begin to send."""
@@ -133,12 +145,15 @@ class Serving:
                         self._send_chunk(sealer, plain, index)
                     else:
                         self._send_packed(sealer, packer, plain, index)
+                    self._sent_one(index, index + 1 == first + count)
         except BlockingIOError:
             failure = "the requester stalled"
         except ConnectionError:
             failure = "the requester ended the transfer early"
         except OSError as error:
             failure = f"the data cannot be sent: {error.strerror or error}"
+        if self._untold:
+            self._tell_untold()
         with suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self._thread_ended, failure)
 
@@ -157,7 +172,6 @@ class Serving:
             self._read(plain[:length], offset)
             offset, rest = offset + length, rest - length
             self._send_frame(sealer.seal(index, plain[:length], 0 if rest else LAST))
-        self._tell_sent(index)
 
     def _send_packed(self, sealer: Sealer, packer: Packer, plain: memoryview, index: int) -> None:
         """Send a chunk packed, or as it is if that does not pay."""
@@ -171,7 +185,6 @@ class Serving:
             end = start + FRAME_BYTES
             last = LAST if end >= len(content) else 0
             self._send_frame(sealer.seal(index, content[start:end], flag | last))
-        self._tell_sent(index)
 
     def _read(self, into: memoryview, offset: int) -> None:
         if os.preadv(self._descriptor, [into], offset) != len(into):
@@ -188,14 +201,24 @@ class Serving:
             pace.wait(len(piece))
             self._connection.sendall(piece)
 
-    def _tell_sent(self, index: int) -> None:
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._sent, self.source.manifest.chunk_size_bytes(index))
+    def _sent_one(self, index: int, last: bool) -> None:
+        """Tell the loop of chunks that were sent, now or with the next ones: waking it costs time."""
+        self._untold.append(self.source.manifest.chunk_size_bytes(index))
+        now_s = monotonic()
+        idle = last and self._wanted.empty()
+        if idle or len(self._untold) >= TELL_CHUNKS or now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            self._tell_untold()
+
+    def _tell_untold(self) -> None:
+        untold, self._untold = self._untold, []
+        with suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self._sent, len(untold), sum(untold))
 
     # --- on the loop again --------------------------------------------------------------------
 
-    def _sent(self, size_bytes: int) -> None:
-        self.owed -= 1
+    def _sent(self, chunks: int, size_bytes: int) -> None:
+        self.owed -= chunks
         self.bytes_sent += size_bytes
         self.source.moved(size_bytes)
 

@@ -190,6 +190,9 @@ class Session(asyncio.BufferedProtocol):
         if isinstance(decision, str):
             self._refuse(request.transfer, decision)
             return
+        if (data := server.small.get(decision.manifest)) is not None and not decision.paced:
+            self._answer_whole(request, decision, data)
+            return
         try:
             descriptor = os.open(decision.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -216,15 +219,17 @@ class Session(asyncio.BufferedProtocol):
             return False
         shown = manifest if request.manifest else None
         if manifest.size_bytes <= INLINE_BYTES and source.has is None:
-            paced = source.pace is not None and source.pace.limits
-            data = None if paced else _read_now(descriptor, manifest.size_bytes)
+            data = None if source.paced else _read_now(descriptor, manifest.size_bytes)
             if data is None:
                 self._reading.add(task := asyncio.create_task(self._read(request, source, descriptor)))
                 task.add_done_callback(self._reading.discard)
                 return True
+            self._server.small.keep(manifest, data)
             self._answer_whole(request, source, data)
             return False
         cipher = choose(request.ciphers)
+        if len(request.share) != SHARE_BYTES:
+            raise DecodeError("a request for large data without a half of its key")
         if not cipher or PLAIN not in request.encodings:
             self._refuse_source(request.transfer, source, "no cipher or no encoding in common")
             return False

@@ -20,6 +20,7 @@ from edgepool.transport import refusals
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.serving import Serving, TransferSource
 from edgepool.transport.session import Session
+from edgepool.transport.smalldata import SmallData
 
 CONNECTIONS = 4
 """So many connections for each of the transfers that may be served at a time."""
@@ -41,6 +42,7 @@ class TransferServer:
         self._sessions: dict[Session, None] = {}
         self._awaited: dict[bytes, Serving] = {}
         self._ended = asyncio.Event()
+        self.small = SmallData()
 
     def connection(
         self, network: str, own: PeerId, identity: PeerIdentity

@@ -83,8 +83,8 @@ async def open_lane(*asked: int, base: Base | None = None) -> AsyncIterator[Lane
     spool = Spool(kept, CHUNK, lambda: None)
     lane: Lane
 
-    def arrived(index: int) -> None:
-        lane.arrived.append(index)
+    def arrived(came: list[tuple[int, float]]) -> None:
+        lane.arrived += [index for index, _ in came]
 
     def ended(error: Exception | None) -> None:
         lane.ended.set_result(error)
@@ -224,7 +224,11 @@ async def test_a_slow_disk_holds_the_connection_back_and_a_full_one_ends_it() ->
     count = 8
     manifest = Manifest(count * CHUNK, CHUNK, tuple(data_hash(chunk(0)) for _ in range(count)))
     arrived: list[int] = []
-    receiver = Receiver(HOLDER, near, KEY, manifest, spool, 10.0, None, arrived.append, lambda error: None)
+
+    def came(chunks: list[tuple[int, float]]) -> None:
+        arrived.extend(index for index, _ in chunks)
+
+    receiver = Receiver(HOLDER, near, KEY, manifest, spool, 10.0, None, came, lambda error: None)
     sealer = Sealer(KEY)
     for index in range(count):
         receiver.expect(index)
