@@ -65,7 +65,7 @@ def mode_report(outcome: Outcome) -> dict[str, Any]:
         "wall_s": _since(outcome, outcome.worked_ms),
         "coordinator_killed_at_s": _since(outcome, outcome.killed_ms),
         "coordinator_back_at_s": _since(outcome, outcome.back_ms),
-        "tasks_done_while_down": _within(outcome, [task.completed_ms for task in done]),
+        "tasks_done_while_down": view.done_between(*outcome.down_ms),
         "transfers_confirmed_while_down": _within(outcome, history.confirmed_ms),
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "faults": [f"{fault.who} could not {fault.what}: {fault.reason}" for fault in view.faults],
@@ -122,10 +122,8 @@ def _since(outcome: Outcome, time_ms: int) -> float | None:
 
 def _within(outcome: Outcome, times_ms: list[int]) -> int:
     """Count times at which the coordinator was down."""
-    if not outcome.killed_ms:
-        return 0
-    back_ms = outcome.back_ms or 2**62
-    return sum(outcome.killed_ms <= time_ms < back_ms for time_ms in times_ms)
+    start_ms, end_ms = outcome.down_ms
+    return sum(start_ms <= time_ms < end_ms for time_ms in times_ms)
 
 
 def _refused(outcome: Outcome) -> dict[str, int]:

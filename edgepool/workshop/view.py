@@ -35,12 +35,13 @@ MAX_TOLD = 200
 
 @dataclass(slots=True)
 class StepRow:
-    """A step of a task: its operation, who does it and how far it is ('' before it begins)."""
+    """A step of a task: its operation, who does it and how far it is ('' before it begins), since when."""
 
     operation: str
     operation_number: int
     station: str = ""
     phase: str = ""
+    since_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -189,6 +190,7 @@ class View:
         row.pool = row.pool or event.pool
         row.steps[event.step].station = event.station
         row.steps[event.step].phase = event.phase
+        row.steps[event.step].since_ms = event.time_ms
 
     # --- what is shown ----------------------------------------------------------------------
 
@@ -201,6 +203,11 @@ class View:
     def done_by_stations(self) -> int:
         """How many tasks are done, as the stations of their last steps say."""
         return sum(bool(row.ended_ms) or row.steps[-1].phase == "done" for row in self.tasks.values())
+
+    def done_between(self, start_ms: int, end_ms: int) -> int:
+        """How many tasks were done in this time, as the stations of their last steps say."""
+        lasts = [row.steps[-1] for row in self.tasks.values()]
+        return sum(last.phase == "done" and start_ms <= last.since_ms < end_ms for last in lasts)
 
     @property
     def elapsed_s(self) -> float:

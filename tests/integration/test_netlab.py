@@ -36,9 +36,10 @@ while piece := connection.recv(65536):
 print(size, time.monotonic() - start)
 """
 KILLED = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 from edgepool.bench.netlab import slow_links
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell in the background ignores it
 async def main():
     async with slow_links(Path(sys.argv[1]), [0.0, 100.0]) as lab:
         print(lab.hosts[0].within[-1], flush=True)

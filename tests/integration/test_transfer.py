@@ -97,6 +97,21 @@ class Held:
         self._gate.set()
 
 
+class Together:
+    """Lets nothing be sent before all others of the barrier would send, too."""
+
+    limits = True
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+        self._begun = False
+
+    def wait(self, size_bytes: int) -> None:
+        if not self._begun:
+            self._begun = True
+            self._barrier.wait(timeout=40)
+
+
 class Holder:
     """Serves one piece of data from a file, and remembers who asked and how it ended."""
 
@@ -108,7 +123,7 @@ class Holder:
         self.refusal = ""
         self.refuses_chunks = ""
         self.has: frozenset[int] | None = None
-        self.pace: Held | None = None
+        self.pace: Held | Together | None = None
         self.asked: list[str] = []
         self.ends: list[tuple[int, str]] = []
         self.moved_bytes = 0
@@ -391,6 +406,9 @@ async def gather(
 async def test_many_holders_send_at_once_and_each_chunk_is_kept_once(tmp_path: Path) -> None:
     data = random.Random(6).randbytes(24 * MIB + 7)
     async with serving(tmp_path, data, count=3) as (holders, requester):
+        together = threading.Barrier(3)  # none of them sends all before another has begun
+        for holder in holders:
+            holder.pace = Together(together)
         kept = Kept()
         fetched, failures = await gather(requester, holders, kept)
         assert failures == []
