@@ -48,13 +48,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    report = measured(_run(only or (), quick))
-    if json:
-        print_json(as_json(report))
-    else:
-        print_report(report)
-    if report.problems:
-        raise typer.Exit(1)
+    show(measured(_run(only or (), quick)), json)
 
 
 async def _run(names: Sequence[str], quick: bool) -> Report:
@@ -84,7 +78,17 @@ def _advance(progress: Any, bar: Any) -> Callable[[Part], None]:
     return on_part
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def show(report: Report, json: bool) -> None:
+    """Print a report, as JSON if so wished; end with exit code 1 if a part failed."""
+    if json:
+        print_json(_as_json(report))
+    else:
+        _print(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
     """Return the report with figures keyed by part and name."""
     figures = {
         f"{part}.{figure.name}": {key: value for key, value in asdict(figure).items() if key != "name"}
@@ -94,8 +98,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {**asdict(report), "figures": figures}
 
 
-def print_report(report: Report) -> None:
-    """Print the figures of a report as a table."""
+def _print(report: Report) -> None:
     wide = out.width >= _WIDE_COLUMNS
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("part", "figure", "median", "unit", "lowest", "highest", "bare", "ratio", "beside"):

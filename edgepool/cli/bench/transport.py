@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepool.cli.bench.parts import as_json, print_report
+from edgepool.cli.bench.parts import show
 from edgepool.cli.bench.screen import measured
-from edgepool.cli.console import print_json
 
 if TYPE_CHECKING:
     from edgepool.bench.run import Report
@@ -25,13 +24,7 @@ def transport(
 
     Example: edgepool bench transport --json
     """
-    report = measured(_run(quick))
-    if json:
-        print_json(as_json(report))
-    else:
-        print_report(report)
-    if report.problems:
-        raise typer.Exit(1)
+    show(measured(_run(quick)), json)
 
 
 async def _run(quick: bool) -> Report:
