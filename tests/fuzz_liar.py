@@ -52,6 +52,7 @@ from edgepool.model.message import (
     PoolInvite,
     Query,
     QueryAnswer,
+    Reachable,
     Records,
     RecordsRefused,
 )
@@ -76,6 +77,7 @@ from edgepool.model.record import (
     sign_record,
 )
 from edgepool.model.trust import TrustChange
+from edgepool.model.whereabouts import sign_whereabouts
 
 PURPOSES = ("", "production", "x" * 64)
 REFUSALS = ("", "", "no", "x" * 256)
@@ -320,6 +322,18 @@ class Liar(Governing):
 
     def _hello(self) -> Message:
         return Hello(self._one(((), ("/" * 256,) * 8, ("/ip4/10.0.0.1/tcp/99999",), ("\0",))))
+
+    def _reachable(self) -> Message:
+        """Return where somebody is, signed by itself or not: what only a coordinator is believed."""
+        records = []
+        for _ in range(self._one((1, 1, 3, 32))):
+            signer, number = self._signer(), self._one((0, 1, EPOCH_MS, 2**53))
+            addresses = self._one((("/ip4/10.0.0.2/tcp/4001",), ("/" * 256,) * 8, ("\0",)))
+            record = sign_whereabouts(signer, NETWORK, addresses, number)
+            if not self._often():
+                record = self._changed(record, peer=self._peer(), signature=self._bytes(64))
+            records.append(record)
+        return Reachable(tuple(records))
 
     def _ping(self) -> Message:
         return self._one((Ping, Pong))(self._one((0, 2**53)))

@@ -135,6 +135,10 @@ class Chain:
         """All who have to do with the chain now: members, observers, who comes and who has left."""
         return self._people.known
 
+    def present(self, peer: PeerId) -> Member | None:
+        """Return `peer` as the chain names it, if it is to be linked with: not who has left."""
+        return self._people.present(peer)
+
     @property
     def waiting_records(self) -> int:
         """How many records wait to be packed."""

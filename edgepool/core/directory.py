@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgepool.config import Default
 from edgepool.core.access import Access
 from edgepool.core.chain import Chain
@@ -17,13 +19,16 @@ MAX_PROOFS = 8
 
 
 class ChainDirectory:
-    """Looks things up in a node's chains; the node keeps `connected`, `held` and `load` true."""
+    """Looks things up in a node's chains; the node keeps `connected`, `held` and `load` true.
+
+    `where_now` returns a member with the addresses that it has said since its pool was formed.
+    """
 
     def __init__(self, me: PeerId, source: BlockSource, default: Default = "network") -> None:
         self.chains: dict[ChainId, Chain] = {}
         self.access = Access(me, self.chains, default)
         self.connected_peers: dict[PeerId, Subject] = {}
-        self.addresses: dict[PeerId, tuple[str, ...]] = {}
+        self.where_now: Callable[[Member], Member] = lambda member: member
         self.held: dict[bytes, int] = {}
         self.load_percent = (0, 0)
         self._me = me
@@ -82,11 +87,11 @@ class ChainDirectory:
         return tuple(p for p in people if p != self._me and p in self.connected_peers)
 
     def member(self, peer: PeerId) -> Member | None:
-        """Return what the pools say of `peer`, with its addresses."""
+        """Return what the pools say of `peer`, with the addresses that it has said last."""
         for chain in self.chains.values():
             found = chain.people.get(peer)
             if found is not None:
-                return found
+                return self.where_now(found)
         return None
 
     def connected(self, peer: PeerId) -> bool:

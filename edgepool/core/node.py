@@ -47,10 +47,12 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
+    WantLink,
     Woke,
 )
 from edgepool.core.pools.joining import Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
+from edgepool.core.rendezvous import Rendezvous
 from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
@@ -78,6 +80,7 @@ from edgepool.model.message import (
     Proposal,
     Query,
     QueryAnswer,
+    Reachable,
     Records,
     RecordsRefused,
     SnapshotHead,
@@ -104,8 +107,6 @@ class Node:
         self._signer = signer
         self._source = source
         self._self = Subject(signer.peer, settings.role)
-        self.addresses: tuple[str, ...] = ()
-        """Where this peer listens; set before `start`."""
         self.directory = ChainDirectory(signer.peer, source, settings.rights.default)
         self.chains = self.directory.chains
         self._trusted: dict[PeerId, None] = {PeerId(peer): None for peer in settings.coordinators}
@@ -136,6 +137,10 @@ class Node:
         )
         self._anchoring = Anchoring(signer.peer, settings.limits.chains)
         self._governing = Governing(signer.peer, self.chains, self._joining)
+        self.rendezvous = Rendezvous(
+            signer, settings.network, self._trusted, self.directory, lambda: self.trust.revoked
+        )
+        self.directory.where_now = self.rendezvous.where_now
 
     def load(self, genesis: Genesis, height: int, vote_state: bytes) -> None:
         """Take up a stored chain before `start`."""
@@ -163,8 +168,8 @@ class Node:
                 return self._peer_up(subject, now)
             case PeerDown(peer):
                 self.directory.connected_peers.pop(peer, None)
-                self.directory.addresses.pop(peer, None)
                 self._joining.peer_down(peer)
+                self.rendezvous.peer_down(peer, now)
                 effects = self._merge(self._pools.peer_down(peer, now), now)
                 for chain in self.chains.values():
                     effects += self._merge(chain.peer_down(peer, now), now)
@@ -192,6 +197,7 @@ class Node:
             self._resolver.deadline,
             self._joining.deadline,
             self._anchoring.deadline,
+            self.rendezvous.deadline,
             *[chain.wakeup_at() for chain in self.chains.values()],
         )
 
@@ -227,9 +233,8 @@ class Node:
                 return self._merge(self._resolver.receive(peer, message, now), now)
             case CertificateRequest() | CertificateAnswer() | CertificateShown():
                 return [Notify(Certified(peer, message))]
-            case Hello(addresses):
-                self.directory.addresses[peer] = addresses
-                return []
+            case Hello() | Reachable():
+                return self.rendezvous.receive(peer, message, now)
             case Ping() | Pong():
                 return []
             case _:
@@ -238,7 +243,7 @@ class Node:
     def _peer_up(self, subject: Subject, now: Instant) -> list[Effect]:
         peer = subject.peer
         self.directory.connected_peers[peer] = subject
-        effects: list[Effect] = [Send(peer, Hello(self.addresses))]
+        effects = self.rendezvous.peer_up(peer, now)
         for chain in self.chains.values():
             if not self._follows(peer, chain):
                 continue
@@ -249,7 +254,7 @@ class Node:
             effects += self._merge(chain.peer_up(peer, now), now)
         effects += self._merge(self._pools.peer_up(peer, now), now)
         effects += self._merge(self._joining.peer_up(peer), now)
-        return effects + self._merge(self._resolver.peer_up(peer, now), now)
+        return effects + self.rendezvous.tell(peer) + self._merge(self._resolver.peer_up(peer, now), now)
 
     def _submit(self, ticket: int, command: object, now: Instant) -> list[Effect]:
         match command:
@@ -279,6 +284,7 @@ class Node:
 
     def _wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
+        self.rendezvous.wake(now)
         for room in (self._pools, self._resolver, self._joining):
             if room.deadline is not None and room.deadline <= now.monotonic_ms:
                 effects += self._merge(room.wake(now), now)
@@ -305,6 +311,11 @@ class Node:
                     effects += self._merge(self._governing.agreed(output, now), now)
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
+                case WantLink(member):
+                    effects += [
+                        WantLink(self.rendezvous.where_now(member)),
+                        *self.rendezvous.tell(member.peer),
+                    ]
                 case Notify(CameUnder(root, origin)):
                     if origin.owner != self.peer:
                         self.directory.access.origins[root] = origin
@@ -390,8 +401,8 @@ class Node:
         return chain
 
     def _as_member(self) -> Member:
-        settings = self._settings
-        return Member(self.peer, settings.name, settings.machine_type, self.addresses, settings.role)
+        own, addresses = self._settings, self.rendezvous.addresses
+        return Member(self.peer, own.name, own.machine_type, addresses, own.role)
 
     def _who(self, peer: PeerId) -> Subject | None:
         """Return who `peer` is by its certificate: this peer itself, or one that is linked."""

@@ -35,6 +35,10 @@ class People:
             self.known = {one.member.peer: one.member for one in left} | self.known
         return [effect for effect in self.links() if effect.member.peer not in before]
 
+    def present(self, peer: PeerId) -> Member | None:
+        """Return `peer` as it is named last if it is to be linked with: not who has left."""
+        return next((member for member in reversed(self._present) if member.peer == peer), None)
+
     def links(self) -> list[WantLink]:
         """Ask for links to all who are to come together; who has left comes by itself if it needs to."""
         people = {member.peer: member for member in self._present}

@@ -33,6 +33,7 @@ from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Me
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate, Vote
+from edgepool.model.whereabouts import Whereabouts
 
 QueryId = Annotated[int, Meta(ge=0, le=2**53)]
 Version = Annotated[int, Meta(ge=0, le=2**31)]
@@ -42,6 +43,8 @@ MAX_HANDOVERS = 256
 MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
 SNAPSHOT_PAGE_BYTES = 256 * 1024
 MAX_VISITED = 256
+MAX_TOLD = 32
+"""So many peers' whereabouts are told in one message."""
 
 
 class Records(Wire, tag="records", frozen=True):
@@ -329,6 +332,12 @@ class Hello(Wire, tag="hello", frozen=True):
     addresses: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=8)]
 
 
+class Reachable(Wire, tag="reachable", frozen=True):
+    """Where peers can be dialled: to a coordinator, the sender itself; from one, members of common pools."""
+
+    records: Annotated[tuple[Whereabouts, ...], Meta(min_length=1, max_length=MAX_TOLD)]
+
+
 class Ping(Wire, tag="ping", frozen=True):
     """Keeps a link known to be alive, and measures it: the other side answers with a Pong."""
 
@@ -368,6 +377,7 @@ Message = (
     | CertificateAnswer
     | CertificateShown
     | Hello
+    | Reachable
     | Ping
     | Pong
 )

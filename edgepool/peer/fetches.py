@@ -244,7 +244,8 @@ class Fetches:
         gathering.transfers[holder] = transfer
         failure = "it was not needed any more"
         try:
-            await gathering.fetch.draw_from(holder, offer.holder.addresses, confirmation)
+            addresses = self._peer.node.rendezvous.where_now(offer.holder).addresses
+            await gathering.fetch.draw_from(holder, addresses, confirmation)
             failure = ""
         except EdgepoolError as error:
             failure = str(error)

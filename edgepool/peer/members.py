@@ -161,7 +161,7 @@ class Membership:
         if peer == own.id:
             return Member(peer, own.name, own.settings.machine_type, own.addresses, own.settings.role)
         identity = next((one for one in own.connected() if one.peer == peer), None)
-        addresses = own.node.directory.addresses.get(peer)
+        addresses = own.node.rendezvous.said.get(peer)
         if identity is None or addresses is None:
             return own.node.directory.member(peer)
         return Member(peer, identity.name, identity.machine_type, addresses, identity.role)

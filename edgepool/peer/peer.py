@@ -158,7 +158,7 @@ class Peer(StreamingPeer):
             self.trusting.follow()
             self.rights.start()
             await self._transport.start(self._loop)
-            self._node.addresses = self._transport.addresses
+            self._node.rendezvous.addresses = self._transport.addresses
             self._started_ms = self._clock.now().wall_ms
             self._open = True
             await self._loop.start()

@@ -186,8 +186,7 @@ class Subscription:
 
     def _addresses(self, offer: RankedOffer) -> tuple[str, ...]:
         """Return where the publisher says that it is, then where it was when it came into its pool."""
-        said = self._peer.node.directory.addresses.get(offer.holder.peer, ())
-        return tuple(dict.fromkeys((*said, *offer.holder.addresses)))
+        return self._peer.node.rendezvous.where_now(offer.holder).addresses
 
     async def _confirm(self, offer: RankedOffer) -> SignedRecord:
         body = offer.proof.record.record.body
