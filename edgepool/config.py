@@ -106,13 +106,15 @@ class Libp2pSettings(Settings, frozen=True):
 
     With `events` headers and certificates of new blocks are published by gossipsub, to members alone. With
     `relay` it passes circuits on for members. With `listen` "" nothing is accepted from outside; others come
-    through the relays at the multiaddrs in `relays`, each with /p2p/PEER at its end.
+    through the relays at the multiaddrs in `relays`, each with /p2p/PEER at its end. With `mdns` it asks the
+    local network where its coordinators and the members of its pools are, and says where it is itself.
     """
 
     listen: Annotated[str, Meta(max_length=256)] = "/ip4/127.0.0.1/tcp/0"
     memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] = 256 * 1024**2
     events: bool = False
     relay: bool = False
+    mdns: bool = False
     relays: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=4)] = ()
 
 

@@ -11,6 +11,7 @@ from fuzz_hostile import Hostile
 from fuzz_kinds import kinds_in, records_in
 from fuzz_mutation import Seed
 from fuzz_world import COORDINATOR, EPOCH_MS, GENESES, HONEST, KEYS, MEMBERS, NETWORK, NEWCOMER, ROOT
+from libp2p_words import EXAMPLES
 
 from edgepool.core.consensus.ballot import SavedBallot
 from edgepool.core.ledger.snapshot import Snapshot, read_snapshot
@@ -24,6 +25,7 @@ from edgepool.core.machine import (
     Submitted,
 )
 from edgepool.errors import DecodeError
+from edgepool.model.asking import BlockNews, PoolList
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.live import (
@@ -169,6 +171,9 @@ def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list
         (TO_REQUESTER, _transfer_answers(manifest)),
         (FROM_SUBSCRIBER, _from_subscriber(some[0])),
         (FROM_PUBLISHER, _from_publisher()),
+        *EXAMPLES.items(),
+        (BlockNews, [BlockNews(one.block.header, one.certificate) for one in certified[:4]]),
+        (PoolList, [PoolList(tuple((genesis, 7) for genesis in GENESES))]),
         (Contents, [_catalogue()]),
         (KeptRecord, kept_records()),
         (StoredSnapshot, [StoredSnapshot(height, False, tuple(world.handovers), state)]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepool.config import PeerSettings
-from edgepool.model.ids import split_address
+from edgepool.model.ids import PeerId, short, split_address
 from edgepool.model.pool import Member
 
 
@@ -14,4 +14,9 @@ def known_members(settings: PeerSettings) -> tuple[Member, ...]:
         peer = split_address(known.address).peer
         assert peer is not None
         members.append(Member(peer, known.name, "", (known.address,)))
+    if settings.transport != "tls" and settings.libp2p.mdns:
+        named = [member.peer for member in members]
+        unnamed = [PeerId(peer) for peer in settings.coordinators if peer not in named]
+        # The local network may say where they are.
+        members += [Member(peer, short(peer), "", ()) for peer in unnamed]
     return tuple(members)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from edgepool.errors import DecodeError
-from edgepool.model.ids import split_address
+from edgepool.model.ids import PeerId, split_address
 from edgepool.model.pool import Member
 
 FIRST_BACKOFF_S = 0.1
@@ -35,13 +35,20 @@ class Dialler:
 
     The wait after a failed round is 0.1 s, doubling to 5 s, less up to half of it at random. It
     starts again from 0.1 s once a link has lasted longer than the longest wait. `grace_s` is GRACE_S for a
-    peer that can be dialled, 0 for others.
+    peer that can be dialled, 0 for others. `more` returns addresses to try behind the member's own.
     """
 
     def __init__(
-        self, member: Member, dial: Dial, yields: bool, state: State = "down", grace_s: float = 0.0
+        self,
+        member: Member,
+        dial: Dial,
+        yields: bool,
+        state: State = "down",
+        grace_s: float = 0.0,
+        more: Callable[[PeerId], Sequence[str]] = lambda peer: (),
     ) -> None:
         self._member = member
+        self._more = more
         self._dial = dial
         self._yield_s = YIELD_S if yields else 0.0
         self._grace_s = grace_s
@@ -102,19 +109,23 @@ class Dialler:
         """Wait until there is something to try: a link, or a better one."""
         while self._state != "down":
             self._changed.clear()
-            better = self._state == "conduit" and bool(directly(self._member.addresses))
+            better = self._state == "conduit" and bool(directly(self._addresses()))
             try:
                 async with asyncio.timeout(self._better_s if better else None):
                     await self._changed.wait()
             except TimeoutError:
                 return
 
+    def _addresses(self) -> list[str]:
+        return list(dict.fromkeys((*self._member.addresses, *self._more(self._member.peer))))
+
     async def _dial_each(self) -> None:
-        direct = directly(self._member.addresses)
+        addresses = self._addresses()
+        direct = directly(addresses)
         for address in direct:
             if self._state == "direct" or await self._dial(self._member, address):
                 return
-        through = [address for address in self._member.addresses if address not in direct]
+        through = [address for address in addresses if address not in direct]
         if through and self._state == "down":
             await asyncio.sleep(self._grace_s)
         for address in through:

@@ -18,12 +18,13 @@ from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_address
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
-from edgepool.transport.libp2p_child.messages import Begin
+from edgepool.transport.libp2p_child.messages import Begin, LookAround
 from edgepool.transport.libp2p_pipes import BYTES_STREAM, StreamSide
 from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
 from edgepool.transport.libp2p_relays import PLACE_STREAM, Relays, Standing
 from edgepool.transport.libp2p_stream import ChildStream
 from edgepool.transport.link import Link
+from edgepool.transport.nearby import Nearby
 from edgepool.transport.proofdoor import Admit, ProofDoor
 from edgepool.transport.refusals import Counters
 
@@ -43,7 +44,6 @@ class Libp2pRoad:
         identity: Identity,
         counters: Counters,
         admit: Admit,
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
@@ -74,7 +74,9 @@ class Libp2pRoad:
         )
         # The libraries themselves take some 85 MiB of it.
         most_bytes = settings.libp2p.memory_bytes + 128 * 1024**2
-        self.process = ChildProcess(begin, limits, counters, self._accept, changed, most_bytes)
+        self.process = ChildProcess(begin, limits, counters, self._accept, self._up_again, most_bytes)
+        self.nearby = Nearby()
+        self.process.found = self.nearby.found
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -98,6 +100,15 @@ class Libp2pRoad:
             listened = OSError(error.number, os.strerror(error.number))
             raise LocalError(f"cannot listen on {error.address}: {advice(listened)}") from None
         self.relays.start()
+        self._up_again()
+
+    def _up_again(self) -> None:
+        """The child stands, for the first time or after a restart: have it look around, if that is wanted."""
+        if not self._settings.libp2p.mdns:
+            return
+        standing = tuple(f"{on_tcp(address)}/p2p/{self._identity.peer}" for address in self.addresses)
+        host = parse_address(on_tcp(self.addresses[0]))[0] if standing else reachable_host("0.0.0.0")
+        self.process.say(LookAround(host, standing))
 
     def door(self, admit: Admit, protocol: str = LINK_STREAM) -> ProofDoor:
         """Return what is to stand on a stream that this side opens for `protocol`."""

@@ -32,6 +32,7 @@ from edgepool.transport.libp2p_child.messages import (
     Dial,
     Disconnect,
     Finish,
+    Found,
     FromChild,
     ListenFailed,
     Listening,
@@ -92,6 +93,7 @@ class ChildProcess:
         self.addresses: tuple[str, ...] = ()
         self.state = ChildState()
         self.streams: dict[int, ChildStream] = {}
+        self.found: Callable[[PeerId, str], None] = lambda peer, address: None
         self._begin = begin
         self._limits = limits
         self._counters = counters
@@ -299,6 +301,8 @@ class ChildProcess:
                 self._opened(number, relayed)
             case Accepted(number, peer, protocol, relayed):
                 self._accepted(ChildStream(self, number, peer, relayed), number, protocol)
+            case Found(peer, address):
+                self.found(peer, address)
             case Counted(reason):
                 count(self._counters, reason)
             case Beating(_, resident_bytes, connections, streams, accepted):

@@ -278,7 +278,8 @@ class TlsTransport:
         link = self._up.get(member.peer)
         state: State = "down" if link is None else "conduit" if link.conduit else "direct"
         grace_s = GRACE_S if self._settings.listen else 0.0
-        self._diallers[member.peer] = Dialler(member, self._dial, yields, state, grace_s)
+        more = self.libp2p.nearby.of if self.libp2p is not None else lambda peer: ()
+        self._diallers[member.peer] = Dialler(member, self._dial, yields, state, grace_s, more)
 
     async def _dial(self, member: Member, address: str) -> bool:
         """Try one address of `member`; True once the other side has taken the link."""

@@ -8,51 +8,13 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libp2p_words import EXAMPLES
 
 from edgepool.errors import DecodeError
-from edgepool.model.asking import Answer, Find, No, Offers, PoolList, Pools, ProofFile, Prove, Question
-from edgepool.model.channelproof import MembershipProof
+from edgepool.model.asking import Answer, No, Question
 from edgepool.model.codec import decode, encode
-from edgepool.model.ids import ChainId
-from edgepool.model.twin import DataKey
 from edgepool.peer.foreign import Conversation
 from edgepool.transport.framing import header
-from edgepool.transport.libp2p_child import messages
-from edgepool.transport.libp2p_child.messages import FromChild, ToChild
-from edgepool.transport.proofdoor import ChannelHello
-
-CHAIN = ChainId("0" * 40)
-EXAMPLES: dict[object, list[object]] = {
-    Question: [Pools(), Find(DataKey("P", "model"), 0, 5_000), Prove(CHAIN, 1, 0)],
-    Answer: [PoolList(()), Offers(()), ProofFile(b"EPPROOF"), No("because")],
-    ChannelHello: [ChannelHello(bytes(32))],
-    MembershipProof: [MembershipProof(b"certificate", bytes(64))],
-    ToChild: [
-        messages.Begin(bytes(32), ("/ip4/127.0.0.1/tcp/0",), ("/x",), 1, 1, 1, 1, 0, False, True),
-        messages.Reserve("1" * 52),
-        messages.Dial(2, "1" * 52, "", "/x", 1),
-        messages.Publish("topic", b"news"),
-        messages.Proven("1" * 52),
-        messages.Disconnect("1" * 52),
-        messages.Beat(1),
-        messages.Data(2, b"data"),
-        messages.Credit(2, 1),
-        messages.Finish(2),
-        messages.Reset(2, "because"),
-    ],
-    FromChild: [
-        messages.Listening(("/ip4/127.0.0.1/tcp/1",)),
-        messages.ListenFailed("/ip4/127.0.0.1/tcp/1", 98),
-        messages.Accepted(1, "1" * 52, "/x", False),
-        messages.Opened(2, True),
-        messages.Counted("refused_handshake"),
-        messages.Beating(1, 1, 1, 1, 1),
-        messages.Data(1, b"data"),
-        messages.Credit(1, 1),
-        messages.Finish(1),
-        messages.Reset(1, ""),
-    ],
-}
 
 
 def test_every_kind_is_tried() -> None:

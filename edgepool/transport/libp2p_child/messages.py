@@ -81,6 +81,16 @@ class Publish(Wire, tag="publish", frozen=True):
     data: Annotated[bytes, Meta(min_length=1, max_length=CHUNK_BYTES)]
 
 
+class LookAround(Wire, tag="look", frozen=True):
+    """To the child: ask the local network by multicast DNS who is there, and tell it `addresses`.
+
+    `host` is the IPv4 address of the interface to use; the addresses are multiaddrs with /p2p/PEER, or none.
+    """
+
+    host: Annotated[str, Meta(max_length=64)]
+    addresses: Annotated[tuple[AddressText, ...], Meta(max_length=8)]
+
+
 class Beat(Wire, tag="beat", frozen=True):
     """To the child: are you well?"""
 
@@ -143,6 +153,13 @@ class Opened(Wire, tag="opened", frozen=True):
     relayed: bool
 
 
+class Found(Wire, tag="found", frozen=True):
+    """From the child: somebody on the local network says that this peer is at this multiaddr."""
+
+    peer: PeerText
+    address: AddressText
+
+
 class Counted(Wire, tag="counted", frozen=True):
     """From the child: something was turned away, for a reason of refusals.py."""
 
@@ -162,5 +179,20 @@ class Beating(Wire, tag="beating", frozen=True):
     accepted: StreamId
 
 
-ToChild = Begin | Dial | Publish | Reserve | Proven | Disconnect | Beat | Data | Credit | Finish | Reset
-FromChild = Listening | ListenFailed | Accepted | Opened | Counted | Beating | Data | Credit | Finish | Reset
+ToChild = (
+    Begin
+    | Dial
+    | Publish
+    | Reserve
+    | LookAround
+    | Proven
+    | Disconnect
+    | Beat
+    | Data
+    | Credit
+    | Finish
+    | Reset
+)
+FromChild = (
+    Listening | ListenFailed | Accepted | Opened | Found | Counted | Beating | Data | Credit | Finish | Reset
+)

@@ -15,10 +15,12 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from edgepool.model.codec import decode
+from edgepool.model.ids import PeerId
 from edgepool.transport.framing import FrameBuffer
 from edgepool.transport.libp2p_child.carrier import Carrier, ParentSocket
 from edgepool.transport.libp2p_child.events import Events
 from edgepool.transport.libp2p_child.host import Connections
+from edgepool.transport.libp2p_child.mdns import Mdns
 from edgepool.transport.libp2p_child.messages import (
     MAX_MESSAGE_BYTES,
     Beat,
@@ -30,8 +32,10 @@ from edgepool.transport.libp2p_child.messages import (
     Dial,
     Disconnect,
     Finish,
+    Found,
     ListenFailed,
     Listening,
+    LookAround,
     Proven,
     Publish,
     Reserve,
@@ -145,6 +149,9 @@ class Child:
                 case Publish(topic, data):
                     if self._events is not None:
                         await self._events.publish(topic, data)
+                case LookAround(host, addresses):
+                    me = str(self._connections.swarm.get_peer_id())
+                    nursery.start_soon(Mdns(me, host, addresses, self._found, self._count).run)
                 case Reserve(peer):
                     nursery.start_soon(self._reserve, peer)
                 case Disconnect(peer):
@@ -160,6 +167,9 @@ class Child:
         connections = swarm.get_total_connections()
         answer = Beating(count, resident_bytes(), connections, len(carrier.streams), accepted)
         await self._parent.tell(answer)
+
+    async def _found(self, peer: str, address: str) -> None:
+        await self._parent.tell(Found(PeerId(peer), address))
 
     async def _reserve(self, relay: str) -> None:
         try:
