@@ -1,6 +1,6 @@
 """Multicast DNS for the child, on IPv4: asks who is on the local network, and says that this peer is.
 
-py-libp2p's own is not used: it stops its loop for seconds, and answers in words that no other libp2p knows.
+py-libp2p's own is not used: it stops its loop for seconds, and speaks on all interfaces.
 """
 
 from __future__ import annotations
