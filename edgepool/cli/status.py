@@ -66,6 +66,8 @@ MEANINGS = {
     "it goes on rising, raise limits.handshakes, limits.links or limits.transfers_served",
     "refused_other_road": "members dialled links over TLS, which go over libp2p alone here: give them that "
     'road, or set transport = "both"',
+    "failed_mdns": "the local network could not be asked who is there: see that this machine has one with "
+    "IPv4, or set mdns = false under [libp2p]",
     "refused_place": "a libp2p relay gives this peer no place: set relay = true under [libp2p] there",
     "restarted_libp2p": "the libp2p child ended, hung or grew, and was started again, and its links came "
     "back; the log says why",
