@@ -25,7 +25,7 @@ from edgepool.core.machine import (
     Submitted,
 )
 from edgepool.errors import DecodeError
-from edgepool.model.asking import BlockNews, PoolList
+from edgepool.model.asking import PoolList
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.codec import encode
 from edgepool.model.live import (
@@ -172,7 +172,6 @@ def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list
         (FROM_SUBSCRIBER, _from_subscriber(some[0])),
         (FROM_PUBLISHER, _from_publisher()),
         *EXAMPLES.items(),
-        (BlockNews, [BlockNews(one.block.header, one.certificate) for one in certified[:4]]),
         (PoolList, [PoolList(tuple((genesis, 7) for genesis in GENESES))]),
         (Contents, [_catalogue()]),
         (KeptRecord, kept_records()),

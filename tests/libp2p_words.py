@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from edgepool.model.asking import Answer, Find, No, Offers, PoolList, Pools, ProofFile, Prove, Question
+from changing_pool import ChangingPool
+
+from edgepool.core.ledger.trust import Trust
+from edgepool.model.asking import (
+    Answer,
+    BlockNews,
+    Find,
+    HandoverList,
+    HandoversAbove,
+    No,
+    Offers,
+    Places,
+    PoolList,
+    Pools,
+    ProofFile,
+    Prove,
+    Question,
+    TrustProof,
+    Where,
+    WhomToTrust,
+)
 from edgepool.model.channelproof import MembershipProof
+from edgepool.model.codec import encode
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId
 from edgepool.model.twin import DataKey
+from edgepool.model.whereabouts import sign_whereabouts
 from edgepool.transport.libp2p_child import messages
 from edgepool.transport.libp2p_child.messages import FromChild, ToChild
 from edgepool.transport.proofdoor import ChannelHello
 
 CHAIN = ChainId("0" * 40)
+_POOL = ChangingPool()
+_BLOCK = _POOL.block()
+_POOL.change(incoming=_POOL.person("m9"))
 EXAMPLES: dict[object, list[object]] = {
-    Question: [Pools(), Find(DataKey("P", "model"), 0, 5_000), Prove(CHAIN, 1, 0)],
-    Answer: [PoolList(()), Offers(()), ProofFile(b"EPPROOF"), No("because")],
+    Question: [
+        *(Pools(), Find(DataKey("P", "model"), 0, 5_000), Prove(CHAIN, 1, 0)),
+        *(HandoversAbove(CHAIN, 0), WhomToTrust(CHAIN), Where(CHAIN)),
+    ],
+    Answer: [
+        *(PoolList(()), Offers(()), ProofFile(b"EPPROOF"), No("because")),
+        HandoverList(_POOL.handovers),
+        TrustProof(encode(Trust()), bytes(32), _BLOCK.block.header, _BLOCK.certificate),
+        Places((sign_whereabouts(Signer(bytes(32)), "works", ("/ip4/10.0.0.1/tcp/1",), 5),)),
+    ],
+    BlockNews: [BlockNews(_BLOCK.block.header, _BLOCK.certificate)],
     ChannelHello: [ChannelHello(bytes(32))],
     MembershipProof: [MembershipProof(b"certificate", bytes(64))],
     ToChild: [

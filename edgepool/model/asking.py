@@ -9,15 +9,19 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from edgepool.model.block import MAX_BLOCK_RECORDS, Header
+from edgepool.model.block import MAX_BLOCK_RECORDS, Handover, Header
 from edgepool.model.codec import Wire
-from edgepool.model.fields import ChainText, Height, Percent, Text
+from edgepool.model.fields import ChainText, Hash, Height, KnownHeight, Percent, Text
 from edgepool.model.message import MAX_OFFERS, OfferProof, Version
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate
+from edgepool.model.whereabouts import Whereabouts
 
 MAX_POOLS = 256
+MAX_HANDED_OVER = 64
+MAX_TRUST_BYTES = 2 * 1024 * 1024
+MAX_PLACES = 512
 MAX_PROOF_FILE_BYTES = 2 * 1024 * 1024
 MAX_QUESTION_BYTES = 1024
 Milliseconds = Annotated[int, Meta(ge=0, le=2**31)]
@@ -41,6 +45,25 @@ class Prove(Wire, tag="prove", frozen=True):
     chain: ChainText
     height: Height
     index: Annotated[int, Meta(ge=0, lt=MAX_BLOCK_RECORDS)]
+
+
+class HandoversAbove(Wire, tag="handovers", frozen=True):
+    """How has the roster of this chain changed above `height`? The oldest first, so many at a time."""
+
+    chain: ChainText
+    height: KnownHeight
+
+
+class WhomToTrust(Wire, tag="trust", frozen=True):
+    """Whom do the members of this chain trust, and whom have they revoked, with proof?"""
+
+    chain: ChainText
+
+
+class Where(Wire, tag="where", frozen=True):
+    """Where are the people of this chain that have moved, as far as you know?"""
+
+    chain: ChainText
 
 
 class PoolList(Wire, tag="pool_list", frozen=True):
@@ -74,6 +97,30 @@ class ProofFile(Wire, tag="proof", frozen=True):
     file: Annotated[bytes, Meta(min_length=1, max_length=MAX_PROOF_FILE_BYTES)]
 
 
+class HandoverList(Wire, tag="handover_list", frozen=True):
+    """The handovers that were asked for; with none, there is none above that height."""
+
+    handovers: Annotated[tuple[Handover, ...], Meta(max_length=MAX_HANDED_OVER)]
+
+
+class TrustProof(Wire, tag="trusted", frozen=True):
+    """What a chain said of trust before the block of `header`: an encoded Trust, shown by its state root.
+
+    That root is SHA-256(SHA-256(trust) + rest).
+    """
+
+    trust: Annotated[bytes, Meta(min_length=1, max_length=MAX_TRUST_BYTES)]
+    rest: Hash
+    header: Header
+    certificate: Certificate
+
+
+class Places(Wire, tag="places", frozen=True):
+    """Where people of a chain say that they are, each signed by the one whom it is about."""
+
+    records: Annotated[tuple[Whereabouts, ...], Meta(max_length=MAX_PLACES)]
+
+
 class No(Wire, tag="no", frozen=True):
     """The question is not answered, for this reason."""
 
@@ -87,5 +134,5 @@ class BlockNews(Wire, tag="block", frozen=True):
     certificate: Certificate
 
 
-Question = Pools | Find | Prove
-Answer = PoolList | Offers | ProofFile | No
+Question = Pools | Find | Prove | HandoversAbove | WhomToTrust | Where
+Answer = PoolList | Offers | ProofFile | HandoverList | TrustProof | Places | No

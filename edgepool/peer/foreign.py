@@ -15,22 +15,31 @@ from edgepool.core.machine import RankedOffer
 from edgepool.core.rights import Subject, refusal
 from edgepool.errors import DecodeError, EdgepoolError, Refused
 from edgepool.model.asking import (
+    MAX_HANDED_OVER,
+    MAX_PLACES,
     MAX_POOLS,
     MAX_QUESTION_BYTES,
     Answer,
     BlockNews,
     Find,
     FoundOffer,
+    HandoverList,
+    HandoversAbove,
     No,
     Offers,
+    Places,
     PoolList,
     Pools,
     ProofFile,
     Prove,
     Question,
+    TrustProof,
+    Where,
+    WhomToTrust,
 )
 from edgepool.model.codec import decode, encode
 from edgepool.model.identity import PeerIdentity
+from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis
 from edgepool.model.record import DataOffer
 from edgepool.peer.values import BlockAdded
@@ -100,6 +109,15 @@ class Foreign:
                     return Offers(tuple(_told(offer) for offer in found))
                 case Prove():
                     return self._prove(subject, searches, question)
+                case HandoversAbove(chain, height):
+                    above = [one for one in self._peer.handovers(chain) if one.header.height > height]
+                    return HandoverList(tuple(above[:MAX_HANDED_OVER]))
+                case WhomToTrust(chain):
+                    return self._trusted(chain)
+                case Where(chain):
+                    known = self._peer.node.chains.get(chain)
+                    places = () if known is None else self._peer.node.rendezvous.of_chain(known)
+                    return Places(places[:MAX_PLACES])
         except EdgepoolError as error:
             return No(str(error)[:256])
 
@@ -108,6 +126,15 @@ class Foreign:
             (genesis, self._peer.chain_state(genesis.chain).height)
             for genesis in self._peer.pools[-MAX_POOLS:]
         )
+
+    def _trusted(self, chain: ChainId) -> Answer:
+        """Show what a chain says of trust by the header of its last block."""
+        state = self._peer.chain_state(chain)
+        certified = self._peer.block(chain, state.height)
+        if state.explained is None or certified is None:
+            return No("there is no block yet by which this can be shown: ask again after the next one")
+        trust, rest = state.explained
+        return TrustProof(encode(trust), rest, certified.block.header, certified.certificate)
 
     def _prove(self, subject: Subject, searches: str, asked: Prove) -> Answer:
         """Prove an offer to who may search, any record to who may follow its chain."""

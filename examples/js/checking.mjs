@@ -2,7 +2,7 @@
 // Rules and bytes: docs/protocol/consensus.md, sections 1 to 3.
 
 import { createHash, createPublicKey, verify as verifySignature } from 'node:crypto'
-import { concat, encode, raw } from './msgpack.mjs'
+import { concat, decode, encode, raw } from './msgpack.mjs'
 
 const ALPHABET = '123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz'
 const PEER_PREFIX = '002408011220'
@@ -87,19 +87,37 @@ export function checkCertified (header, certificate, pool, roster) {
   return { height, id: hex(blockId), records: header[9], proposer: header[10], signers: signatures.length }
 }
 
+export function sameRoster (header, roster) {
+  return same(header[5], membersHash(roster))
+}
+
+// Returns the roster to which a handover leads from `roster`; throws unless that roster has certified it.
+export function nextRoster ([header, certificate, outgoing, incoming], pool, roster) {
+  checkCertified(header, certificate, pool, roster)
+  let next
+  if (incoming === null) next = roster.filter(([peer]) => peer !== outgoing)
+  else if (outgoing === '') next = [...roster, incoming]
+  else next = roster.map((member) => (member[0] === outgoing ? incoming : member))
+  expect(next.length > 0 && same(header[6], membersHash(next)), 'a handover names another roster')
+  return next
+}
+
 function rosterAfter (pool, handovers) {
   let roster = pool.members
   let last = 0
-  for (const [header, certificate, outgoing, incoming] of handovers) {
-    expect(header[2] > last, 'the handovers are out of order')
-    last = header[2]
-    checkCertified(header, certificate, pool, roster)
-    if (incoming === null) roster = roster.filter(([peer]) => peer !== outgoing)
-    else if (outgoing === '') roster = [...roster, incoming]
-    else roster = roster.map((member) => (member[0] === outgoing ? incoming : member))
-    expect(roster.length > 0 && same(header[6], membersHash(roster)), 'a handover names another roster')
+  for (const handover of handovers) {
+    expect(handover[0][2] > last, 'the handovers are out of order')
+    last = handover[0][2]
+    roster = nextRoster(handover, pool, roster)
   }
   return { roster, last }
+}
+
+// Throws unless `trust` (the bytes of a Trust) is what the state root in a certified header commits to.
+export function checkTrust (trust, rest, header) {
+  expect(rest.length === 32 && same(sha256(sha256(trust), rest), header[7]), 'the header says something else of trust')
+  const [, revoked] = decode(trust)
+  return { revoked: revoked.map(([peer]) => peer) }
 }
 
 // --- proofs ---------------------------------------------------------------------------------------

@@ -46,6 +46,14 @@ export class Member {
 
   constructor (node, key, certificate, authority, network) {
     Object.assign(this, { node, key, certificate, authority, network, peer: node.peerId.toString() })
+    this.revoked = new Set()
+  }
+
+  // Has nothing to do with a peer from now on: it has been revoked.
+  async refuse (peer) {
+    this.revoked.add(peer)
+    const found = this.node.getPeers().find((one) => one.toString() === peer)
+    if (found !== undefined) await this.node.hangUp(found)
   }
 
   async close () {
@@ -67,6 +75,10 @@ export class Member {
     const stream = await connection.newStream(protocol)
     const frames = new Frames(stream)
     const other = connection.remotePeer.toString()
+    if (this.revoked.has(other)) {
+      await connection.close()
+      throw new Error(`${other} has been revoked`)
+    }
     const nonce = randomBytes(32)
     frames.send(encode(['hello', nonce]))
     const [tag, theirs] = decode(await frames.next())
@@ -75,10 +87,16 @@ export class Member {
     this.checkProof(decode(await frames.next()), binding, other)
     const statement = signed('channel', [this.network, binding, this.peer, other])
     frames.send(encode([new Uint8Array(this.certificate.raw), sign(null, statement, this.key)]))
+    let before = Promise.resolve()
     return {
-      ask: async (question) => {
-        frames.send(encode(question))
-        return decode(await frames.next())
+      peer: other,
+      // One question is answered before the next is sent.
+      ask: (question) => {
+        before = before.then(async () => {
+          frames.send(encode(question))
+          return decode(await frames.next())
+        })
+        return before
       },
       close: async () => await stream.close()
     }
@@ -110,7 +128,7 @@ export class Member {
   follow (chain, told) {
     const topic = `/edgepool/events/1/${chain}`
     this.node.services.pubsub.addEventListener('message', ({ detail }) => {
-      if (detail.topic === topic) told(decode(detail.data))
+      if (detail.topic === topic && !this.revoked.has(detail.from?.toString())) told(decode(detail.data))
     })
     this.node.services.pubsub.subscribe(topic)
   }

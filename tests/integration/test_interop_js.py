@@ -1,13 +1,15 @@
 """js-libp2p in a network of ours: examples/js lists pools, follows blocks, finds data and checks its proof.
 
-`make interop` installs what it needs and runs this; without that it is skipped.
+`make interop` and `make test` install what it needs; where that cannot be had it is skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
@@ -22,19 +24,29 @@ from edgepool import Peer
 from edgepool.config import Libp2pSettings, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
+from edgepool.model.trust import RevokePeer
 
 PROGRAM = Path(__file__).parents[2] / "examples/js/follow.mjs"
 PATIENCE_S = 120.0
 
-if shutil.which("node") is None:
-    pytest.skip("there is no Node on this machine", allow_module_level=True)
-if find_spec("libp2p") is None or not (PROGRAM.parent / "node_modules").exists():
+
+def has_node() -> bool:
+    """Say whether a Node is here that js-libp2p runs on."""
+    if shutil.which("node") is None:
+        return False
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
+    return int((re.findall(r"^v(\d+)", version) or ["0"])[0]) >= 20
+
+
+if not has_node():
+    pytest.skip("there is no Node 20 or later on this machine", allow_module_level=True)
+if find_spec("libp2p") is None or not (PROGRAM.parent / "node_modules/libp2p").exists():
     pytest.skip("the packages of examples/js are not installed: run 'make interop'", allow_module_level=True)
 
 
 @asynccontextmanager
-async def small_network(folder: Path) -> AsyncIterator[tuple[Peer, Peer]]:
-    """A coordinator on both roads that publishes events, and two machines on TLS: one pool."""
+async def small_network(folder: Path) -> AsyncIterator[tuple[Peer, Peer, Peer]]:
+    """One pool: a coordinator on both roads that publishes events, a machine on TLS and one on both."""
     async with AsyncExitStack() as stack:
         settings = replace(
             load_peer_settings(make_coordinator(folder)),
@@ -43,14 +55,21 @@ async def small_network(folder: Path) -> AsyncIterator[tuple[Peer, Peer]]:
         )
         cloud = await stack.enter_async_context(Peer(settings))
         machines = [
-            await stack.enter_async_context(Peer.open(make_machine(folder, name, cloud)))
-            for name in ("m0", "m1")
+            await stack.enter_async_context(
+                Peer(replace(load_peer_settings(make_machine(folder, name, cloud)), transport=transport))
+            )
+            for name, transport in (("m0", "tls"), ("m1", "both"))
         ]
         everybody = [cloud, *machines]
         members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=60)
         pool = await cloud.form_pool("cell", "fixed", members)
         await pool_stands(pool, everybody, timeout_s=60)
-        yield cloud, machines[0]
+        yield cloud, *machines
+
+
+def libp2p_address(peer: Peer) -> str:
+    address = next(address for address in peer.addresses if address.endswith("/noise"))
+    return f"{address}/p2p/{peer.id}"
 
 
 class Follower:
@@ -60,10 +79,10 @@ class Follower:
         self._process = process
 
     @classmethod
-    async def start(cls, folder: Path, at: Peer, *more: str) -> Follower:
-        address = next(address for address in at.addresses if address.endswith("/noise"))
+    async def start(cls, folder: Path, at: Peer, *more: str, also: Peer | None = None) -> Follower:
+        places = ",".join(libp2p_address(peer) for peer in (at, also) if peer is not None)
         process = await asyncio.create_subprocess_exec(
-            *("node", PROGRAM, folder, f"{address}/p2p/{at.id}", at.id, *more),
+            *("node", PROGRAM, folder, places, at.id, *more),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -95,7 +114,7 @@ class Follower:
 
 
 async def test_a_member_in_javascript_lists_finds_checks_and_follows(tmp_path: Path) -> None:
-    async with small_network(tmp_path) as (cloud, machine):
+    async with small_network(tmp_path) as (cloud, machine, _):
         published = await machine.publish("PTVA10212-01/model", b"a model")
         folder = make_machine(tmp_path, "js", cloud, role="client")
         follower = await Follower.start(folder, cloud, "PTVA10212-01/model", "1")
@@ -125,7 +144,7 @@ async def test_a_member_in_javascript_lists_finds_checks_and_follows(tmp_path: P
 
 
 async def test_a_stranger_in_javascript_learns_nothing(tmp_path: Path) -> None:
-    async with small_network(tmp_path) as (cloud, _):
+    async with small_network(tmp_path) as (cloud, _, _):
         plan = PeerPlan("js", cloud.settings.network, "client")
         make_peer_folder(tmp_path / "elsewhere/js", plan, tmp_path / "elsewhere/authority")
         follower = await Follower.start(tmp_path / "elsewhere/js", cloud)
@@ -134,3 +153,48 @@ async def test_a_stranger_in_javascript_learns_nothing(tmp_path: Path) -> None:
             assert "its certificate is not of our authority" in await follower.errors()
         finally:
             follower.kill()
+
+
+async def test_a_follower_goes_with_the_roster_and_has_nothing_to_do_with_who_is_revoked(
+    tmp_path: Path,
+) -> None:
+    async with small_network(tmp_path) as (cloud, machine, thief), AsyncExitStack() as stack:
+        chain = cloud.chains[0]
+        folder = make_machine(tmp_path, "js", cloud, role="client")
+        follower = await Follower.start(folder, cloud, "", "1000", also=thief)
+        try:
+            said = await follower.until("ready")
+            assert [line["event"] for line in said].count("connected") == 1
+
+            async def told(event: str, begun: int) -> dict[str, Any]:
+                """Return what is told of an event, while blocks go on coming."""
+                waiting = asyncio.create_task(follower.until(event))
+                for number in range(90):
+                    await machine.publish(f"PTVA10212-01/kind{begun + number}", b"%d" % number)
+                    await asyncio.wait({waiting}, timeout=0.5)
+                    if waiting.done():
+                        break
+                return (await waiting)[-1]
+
+            await stack.enter_async_context(Peer.open(make_machine(tmp_path, "m2", cloud)))
+            await gather_members(cloud, ["m2"], timeout_s=60)
+            await cloud.change_members(chain, admit="m2")
+            roster = await told("roster", 0)
+            assert roster["members"] == ["cloud", "m0", "m1", "m2"]
+            # Those of before may still be under way.
+            while (await told("block", 100))["height"] < roster["from"]:
+                pass
+            await cloud.trusting.change(RevokePeer(thief.id), reason="stolen")
+            assert (await told("revoked", 200))["peer"] == thief.id
+        finally:
+            follower.kill()
+        # One that comes later learns both from the genesis on.
+        late = await Follower.start(folder, cloud, "PTVA10212-01/kind0", "0", also=thief)
+        try:
+            said = await late.until("done")
+            assert next(line["members"] for line in said if line["event"] == "roster") == roster["members"]
+            (refused,) = [line for line in said if line["event"] == "refused"]
+            assert refused["why"] == f"{thief.id} has been revoked"
+            assert [line["holder"] for line in said if line["event"] == "offer"] == ["m0"]
+        finally:
+            late.kill()

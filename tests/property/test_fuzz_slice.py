@@ -163,7 +163,7 @@ def test_a_state_that_the_members_have_not_made_is_found() -> None:
     chain = cell.nodes[HONEST[0]].chains[GENESES[0].chain]
     cell.judge.looks_at(chain)
     chain.state.beacon = bytes(32)
-    chain.state._root = None
+    chain.state._rest = None
     with pytest.raises(Broken, match="two states"):
         cell.judge.looks_at(chain)
 

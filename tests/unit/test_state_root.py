@@ -109,7 +109,7 @@ def test_every_kind_of_change_changes_the_root() -> None:
         state = world.state = ChainState.restore(world.genesis, before)
         world.pack(signed)
         # Only what the record itself does may tell the states apart.
-        state.last_block_id, state.counts, state._root = bytes(32), dict.fromkeys(state.counts, 0), None
+        state.last_block_id, state.counts, state._rest = bytes(32), dict.fromkeys(state.counts, 0), None
         roots.add(state.root)
     # Demand and confirmation do nothing but stand.
     assert len(roots) == len(records)

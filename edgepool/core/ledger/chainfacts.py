@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgepool.core.ledger.facts import (
-    TRUST,
     Facts,
     Offered,
     PolicyEntry,
@@ -54,7 +53,6 @@ class ChainFacts(Facts):
                 del self._anchors[author]
             if self.trust.open:
                 # The roster may have become smaller under an open change.
-                self._changes(TRUST)
                 self.trust = self.trust.counted(roster.voters, height)
         if height % FORGET_BLOCKS == 0:
             self._forget_tasks()
@@ -151,7 +149,6 @@ class ChainFacts(Facts):
 
     def load_trust(self, trust: Trust) -> None:
         """Take in what the chain says of trust."""
-        self._changes(TRUST)
         self.trust = trust
 
     # --- changes
@@ -211,8 +208,6 @@ class ChainFacts(Facts):
 
     def _entry(self, key: Key) -> Entry:
         kind, owner, place = key
-        if key == TRUST:
-            return () if self.trust == Trust() else (*key, self.trust)
         if kind == "policy":
             entry = self._policies.get(PeerId(owner), {}).get(place)
             return () if entry is None else (*key, entry.height, entry.index, entry.policy)

@@ -45,9 +45,6 @@ AUTHORS_KNOWN = 64
 MAX_ANCHORED = 256
 """How many chains of one author are known by the heights it has anchored, the last ones."""
 
-TRUST: Key = ("trust", "", "")
-"""The one entry of all that a chain says of trust: it changes rarely."""
-
 
 MAX_POLICIES = 4096
 """How many policies a chain can have, of all authors."""
@@ -299,7 +296,6 @@ class Facts:
             case MembershipChange():
                 self.roster = self.roster.supported(author, body)
             case TrustChange():
-                self._changes(TRUST)
                 self.trust = self.trust.supported(author, body, self.roster.voters, height)
             case Equivocation():
                 self.roster = self.roster.convict(body.member)

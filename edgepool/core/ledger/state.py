@@ -24,7 +24,7 @@ from edgepool.core.ledger.snapshot import (
     write_snapshot,
 )
 from edgepool.core.ledger.statements import check_registered, effects_of
-from edgepool.core.ledger.trust import Trust
+from edgepool.core.ledger.trust import Trust, state_root
 from edgepool.errors import DecodeError
 from edgepool.model.beacon import first_beacon, next_beacon
 from edgepool.model.block import Block, Header
@@ -47,7 +47,7 @@ from edgepool.model.twin import DataKey
 
 __all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 
@@ -80,7 +80,9 @@ class ChainState:
         self.packed: dict[PeerId, int] = dict.fromkeys(self.members, 0)
         self.tasks: dict[str, TaskState] = self._facts.tasks
         self._work = WorkAccount()
-        self._root: bytes | None = None
+        self._rest: bytes | None = None
+        self.explained: tuple[Trust, bytes] | None = None
+        """What the state root in the last header is made of, see `state_root`; None if that is not known."""
 
     # --- who votes
 
@@ -181,9 +183,9 @@ class ChainState:
     @property
     def root(self) -> bytes:
         """The 32-byte hash of this state, which the next header carries."""
-        if self._root is None:
-            self._root = sha256(self._facts.sum.value() + encode(self._core()))
-        return self._root
+        if self._rest is None:
+            self._rest = sha256(self._facts.sum.value() + encode(self._core()))
+        return state_root(self.trust, self._rest)
 
     @property
     def demands(self) -> int:
@@ -253,6 +255,7 @@ class ChainState:
         assert header.height == self.height + 1, f"block {header.height} after height {self.height}"
         check_registered(self.chain, block.records)
         faulty = (len(self.members) - 1) // 3
+        self.explained = None if self._rest is None else (self.trust, self._rest)
         for index, signed in enumerate(block.records):
             body = signed.record.body
             self._facts.enter(header.height, index, signed, effects_of(self._facts, signed))
@@ -281,7 +284,7 @@ class ChainState:
             self.reveals = {member: self.reveals.get(member, 0) for member in self.members}
             self.packed = {member: self.packed.get(member, 0) for member in self.members}
         self._work.close(self.height, self.members)
-        self._root = None
+        self._rest = None
 
     def header_problem(self, header: Header) -> str:
         """Say why `header` cannot be that of the next block, or return ''.

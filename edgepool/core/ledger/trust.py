@@ -20,7 +20,7 @@ from edgepool.core.ledger.support import (
     supporters,
     with_support,
 )
-from edgepool.model.codec import Wire
+from edgepool.model.codec import Wire, encode, once
 from edgepool.model.crypto import sha256
 from edgepool.model.fields import Hash, Height, PeerText, TimeMs
 from edgepool.model.ids import PeerId
@@ -49,7 +49,7 @@ class KnownRoot(Wire, frozen=True):
     retired_ms: TimeMs
 
 
-class Trust(Wire, frozen=True, gc=True):
+class Trust(Wire, frozen=True, dict=True, gc=True):
     """What a chain says of trust after its block at some height: roots and revocations, each in their order.
 
     `revoked` says by the block at which height; `open` has what is written and not decided, with its authors.
@@ -58,6 +58,11 @@ class Trust(Wire, frozen=True, gc=True):
     roots: Annotated[tuple[KnownRoot, ...], Meta(max_length=MAX_ROOTS)] = ()
     revoked: Annotated[tuple[tuple[PeerText, Height], ...], Meta(max_length=MAX_REVOKED)] = ()
     open: Annotated[tuple[tuple[TrustChange, _Authors], ...], Meta(max_length=_MAX_OPEN)] = ()
+
+    @once
+    def hash(self) -> bytes:
+        """The 32-byte SHA-256 of the encoded value."""
+        return sha256(encode(self))
 
     def root(self, fingerprint: bytes) -> KnownRoot | None:
         """Return what is decided of a root, or None."""
@@ -135,6 +140,11 @@ class Trust(Wire, frozen=True, gc=True):
                 known = self.root(fingerprint) or KnownRoot(fingerprint, "", b"", from_ms)
                 others = tuple(one for one in self.roots if one.fingerprint != fingerprint)
                 return replace(self, roots=(*others, replace(known, retired_ms=from_ms)))
+
+
+def state_root(trust: Trust, rest: bytes) -> bytes:
+    """Return the root of a state that says `trust`, and else what the hash `rest` (32 bytes) stands for."""
+    return sha256(trust.hash + rest)
 
 
 @dataclass(frozen=True, slots=True)
