@@ -26,6 +26,8 @@ PLAIN = "plain"
 PACKED = "zstd"
 """The encoding of chunks that may be packed, each for itself, where that makes it smaller."""
 MAX_BASES = 4
+MAX_ITEMS = 128
+"""One message asks for so many items of a bundle at most."""
 AES_128_GCM = "aes-128-gcm"
 CHACHA20_POLY1305 = "chacha20-poly1305"
 
@@ -94,7 +96,29 @@ class TransferEnd(Wire, tag="end", frozen=True):
     whole: bool
 
 
-ToHolder = TransferRequest | ChunkRequest | TransferEnd
+class BundleRequest(Wire, tag="many", frozen=True):
+    """The requester is about to ask for much small data, which comes on one data connection.
+
+    `share` and `ciphers` are those of a TransferRequest. The answer is a TransferAccept with nothing but the
+    holder's half of the secret and its choices.
+    """
+
+    transfer: TransferNumber
+    share: MaybeShare
+    ciphers: Choices
+
+
+class ItemRequest(Wire, tag="items", frozen=True):
+    """Send the data of these confirmations, each of at most INLINE_BYTES, in this order.
+
+    Items are numbered from 0 on, in the order in which they were asked for in a bundle.
+    """
+
+    transfer: TransferNumber
+    confirmations: Annotated[tuple[SignedRecord, ...], Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+ToHolder = TransferRequest | ChunkRequest | TransferEnd | BundleRequest | ItemRequest
 """What a holder takes."""
 ToRequester = TransferAccept | TransferRefusal
 """What a requester takes."""

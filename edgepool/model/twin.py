@@ -95,6 +95,11 @@ class Manifest(Wire, frozen=True):
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
 
+def small_manifest(data: bytes | memoryview) -> Manifest:
+    """Return the manifest that whoever publishes `data`, of at most one chunk, makes of it."""
+    return Manifest(len(data), MIN_CHUNK_BYTES, (data_hash(data),) if len(data) else ())
+
+
 def chunk_bytes_for(size_bytes: int) -> int:
     """Return the chunk size for data of `size_bytes`: 1 MiB, more where there would be too many."""
     chunk = MIN_CHUNK_BYTES

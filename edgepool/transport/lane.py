@@ -7,6 +7,9 @@ token, which only they can make. Then come frames:
     chunk index (4 bytes), length of the content (4), flags (4)     as they are, authenticated
     content, sealed                                                 length + 16 bytes
 
+The frame of a bundle holds whole items, each behind 4 bytes: its length, and the highest bit if it is the
+reason of a refusal instead of data. The index is that of the first.
+
 The nonce is the number of the frame, so none can be left out, repeated or moved; the header is what else
 the seal covers. docs/decisions/0011-the-data-lane.md says what an attacker finds here.
 """
@@ -14,6 +17,7 @@ the seal covers. docs/decisions/0011-the-data-lane.md says what an attacker find
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +43,9 @@ PACKED = 2
 
 _HEADER = struct.Struct(">III")
 _NONCE = struct.Struct(">4xQ")
+_ITEM = struct.Struct(">I")
+_REFUSED = 1 << 31
+ITEM_HEADER_BYTES = _ITEM.size
 _KEY_BYTES = {AES_128_GCM: 16, CHACHA20_POLY1305: 32}
 
 
@@ -117,6 +124,28 @@ class Opener:
                 content[:] = self._aead.decrypt(nonce, sealed, header)
         except InvalidTag:
             raise DecodeError(f"frame {self._number - 1} is not the one that was sealed") from None
+
+
+def put_item_header(frame: memoryview, place: int, size_bytes: int, refused: bool) -> None:
+    """Write what stands before an item of a bundle: its size, and whether it is a reason instead of data."""
+    _ITEM.pack_into(frame, place, size_bytes | (_REFUSED if refused else 0))
+
+
+def items_of(content: memoryview) -> Iterator[tuple[memoryview, bool]]:
+    """Return the items that a frame of a bundle holds, each with whether it is the reason of a refusal.
+
+    DecodeError if the frame does not end where its last item does.
+    """
+    place = 0
+    while place < len(content):
+        if place + ITEM_HEADER_BYTES > len(content):
+            raise DecodeError("a frame that ends inside the header of an item")
+        (word,) = _ITEM.unpack_from(content, place)
+        start = place + ITEM_HEADER_BYTES
+        place = start + (word & ~_REFUSED)
+        if place > len(content):
+            raise DecodeError("a frame that ends inside an item")
+        yield content[start:place], bool(word & _REFUSED)
 
 
 def read_header(header: bytes) -> tuple[int, int, int]:

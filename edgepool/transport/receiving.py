@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -133,7 +134,97 @@ class Spool:
             self._free.put(buffer)
 
 
-class Receiver:
+class Receiving(ABC):
+    """One data connection, and the thread that receives from it.
+
+    On the event loop `ended(error)` is called once; `wire_bytes` is what has come, as it came.
+    """
+
+    def __init__(
+        self,
+        holder: PeerId,
+        connection: socket.socket,
+        key: LaneKey,
+        stall_s: float,
+        ended: Callable[[Exception | None], None],
+    ) -> None:
+        self.wire_bytes = 0
+        self._holder = holder
+        self._connection = connection
+        self._opener = Opener(key)
+        self._stall_s = stall_s
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        connection.setblocking(True)
+        timeout = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+
+    @property
+    @abstractmethod
+    def asked(self) -> int:
+        """How much is asked for and has not come."""
+
+    @abstractmethod
+    def _receive(self) -> bool:
+        """Receive something and hand it on; False if there is to be no more. In the thread."""
+
+    @abstractmethod
+    def _tell_rest(self) -> None:
+        """Tell the loop what it was not told yet; the last that the thread does."""
+
+    def _start(self) -> None:
+        threading.Thread(target=self._run, name="edgepool receive", daemon=True).start()
+
+    def stop(self) -> None:
+        """Nothing more is wanted."""
+        self._over = True
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: Exception | None = None
+        try:
+            while self._receive():
+                pass
+        except DecodeError as wrong:
+            # Anybody on the way can have done this, so nobody is blamed.
+            error = Unavailable(f"the data connection to {self._holder} was disturbed: {wrong}")
+        except OSError as lost:
+            error = self._ended_early(f" ({lost.strerror or lost})")
+        except Exception as other:
+            error = other
+        self._connection.close()
+        with suppress(RuntimeError):  # the loop may be closed
+            self._tell_rest()
+            self._loop.call_soon_threadsafe(self._ended, None if self._over else error)
+
+    def _ended_early(self, why: str = "") -> Unavailable:
+        return Unavailable(f"{self._holder} ended the transfer early{why}")
+
+    def _fill(self, view: memoryview, patient: bool = False) -> None:
+        """Fill `view` from the connection. While nothing is asked for, a `patient` caller waits for ever."""
+        filled = 0
+        while filled < len(view):
+            asked = bool(self.asked)
+            began_s = monotonic()
+            try:
+                got = self._connection.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+                if not got:
+                    raise self._ended_early()
+            except BlockingIOError:
+                got = 0
+            filled += got
+            self.wire_bytes += got
+            slow = filled < len(view) and got < SLOWEST_BYTES and monotonic() - began_s > 0.9 * self._stall_s
+            if slow and (filled or asked or not patient):
+                raise Unavailable(f"{self._holder} stalled: {self.asked} are asked for")
+
+
+class Receiver(Receiving):
     """Takes the chunks that one holder sends, in the order in which they are asked for.
 
     On the event loop, `arrived([(index, at_s), ...])` is called for chunks that came and were right, with
@@ -154,65 +245,32 @@ class Receiver:
         ended: Callable[[Exception | None], None],
         base: Base | None = None,
     ) -> None:
-        self.wire_bytes = 0
+        super().__init__(holder, connection, key, stall_s, ended)
         self._base = base
         self._packed: bytearray | None = None
-        self._holder = holder
-        self._connection = connection
-        self._opener = Opener(key)
         self._manifest = manifest
         self._spool = spool
-        self._stall_s = stall_s
         self._pace = pace
         self._arrived = arrived
-        self._ended = ended
-        self._loop = asyncio.get_running_loop()
         self._expected: deque[int] = deque()
         self._untold: list[tuple[int, float]] = []
         self._told_s = 0.0
-        self._over = False
-        self._header = memoryview(bytearray(HEADER_BYTES))
         self._sealed = memoryview(bytearray(min(FRAME_BYTES, manifest.chunk_bytes) + SEAL_BYTES))
-        connection.setblocking(True)
-        timeout = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         spool.more_sources()
-        threading.Thread(target=self._run, name="edgepool receive", daemon=True).start()
+        self._start()
+
+    @property
+    def asked(self) -> int:
+        """How many chunks are asked for and have not come."""
+        return len(self._expected)
 
     def expect(self, index: int) -> None:
         """Chunk `index` is about to be asked for."""
         self._expected.append(index)
 
-    def stop(self) -> None:
-        """Nothing more is wanted."""
-        self._over = True
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-
     # --- in the thread ------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        error: Exception | None = None
-        try:
-            while self._receive_chunk():
-                pass
-        except DecodeError as wrong:
-            # Anybody on the way can have done this, so nobody is blamed.
-            error = Unavailable(f"the data connection to {self._holder} was disturbed: {wrong}")
-        except OSError as lost:
-            error = self._ended_early(f" ({lost.strerror or lost})")
-        except Exception as other:
-            error = other
-        self._connection.close()
-        with suppress(RuntimeError):  # the loop may be closed
-            if self._untold:
-                self._tell()
-            self._loop.call_soon_threadsafe(self._ended, None if self._over else error)
-
-    def _ended_early(self, why: str = "") -> Unavailable:
-        return Unavailable(f"{self._holder} ended the transfer early{why}")
-
-    def _receive_chunk(self) -> bool:
+    def _receive(self) -> bool:
         """Receive the next chunk, check it and hand it on; False if there is to be none."""
         self._fill(self._header, patient=True)
         header = bytes(self._header)
@@ -237,12 +295,13 @@ class Receiver:
         self._untold.append((index, now_s))
         if len(self._expected) < TELL_BELOW or now_s - self._told_s >= TELL_S:
             self._told_s = now_s
-            self._tell()
+            self._tell_rest()
         return True
 
-    def _tell(self) -> None:
+    def _tell_rest(self) -> None:
         untold, self._untold = self._untold, []
-        self._loop.call_soon_threadsafe(self._arrived, untold)
+        if untold:
+            self._loop.call_soon_threadsafe(self._arrived, untold)
 
     def _open_chunk(self, header: bytes, length: int, flags: int, chunk: memoryview) -> bool:
         """Read the frames of a chunk into `chunk`; say whether it is what the manifest says."""
@@ -299,21 +358,3 @@ class Receiver:
             index, length, flags = read_header(header)
             if index != first or flags & PACKED != packed:
                 raise DecodeError(f"a frame of chunk {index} inside chunk {first}")
-
-    def _fill(self, view: memoryview, patient: bool = False) -> None:
-        """Fill `view` from the connection. While nothing is asked for, a `patient` caller waits for ever."""
-        filled = 0
-        while filled < len(view):
-            asked = bool(self._expected)
-            began_s = monotonic()
-            try:
-                got = self._connection.recv_into(view[filled:], 0, socket.MSG_WAITALL)
-                if not got:
-                    raise self._ended_early()
-            except BlockingIOError:
-                got = 0
-            filled += got
-            self.wire_bytes += got
-            slow = filled < len(view) and got < SLOWEST_BYTES and monotonic() - began_s > 0.9 * self._stall_s
-            if slow and (filled or asked or not patient):
-                raise Unavailable(f"{self._holder} stalled: {len(self._expected)} chunks are asked for")

@@ -11,13 +11,15 @@ import os
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
 
 from edgepool.model.twin import Manifest
 from edgepool.transport.lane import FRAME_BYTES, LAST, PACKED, LaneKey, Sealer
@@ -28,7 +30,7 @@ PIECE_BYTES = 64 * 1024
 TELL_S = 0.02
 """The event loop is told at such intervals of what was sent, and when nothing more is asked for."""
 TELL_CHUNKS = 32
-"""It is told at the latest after so many: what is owed is known a little late, and is bounded."""
+"""It is told at the latest after so many."""
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -45,8 +47,7 @@ class Pace(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TransferSource:
+class TransferSource(msgspec.Struct, frozen=True):
     """Data to serve: its manifest, the file that holds it, and whom to tell how it goes.
 
     On the event loop, `moved(size_bytes)` is called for what was sent, `done(bytes_sent, failure)` once at
@@ -70,34 +71,27 @@ class TransferSource:
         return self.pace is not None and self.pace.limits
 
 
-class Serving:
-    """One transfer being served; its owner calls it on the event loop, and is told of the end there."""
+Wanted = TypeVar("Wanted")
+"""What a requester asks for at a time."""
 
-    def __init__(
-        self,
-        source: TransferSource,
-        descriptor: int,
-        key: LaneKey,
-        ended: Callable[[Serving], None],
-        packs: bool = False,
-        base: Base | None = None,
-    ) -> None:
-        """With `packs` chunks may be packed, if that pays; `base` is what they may differ from."""
-        self.source = source
+
+class Sending(ABC, Generic[Wanted]):
+    """One data connection, and the thread that sends on it what is wanted.
+
+    Its owner calls it on the event loop, and is told of the end there.
+    """
+
+    def __init__(self, key: LaneKey, ended: Callable[[Any], None]) -> None:
+        """`ended` is called with this, once."""
         self.key = key
-        self.bytes_sent = 0
-        self.owed = 0
         self.failure = ""
-        self._descriptor = descriptor
-        self._packs = packs
-        self._base = base
+        self._asked = 0
+        self._sending = 0
         self._told = ended
         self._loop = asyncio.get_running_loop()
-        self._wanted: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        self._wanted: SimpleQueue[Wanted | None] = SimpleQueue()
         self._connection: socket.socket | None = None
         self._over = False
-        self._untold: list[int] = []
-        self._told_s = 0.0
 
     def begin(self, connection: socket.socket, stall_s: float) -> None:
         """Take the data connection, and begin to send."""
@@ -108,14 +102,14 @@ class Serving:
         threading.Thread(target=self._run, name="edgepool send", daemon=True).start()
 
     @property
+    def owed(self) -> int:
+        """How much was asked for that is not being sent yet. The thread counts it before it is sent."""
+        return self._asked - self._sending
+
+    @property
     def over(self) -> bool:
         """Whether it has ended, or is about to."""
         return self._over
-
-    def send(self, first: int, count: int) -> None:
-        """Send these chunks after those that were asked for before."""
-        self.owed += count
-        self._wanted.put((first, count))
 
     def end(self, failure: str) -> None:
         """Stop now; `failure` is '' if the requester has all that it wanted."""
@@ -130,32 +124,106 @@ class Serving:
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
 
-    # --- in the thread ------------------------------------------------------------------------
+    @abstractmethod
+    def settle(self) -> None:
+        """Tell the owners of what was served that it is over."""
+
+    @abstractmethod
+    def _send_wanted(self, sealer: Sealer) -> None:
+        """Send what comes in `_wanted`, until there is None; in the thread. Raises OSError."""
+
+    @abstractmethod
+    def _tell_rest(self) -> None:
+        """Tell the loop what it was not told yet; the last that the thread does."""
+
+    @abstractmethod
+    def _close_files(self) -> None:
+        """Nothing is read any more."""
 
     def _run(self) -> None:
         failure = ""
         try:
-            sealer, packer = Sealer(self.key), self._packer()
-            size_bytes = FRAME_BYTES if packer is None else self.source.manifest.chunk_bytes
-            plain = memoryview(bytearray(min(size_bytes, max(self.source.manifest.size_bytes, 1))))
-            while (wanted := self._wanted.get()) is not None:
-                first, count = wanted
-                for index in range(first, first + count):
-                    if packer is None:
-                        self._send_chunk(sealer, plain, index)
-                    else:
-                        self._send_packed(sealer, packer, plain, index)
-                    self._sent_one(index, index + 1 == first + count)
+            self._send_wanted(Sealer(self.key))
         except BlockingIOError:
             failure = "the requester stalled"
         except ConnectionError:
             failure = "the requester ended the transfer early"
         except OSError as error:
             failure = f"the data cannot be sent: {error.strerror or error}"
-        if self._untold:
-            self._tell_untold()
+        self._tell_rest()
         with suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self._thread_ended, failure)
+
+    def _send_paced(self, frame: memoryview, pace: Pace | None) -> None:
+        """Send a frame, in pieces as the budget lets them."""
+        assert self._connection is not None
+        if pace is None or not pace.limits:
+            self._connection.sendall(frame)
+            return
+        for start in range(0, len(frame), PIECE_BYTES):
+            piece = frame[start : start + PIECE_BYTES]
+            pace.wait(len(piece))
+            self._connection.sendall(piece)
+
+    def _thread_ended(self, failure: str) -> None:
+        if not self._over:
+            self.failure = failure
+            self._over = True
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._close_files()
+        self._told(self)
+
+
+class Serving(Sending[tuple[int, int]]):
+    """One piece of data being served: what is wanted are ranges of its chunks, first and count."""
+
+    def __init__(
+        self,
+        source: TransferSource,
+        descriptor: int,
+        key: LaneKey,
+        ended: Callable[[Serving], None],
+        packs: bool = False,
+        base: Base | None = None,
+    ) -> None:
+        """With `packs` chunks may be packed, if that pays; `base` is what they may differ from."""
+        super().__init__(key, ended)
+        self.source = source
+        self.bytes_sent = 0
+        self._descriptor = descriptor
+        self._packs = packs
+        self._base = base
+        self._untold: list[int] = []
+        self._told_s = 0.0
+
+    def send(self, first: int, count: int) -> None:
+        """Send these chunks after those that were asked for before."""
+        self._asked += count
+        self._wanted.put((first, count))
+
+    def settle(self) -> None:
+        """Tell the owner of the data that it is over."""
+        self.source.done(self.bytes_sent, self.failure)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _send_wanted(self, sealer: Sealer) -> None:
+        packer = self._packer()
+        size_bytes = FRAME_BYTES if packer is None else self.source.manifest.chunk_bytes
+        plain = memoryview(bytearray(min(size_bytes, max(self.source.manifest.size_bytes, 1))))
+        while (wanted := self._wanted.get()) is not None:
+            first, count = wanted
+            for index in range(first, first + count):
+                self._sending += 1
+                if packer is None:
+                    self._send_chunk(sealer, plain, index)
+                else:
+                    self._send_packed(sealer, packer, plain, index)
+                self._sent_one(index, index + 1 == first + count)
 
     def _packer(self) -> Packer | None:
         if self._base is not None:
@@ -191,15 +259,7 @@ class Serving:
             raise OSError(0, "the file became shorter")
 
     def _send_frame(self, frame: memoryview) -> None:
-        assert self._connection is not None
-        pace = self.source.pace
-        if pace is None or not pace.limits:
-            self._connection.sendall(frame)
-            return
-        for start in range(0, len(frame), PIECE_BYTES):
-            piece = frame[start : start + PIECE_BYTES]
-            pace.wait(len(piece))
-            self._connection.sendall(piece)
+        self._send_paced(frame, self.source.pace)
 
     def _sent_one(self, index: int, last: bool) -> None:
         """Tell the loop of chunks that were sent, now or with the next ones: waking it costs time."""
@@ -208,30 +268,21 @@ class Serving:
         idle = last and self._wanted.empty()
         if idle or len(self._untold) >= TELL_CHUNKS or now_s - self._told_s >= TELL_S:
             self._told_s = now_s
-            self._tell_untold()
+            self._tell_rest()
 
-    def _tell_untold(self) -> None:
+    def _tell_rest(self) -> None:
         untold, self._untold = self._untold, []
-        with suppress(RuntimeError):  # the loop may be closed
-            self._loop.call_soon_threadsafe(self._sent, len(untold), sum(untold))
+        if untold:
+            with suppress(RuntimeError):  # the loop may be closed
+                self._loop.call_soon_threadsafe(self._sent, sum(untold))
 
     # --- on the loop again --------------------------------------------------------------------
 
-    def _sent(self, chunks: int, size_bytes: int) -> None:
-        self.owed -= chunks
+    def _sent(self, size_bytes: int) -> None:
         self.bytes_sent += size_bytes
         self.source.moved(size_bytes)
 
-    def _thread_ended(self, failure: str) -> None:
-        if not self._over:
-            self.failure = failure
-            self._over = True
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+    def _close_files(self) -> None:
         os.close(self._descriptor)
         if self._base is not None:
             self._base.close()
-        self._told(self)

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, cast
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId
+from edgepool.model.record import SignedRecord
 from edgepool.model.transfer import (
     INLINE_BYTES,
     PACKED,
     PLAIN,
     SHARE_BYTES,
+    BundleRequest,
     ChunkRequest,
+    ItemRequest,
     ToHolder,
     TransferAccept,
     TransferEnd,
@@ -36,6 +39,8 @@ from edgepool.transport.lane import LaneKey, choose
 from edgepool.transport.packing import Base, open_base
 from edgepool.transport.refusals import count
 from edgepool.transport.serving import Serving, TransferSource
+from edgepool.transport.smalldata import DAMAGED
+from edgepool.transport.transfer_bundle import MAX_ITEMS_OWED, Bundle
 
 if TYPE_CHECKING:
     from edgepool.transport.transfer_server import TransferServer
@@ -46,6 +51,8 @@ MAX_OWED = 256
 """A requester may wait for so many chunks of one transfer at a time."""
 BUSY = "busy"
 """The reason of a refusal when as many are served as may be."""
+NOT_SMALL = "it is not whole, small data: ask for it alone"
+"""Why something is not sent as an item of a bundle."""
 IDLE_S = 60.0
 """A connection on which nothing is asked for so long ends."""
 
@@ -68,7 +75,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer(REQUEST_BYTES)
         self._timer: asyncio.TimerHandle | None = None
-        self._served: dict[int, Serving] = {}
+        self._served: dict[int, Serving | Bundle] = {}
         self._reading: set[asyncio.Task[None]] = set()
         self._unsent: list[bytes] = []
         self._gathering = False
@@ -157,36 +164,92 @@ class Session(asyncio.BufferedProtocol):
     def _take(self, message: ToHolder) -> None:
         match message:
             case TransferRequest():
-                if message.transfer <= self._last:
-                    raise DecodeError("a number of a transfer that was used before")
-                if self._last < 0 and self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = self._loop.call_later(IDLE_S, self._watch)
-                self._last = message.transfer
-                self._server.opened(self)
+                self._begin(message.transfer)
                 self._open(message)
+            case BundleRequest():
+                self._begin(message.transfer)
+                self._open_bundle(message)
             case ChunkRequest(number, first, wanted):
                 serving = self._served.get(number)
                 if serving is not None:
+                    if not isinstance(serving, Serving):
+                        raise DecodeError("a request for chunks of a bundle")
                     self._send_chunks(serving, number, first, wanted)
+            case ItemRequest(number, confirmations):
+                serving = self._served.get(number)
+                if serving is not None:
+                    if not isinstance(serving, Bundle):
+                        raise DecodeError("a request for items of what is no bundle")
+                    self._send_items(serving, number, confirmations)
             case TransferEnd(number, whole):
                 serving = self._served.pop(number, None)
                 if serving is not None:
                     serving.end("" if whole else "the requester ended the transfer early")
 
-    def _open(self, request: TransferRequest) -> None:
+    def _begin(self, number: int) -> None:
+        """Take note of the number of a transfer."""
+        if number <= self._last:
+            raise DecodeError("a number of a transfer that was used before")
+        if self._last < 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(IDLE_S, self._watch)
+        self._last = number
+        self._server.opened(self)
+
+    def _is_busy(self, number: int) -> bool:
+        """Refuse a transfer for which there is no place."""
         server = self._server
-        if len(server.serving) >= server.limits.transfers_served:
-            count(server.counters, refusals.BUSY)
-            self._refuse(request.transfer, BUSY)
-            return
+        if len(server.serving) < server.limits.transfers_served:
+            return False
+        count(server.counters, refusals.BUSY)
+        self._refuse(number, BUSY)
+        return True
+
+    def _decide(self, request: TransferRequest) -> TransferSource | str:
+        """Ask the owner; DecodeError if the request names no confirmation."""
         confirmation_of(request.confirmation)
         try:
-            decision = server.handler(self.identity, request)
+            return self._server.handler(self.identity, request)
         except Exception:
-            count(server.counters, refusals.HANDLER)
+            count(self._server.counters, refusals.HANDLER)
             logger.exception("the owner failed when asked for a transfer by %s", self.identity.name)
-            decision = "the holder failed"
+            return "the holder failed"
+
+    def _open_bundle(self, request: BundleRequest) -> None:
+        if self._is_busy(request.transfer):
+            return
+        cipher = choose(request.ciphers)
+        if len(request.share) != SHARE_BYTES:
+            raise DecodeError("a request for a bundle without a half of its key")
+        if not cipher:
+            self._refuse(request.transfer, "no cipher in common")
+            return
+        share = secrets.token_bytes(SHARE_BYTES)
+        key = LaneKey(cipher, (request.share, share), [*self._terms, request.transfer, b""])
+        bundle = Bundle(key, lambda ended: self._ended(request.transfer, ended), self._server.small)
+        self._served[request.transfer] = bundle
+        self._server.began(bundle)
+        self._answer(TransferAccept(request.transfer, None, share, cipher, PLAIN, b"", b"", b""))
+
+    def _send_items(self, bundle: Bundle, number: int, confirmations: tuple[SignedRecord, ...]) -> None:
+        if bundle.owed + len(confirmations) > MAX_ITEMS_OWED:
+            raise DecodeError(f"requests for more than {MAX_ITEMS_OWED} items at a time")
+        items: list[TransferSource | str] = []
+        for confirmation in confirmations:
+            item = self._decide(TransferRequest(number, confirmation, b"", (), (), False, ()))
+            if isinstance(item, TransferSource) and (
+                item.manifest.size_bytes > INLINE_BYTES or item.has is not None
+            ):
+                item.done(0, NOT_SMALL)
+                item = NOT_SMALL
+            items.append(item)
+        bundle.send(items)
+
+    def _open(self, request: TransferRequest) -> None:
+        server = self._server
+        if self._is_busy(request.transfer):
+            return
+        decision = self._decide(request)
         if isinstance(decision, str):
             self._refuse(request.transfer, decision)
             return
@@ -224,8 +287,7 @@ class Session(asyncio.BufferedProtocol):
                 self._reading.add(task := asyncio.create_task(self._read(request, source, descriptor)))
                 task.add_done_callback(self._reading.discard)
                 return True
-            self._server.small.keep(manifest, data)
-            self._answer_whole(request, source, data)
+            self._answer_checked(request, source, data)
             return False
         cipher = choose(request.ciphers)
         if len(request.share) != SHARE_BYTES:
@@ -248,11 +310,15 @@ class Session(asyncio.BufferedProtocol):
         self._answer(TransferAccept(request.transfer, shown, share, cipher, encoding, have, root, b""))
         return True
 
+    def _answer_checked(self, request: TransferRequest, source: TransferSource, data: bytes) -> None:
+        """Answer with small data from a disk, if it is what it should be."""
+        if self._server.small.keep(source.manifest, data):
+            self._answer_whole(request, source, data)
+        else:
+            self._refuse_source(request.transfer, source, DAMAGED)
+
     def _answer_whole(self, request: TransferRequest, source: TransferSource, data: bytes) -> None:
         manifest = source.manifest
-        if len(data) != manifest.size_bytes:
-            self._refuse_source(request.transfer, source, "the holder's file became shorter")
-            return
         shown = manifest if request.manifest else None
         self._answer(TransferAccept(request.transfer, shown, b"", "", PLAIN, b"", b"", data))
         source.moved(len(data))
@@ -262,7 +328,7 @@ class Session(asyncio.BufferedProtocol):
         """Answer with small data that has to be read from a disk, or to wait for its turn, first."""
         try:
             data = await asyncio.to_thread(_read_paced, descriptor, source)
-            self._answer_whole(request, source, data)
+            self._answer_checked(request, source, data)
         except OSError as error:
             why = f"the holder cannot read the data: {error.strerror}"
             self._refuse_source(request.transfer, source, why)
@@ -285,7 +351,7 @@ class Session(asyncio.BufferedProtocol):
             return
         serving.send(first, wanted)
 
-    def _ended(self, number: int, serving: Serving) -> None:
+    def _ended(self, number: int, serving: Serving | Bundle) -> None:
         if self._served.pop(number, None) is not None:  # not by the requester's wish
             self._refuse(number, serving.failure or "the holder ended the transfer")
         self._server.ended(serving)

@@ -7,7 +7,8 @@ of the holder is in transfer_server.py, the data itself in lane.py; fetching.py 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError, Unavailable
@@ -21,6 +22,8 @@ from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.identity import TRANSFER_PROTOCOL, Identity
 from edgepool.transport.transfer_connection import HolderConnection, OpenTransfer
+
+T = TypeVar("T")
 
 MAX_CONNECTIONS = 64
 """So many connections are kept; the one that is idle for longest is closed for a new one."""
@@ -49,29 +52,30 @@ class TransferClient:
         Raises Refused (by the holder), RemoteError (it broke the protocol) or Unavailable (not reached,
         stalled).
         """
-        known = self._connections.get(holder)
-        if known is not None and known.usable:
-            try:
-                return await known.open(confirmation, manifest, bases)
-            except Unavailable:
-                if known.usable:
-                    raise
-        connection = await self._connect(holder, addresses)
-        return await connection.open(confirmation, manifest, bases)
+        return await self._asked(holder, addresses, lambda one: one.open(confirmation, manifest, bases))
 
     async def ask_small(
         self, holder: PeerId, addresses: Sequence[str], confirmation: SignedRecord
     ) -> TransferAccept:
         """Ask `holder` for data of at most INLINE_BYTES, which comes inside the answer; see `open`."""
+        return await self._asked(holder, addresses, lambda one: one.ask_small(confirmation))
+
+    async def open_bundle(self, holder: PeerId, addresses: Sequence[str]) -> OpenTransfer:
+        """Open a transfer of much small data, which is asked for by its `ask_items`; see `open`."""
+        return await self._asked(holder, addresses, lambda one: one.open_bundle())
+
+    async def _asked(
+        self, holder: PeerId, addresses: Sequence[str], ask: Callable[[HolderConnection], Awaitable[T]]
+    ) -> T:
+        """Ask on the connection to `holder`, on a new one if there is none or it has just ended."""
         known = self._connections.get(holder)
         if known is not None and known.usable:
             try:
-                return await known.ask_small(confirmation)
+                return await ask(known)
             except Unavailable:
                 if known.usable:
                     raise
-        connection = await self._connect(holder, addresses)
-        return await connection.ask_small(confirmation)
+        return await ask(await self._connect(holder, addresses))
 
     def conduit_to(self, holder: PeerId) -> PeerId | None:
         """Return the conduit that the connection to `holder` goes through; None if it is direct or none."""

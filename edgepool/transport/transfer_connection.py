@@ -19,7 +19,9 @@ from edgepool.model.transfer import (
     PACKED,
     PLAIN,
     SHARE_BYTES,
+    BundleRequest,
     ChunkRequest,
+    ItemRequest,
     ToHolder,
     ToRequester,
     TransferAccept,
@@ -90,14 +92,37 @@ class HolderConnection(asyncio.BufferedProtocol):
                 number, confirmation, share, ciphers(), (PACKED, PLAIN), manifest, bases[:MAX_BASES]
             )
         )
+        with_data = confirmed.size_bytes > INLINE_BYTES
+        return await self._opening(number, answer, share, confirmed.root, bases, with_data)
+
+    async def open_bundle(self) -> OpenTransfer:
+        """Begin a bundle; see TransferClient.open_bundle."""
+        number, answer = self._asking()
+        share = secrets.token_bytes(SHARE_BYTES)
+        self.send(BundleRequest(number, share, ciphers()))
+        transfer = await self._opening(number, answer, share, b"", (), True)
+        if transfer.key is None:
+            raise RemoteError(self.holder, "its answer has no part of a key")
+        return transfer
+
+    async def _opening(
+        self,
+        number: int,
+        answer: asyncio.Future[TransferAccept],
+        share: bytes,
+        root: bytes,
+        bases: tuple[bytes, ...],
+        with_data: bool,
+    ) -> OpenTransfer:
+        """Return the transfer once the holder has accepted it."""
         # The data connection is on its way while the holder thinks: that saves a round trip.
-        dialled = _Dialled(self.open_stream()) if confirmed.size_bytes > INLINE_BYTES else None
+        dialled = _Dialled(self.open_stream()) if with_data else None
         try:
             accept = await answer
             if accept.base and accept.base not in bases:
                 self.send(TransferEnd(number, False))
                 raise RemoteError(self.holder, "its answer chooses a version that is not here")
-            transfer = self._opened(number, accept, share, confirmed.root)
+            transfer = self._opened(number, accept, share, root)
             transfer.dialled, dialled = dialled, None
         except asyncio.CancelledError:
             self.send(TransferEnd(number, False))
@@ -309,6 +334,11 @@ class OpenTransfer:
         """Ask for `count` chunks from `first` on."""
         self.connection.used_s = asyncio.get_running_loop().time()
         self.connection.send(ChunkRequest(self.number, first, count))
+
+    def ask_items(self, confirmations: tuple[SignedRecord, ...]) -> None:
+        """Ask for the data of these confirmations, in a bundle."""
+        self.connection.used_s = asyncio.get_running_loop().time()
+        self.connection.send(ItemRequest(self.number, confirmations))
 
     def end(self, whole: bool) -> None:
         """Nothing more is wanted."""

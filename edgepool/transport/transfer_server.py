@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from edgepool.config import Limits
 from edgepool.model.ids import PeerId
@@ -18,7 +19,7 @@ from edgepool.model.transfer import (
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
 from edgepool.transport.refusals import Counters, count
-from edgepool.transport.serving import Serving, TransferSource
+from edgepool.transport.serving import Sending, TransferSource
 from edgepool.transport.session import Session
 from edgepool.transport.smalldata import SmallData
 
@@ -38,9 +39,9 @@ class TransferServer:
         self.handler = handler
         self.limits = limits
         self.counters = counters
-        self.serving: dict[Serving, None] = {}
+        self.serving: dict[Sending[Any], None] = {}
         self._sessions: dict[Session, None] = {}
-        self._awaited: dict[bytes, Serving] = {}
+        self._awaited: dict[bytes, Sending[Any]] = {}
         self._ended = asyncio.Event()
         self.small = SmallData()
 
@@ -98,7 +99,7 @@ class TransferServer:
         self._sessions.pop(session, None)
         self._ended.set()
 
-    def began(self, serving: Serving) -> None:
+    def began(self, serving: Sending[Any]) -> None:
         """A transfer waits for its data connection, for a while."""
         self.serving[serving] = None
         token = serving.key.token
@@ -110,13 +111,13 @@ class TransferServer:
 
         asyncio.get_running_loop().call_later(self.limits.handshake_timeout_ms / 1000, give_up)
 
-    def ended(self, serving: Serving) -> None:
+    def ended(self, serving: Sending[Any]) -> None:
         """A transfer has ended."""
         del self.serving[serving]
         self._awaited.pop(serving.key.token, None)
         self._ended.set()
         try:
-            serving.source.done(serving.bytes_sent, serving.failure)
+            serving.settle()
         except Exception:
             count(self.counters, refusals.HANDLER)
             logger.exception("the owner failed when told of the end of a transfer")

@@ -34,6 +34,7 @@ from edgepool.transport.lane import LANE, LaneKey
 from edgepool.transport.receiving import ChunkSink, WrongChunk
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.session import MAX_OWED
+from edgepool.transport.smalldata import SmallData
 from edgepool.transport.transfer import TransferClient
 from edgepool.transport.transfer_server import CONNECTIONS, TransferServer
 
@@ -110,6 +111,13 @@ class Together:
         if not self._begun:
             self._begun = True
             self._barrier.wait(timeout=40)
+
+
+class Careless(SmallData):
+    """Looks at nothing that is served, as the software of a liar would."""
+
+    def keep(self, manifest: Manifest, data: bytes) -> bool:
+        return True
 
 
 class Holder:
@@ -311,6 +319,7 @@ async def test_a_wrong_chunk_is_named_and_not_handed_on(tmp_path: Path, size_byt
     at = size_bytes // 2
     bad = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
     async with serving(tmp_path, bad, manifest=manifest_of(data)) as ([holder], requester):
+        holder.server.small = Careless()
         kept = Kept()
         with pytest.raises(WrongChunk, match="is not what its manifest says") as caught:
             await requester.get(holder, kept)
@@ -371,6 +380,7 @@ async def test_a_manifest_that_was_not_confirmed(tmp_path: Path) -> None:
             requester,
         ):
             wanted = confirmed if "root" in complaint else manifest
+            holder.server.small = Careless()
             with pytest.raises(RemoteError, match=complaint):
                 await requester.get(holder, kept, manifest=wanted)
     assert kept.manifest is None
