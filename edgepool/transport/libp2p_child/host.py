@@ -6,7 +6,7 @@ and the accounting of connections are those of `wire` and `muxer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -15,6 +15,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
@@ -71,6 +72,24 @@ class Upgrader(TransportUpgrader):
         return Yamux(conn, peer_id, self._keepalive_s)
 
 
+class AddresslessStore(PeerStore):
+    """Keeps no addresses: py-libp2p would learn them of whoever connects, by identify."""
+
+    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
+        """Keep nothing."""
+
+    def consume_peer_record(self, envelope: Any, ttl: int) -> bool:
+        """Keep nothing, which is no fault of who sends it."""
+        return True
+
+
+class NoConnector(AutoConnector):
+    """Dials nobody by itself: py-libp2p's own dials what it has heard of until it has connections enough."""
+
+    async def maybe_connect(self) -> None:
+        """Leave it to the parent whom to dial."""
+
+
 class Connections:
     """Dials, and keeps the number of connections bounded: those of members stay, the oldest others go."""
 
@@ -82,7 +101,7 @@ class Connections:
         self._proven: dict[ID, None] = {}
         self._most_proven = begin.connections
         noise = Noise(key_pair, noise_privkey=create_noise_key_pair().private_key)
-        peer_store = PeerStore()
+        peer_store = AddresslessStore()
         peer = ID.from_pubkey(key_pair.public_key)
         peer_store.add_key_pair(peer, key_pair)
         places = 2 * begin.connections + 2 * begin.handshakes
@@ -100,6 +119,7 @@ class Connections:
         self.swarm = Swarm(
             peer, peer_store, upgrader, [self.tcp], RetryConfig(max_retries=0), connection_config=config
         )
+        self.swarm.auto_connector = NoConnector(self.swarm)
         self.host = BasicHost(self.swarm, disable_identify_address_discovery=True)
         self.circuits = Circuits(self, begin.relay, count)
 
