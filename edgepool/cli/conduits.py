@@ -11,7 +11,8 @@ from rich.text import Text
 from edgepool.cli.console import columns, size
 
 if TYPE_CHECKING:
-    from edgepool.peer.pathvalues import ConduitStatus, LinkStatus, PlaceStatus
+    from edgepool.peer.pathvalues import ConduitStatus, Libp2pStatus, LinkStatus, PlaceStatus
+    from edgepool.peer.values import TransferStatus
 
 PATH_COLUMNS = ("path", "round trip", "sent", "received")
 
@@ -25,6 +26,14 @@ def path_cells(link: LinkStatus) -> tuple[str, str, str, str]:
     path = f"conduit {link.conduit}" if link.conduit else "direct"
     path += "" if link.road == "tls" else f", {link.road}"
     return path, cost, size(link.bytes_sent), size(link.bytes_received)
+
+
+def transfer_peer(transfer: TransferStatus) -> str:
+    """Return the other side of a transfer, and by which path its data comes if not directly."""
+    if not transfer.conduit:
+        return transfer.name
+    over = "" if transfer.road == "tls" else f", {transfer.road}"
+    return f"{transfer.name} (conduit {transfer.conduit}{over})"
 
 
 def places_table(places: Sequence[PlaceStatus]) -> Table:
@@ -48,6 +57,21 @@ def conduit_line(conduit: ConduitStatus) -> str:
     """Return in a line what a conduit does."""
     places = ", ".join(conduit.places) or "nobody"
     return f"places of {places}; {conduit.circuits} circuits open, {size(conduit.bytes)} passed"
+
+
+def libp2p_line(libp2p: Libp2pStatus) -> str:
+    """Return in a line how the libp2p child is, what it takes, and what it does as a relay."""
+    if not libp2p.running:
+        return f"its process is being started again, for the {libp2p.restarts}. time"
+    line = (
+        f"{libp2p.connections} connections, {libp2p.streams} streams, {size(libp2p.resident_bytes)} of memory"
+    )
+    if libp2p.restarts:
+        line += f", started again {libp2p.restarts} times"
+    if libp2p.places or libp2p.passed_bytes:
+        passed = size(libp2p.passed_bytes)
+        line += f"; as a relay {libp2p.places} places, {libp2p.circuits} circuits open, {passed} passed"
+    return line
 
 
 def _ms(ms: float | None) -> str:

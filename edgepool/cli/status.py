@@ -10,7 +10,15 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from edgepool.cli.conduits import PATH_COLUMNS, conduit_line, conduit_table, path_cells, places_table
+from edgepool.cli.conduits import (
+    PATH_COLUMNS,
+    conduit_line,
+    conduit_table,
+    libp2p_line,
+    path_cells,
+    places_table,
+    transfer_peer,
+)
 from edgepool.cli.console import PlainTable, columns, duration, moment, out, print_json, run_async, size
 
 if TYPE_CHECKING:
@@ -171,6 +179,8 @@ class StatusScreen:
         table.add_row("load", self._load())
         if status.conduit is not None:
             table.add_row("conduit", conduit_line(status.conduit))
+        if status.libp2p is not None:
+            table.add_row("libp2p", libp2p_line(status.libp2p))
         return table
 
     def _load(self) -> Text:
@@ -270,7 +280,7 @@ class StatusScreen:
             table.add_row(
                 transfer.key,
                 "to" if transfer.outgoing else "from",
-                f"{transfer.name} (conduit {transfer.conduit})" if transfer.conduit else transfer.name,
+                transfer_peer(transfer),
                 f"{share} % of {size(transfer.size_bytes)}",
                 f"{size(transfer.bytes_per_s)}/s",
             )

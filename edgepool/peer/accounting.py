@@ -17,7 +17,7 @@ _WINDOW_MS = 2_000
 
 @dataclass(slots=True)
 class TransferProgress:
-    """A transfer under way; an incoming one through `conduit`, if it is not direct."""
+    """A transfer under way; an incoming one through `conduit`, if it is not direct: over libp2p or not."""
 
     key: DataKey
     peer: PeerId
@@ -26,6 +26,7 @@ class TransferProgress:
     started_ms: int
     done_bytes: int = 0
     conduit: PeerId | None = None
+    libp2p: bool = False
 
 
 @dataclass(slots=True)

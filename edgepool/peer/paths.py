@@ -39,7 +39,10 @@ def places_of(transport: Transport) -> list[PlaceStatus]:
             reason=place.reason,
             round_trip_ms=place.round_trip_ms,
         )
-        for place in transport.conduits.places()
+        for place in (
+            *transport.conduits.places(),
+            *(transport.libp2p.relays.places() if transport.libp2p is not None else ()),
+        )
     ]
 
 

@@ -29,7 +29,8 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Libp2pStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The libp2p child of a peer: whether it runs, how often it was started again, what it has and uses.
 
-    `accepted` counts the inbound connections of its present life.
+    `accepted` counts the inbound connections of its present life; as a relay it gives so many places, has so
+    many circuits open, and has passed so many bytes.
     """
 
     running: bool
@@ -38,11 +39,15 @@ class Libp2pStatus(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     streams: int
     accepted: int
+    places: int = 0
+    circuits: int = 0
+    passed_bytes: int = 0
 
 
 class PlaceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A place at a conduit, by which others reach this peer: whether it is `kept`, and if not why.
+    """A place at a conduit or a libp2p relay, by which others reach this peer.
 
+    It is `kept`, or there is a `reason` why not.
     `round_trip_ms` is that to the conduit and back, a part of what every link through it takes.
     """
 

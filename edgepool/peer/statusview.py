@@ -114,7 +114,7 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
     if status.libp2p is not None:
         metrics["edgepool_libp2p_running"] = status.libp2p.running
         metrics["edgepool_libp2p_restarts_total"] = status.libp2p.restarts
-        for name in ("resident_bytes", "connections", "streams"):
+        for name in ("resident_bytes", "connections", "streams", "places", "circuits", "passed_bytes"):
             metrics[f"edgepool_libp2p_{name}"] = getattr(status.libp2p, name)
     return metrics
 
@@ -123,7 +123,7 @@ def _path_metrics(status: PeerStatus) -> dict[str, float]:
     """Return what links and conduits cost: by peer and path, by place, and for a conduit in all."""
     metrics: dict[str, float] = {}
     for link in status.links:
-        label = f'{{peer="{_escape(link.name)}",conduit="{_escape(link.conduit)}"}}'
+        label = f'{{peer="{_escape(link.name)}",conduit="{_escape(link.conduit)}",road="{link.road}"}}'
         metrics[f"edgepool_link_sent_bytes{label}"] = link.bytes_sent
         metrics[f"edgepool_link_received_bytes{label}"] = link.bytes_received
         for path, ms in (("direct", link.direct_ms), ("conduit", link.conduit_ms)):
@@ -191,6 +191,7 @@ def _transfers(
                 peer=transfer.peer,
                 name=name,
                 conduit="" if conduit is None else names.get(conduit, short(conduit)),
+                road="libp2p" if transfer.libp2p else "tls",
                 outgoing=transfer.outgoing,
                 done_bytes=transfer.done_bytes,
                 size_bytes=transfer.size_bytes,
@@ -228,7 +229,8 @@ def _problems(chains: list[ChainStatus], failure: str) -> list[str]:
 
 def _unreachable(settings: PeerSettings, places: list[PlaceStatus]) -> list[str]:
     """Say so if nobody can reach this peer, as it keeps a place at none of its conduits."""
-    if settings.listen or not places or any(place.kept for place in places):
+    over_libp2p = settings.transport != "tls" and bool(settings.libp2p.listen)
+    if settings.listen or over_libp2p or not places or any(place.kept for place in places):
         return []
     reasons = ", ".join(f"{place.name or place.address}: {place.reason}" for place in places)
     return [

@@ -228,12 +228,16 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A transfer under way; `conduit` is the name of the one that an incoming one comes through, or ''."""
+    """A transfer under way; `conduit` is the name of the one that an incoming one comes through, or ''.
+
+    `road` says over what that conduit passes it: "libp2p" if it is a relay, else "tls". The data is sealed.
+    """
 
     key: str
     peer: str
     name: str
     conduit: str = ""
+    road: str = "tls"
     outgoing: bool
     done_bytes: int
     size_bytes: int

@@ -56,7 +56,6 @@ class Libp2pRoad:
         self._proven: dict[PeerId, None] = {}
         self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {
             PLACE_STREAM: lambda identity: Standing(speaks=True),
-            BYTES_STREAM: lambda identity: self._pipe(),
         }
         self.relays = Relays(settings.libp2p.relays, identity.peer, self)
         limits = settings.limits
@@ -77,6 +76,7 @@ class Libp2pRoad:
         self.process = ChildProcess(begin, limits, counters, self._accept, self._up_again, most_bytes)
         self.nearby = Nearby()
         self.process.found = self.nearby.found
+        self.process.placed = self.relays.placed
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -146,15 +146,15 @@ class Libp2pRoad:
             raise OSError(0, "somebody else is there, or lets nobody in")
         return await side.as_socket()
 
-    def _pipe(self) -> StreamSide:
-        """Take a byte stream of another peer as if it had come to the port."""
+    def _pipe(self, conduit: str) -> StreamSide:
+        """Take a byte stream of another peer, which comes through a relay, as if it had come to the port."""
 
         async def arrive() -> None:
             connection = await side.as_socket()
             if self.arrived is None:
                 connection.close()
             else:
-                self.arrived(connection, "of libp2p")
+                self.arrived(connection, conduit)
 
         side = StreamSide()
         task = asyncio.get_running_loop().create_task(arrive(), name="edgepool bytes over libp2p")
@@ -169,12 +169,17 @@ class Libp2pRoad:
 
     def _accept(self, stream: ChildStream, protocol: str) -> asyncio.BaseProtocol | None:
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
+            relay = self.relays.name_of(stream.relay)
             serve = self.serving.get(protocol)
-            taker = self._admit(identity, protocol) if serve is None else serve(identity)
+            taker: asyncio.BufferedProtocol | None
+            if protocol == BYTES_STREAM:
+                taker = self._pipe(relay)
+            else:
+                taker = self._admit(identity, protocol) if serve is None else serve(identity)
             if taker is not None:
                 self._prove(identity)
-            if isinstance(taker, Link) and stream.relayed:
-                taker.conduit = "of libp2p"
+            if isinstance(taker, Link):
+                taker.conduit = relay
             return taker
 
         self._doors = {door: None for door in self._doors if not door.over.done()}

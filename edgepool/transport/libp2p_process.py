@@ -37,6 +37,7 @@ from edgepool.transport.libp2p_child.messages import (
     ListenFailed,
     Listening,
     Opened,
+    Placed,
     Proven,
     Publish,
     Reset,
@@ -65,7 +66,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ChildState:
-    """What the child has and uses, as it said last; `restarts` counts its lives but the first."""
+    """What the child has and uses, as it said last; `restarts` counts its lives but the first.
+
+    The last three are what it does as a relay, see Beating.
+    """
 
     running: bool = False
     restarts: int = 0
@@ -73,6 +77,9 @@ class ChildState:
     connections: int = 0
     streams: int = 0
     accepted: int = 0
+    places: int = 0
+    circuits: int = 0
+    passed_bytes: int = 0
 
 
 class ChildProcess:
@@ -94,6 +101,7 @@ class ChildProcess:
         self.state = ChildState()
         self.streams: dict[int, ChildStream] = {}
         self.found: Callable[[PeerId, str], None] = lambda peer, address: None
+        self.placed: Callable[[PeerId, str], None] = lambda relay, refusal: None
         self._begin = begin
         self._limits = limits
         self._counters = counters
@@ -297,17 +305,19 @@ class ChildProcess:
                     self.streams[number].finish()
             case Reset(number, reason):
                 self._reset(number, reason)
-            case Opened(number, relayed):
-                self._opened(number, relayed)
-            case Accepted(number, peer, protocol, relayed):
-                self._accepted(ChildStream(self, number, peer, relayed), number, protocol)
+            case Opened(number, relay):
+                self._opened(number, relay)
+            case Accepted(number, peer, protocol, relay):
+                self._accepted(ChildStream(self, number, peer, relay), number, protocol)
             case Found(peer, address):
                 self.found(peer, address)
             case Counted(reason):
                 count(self._counters, reason)
-            case Beating(_, resident_bytes, connections, streams, accepted):
-                restarts = self.state.restarts
-                self.state = ChildState(True, restarts, resident_bytes, connections, streams, accepted)
+            case Beating():
+                has = {name: getattr(message, name) for name in Beating.__struct_fields__ if name != "count"}
+                self.state = ChildState(running=True, restarts=self.state.restarts, **has)
+            case Placed(relay, refusal):
+                self.placed(relay, refusal)
             case Listening(addresses):
                 self.addresses = addresses
                 if self._listening is not None and not self._listening.done():
@@ -316,13 +326,13 @@ class ChildProcess:
                 if self._listening is not None and not self._listening.done():
                     self._listening.set_exception(ListeningFailed(address, number))
 
-    def _opened(self, number: int, relayed: bool) -> None:
+    def _opened(self, number: int, relay: PeerId) -> None:
         peer, opening = self._opening.get(number, (None, None))
         if peer is None or opening is None or opening.done():
             self.say(Reset(number, ""))
             return
         # Registered at once: its first bytes may be in the next message.
-        stream = self.streams[number] = ChildStream(self, number, peer, relayed)
+        stream = self.streams[number] = ChildStream(self, number, peer, relay)
         opening.set_result(stream)
 
     def _reset(self, number: int, reason: str) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from typing import Protocol
 
 from edgepool.model.identity import PeerIdentity
-from edgepool.model.ids import PeerId, split_address
+from edgepool.model.ids import PeerId, short, split_address
+from edgepool.transport.conduits import ConduitPlace
 from edgepool.transport.libp2p_child.messages import Reserve, ToChild
 from edgepool.transport.proofdoor import Admit, ProofDoor
 
@@ -80,6 +81,29 @@ class Relays:
         self._road = road
         self._standing: dict[PeerId, Standing] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self.names: dict[PeerId, str] = {}
+        self._refusals: dict[PeerId, str] = {}
+
+    def name_of(self, relay: str) -> str:
+        """Return the name of a relay by its peer id, '' for none."""
+        return self.names.get(PeerId(relay), short(relay)) if relay else ""
+
+    def placed(self, relay: PeerId, refusal: str) -> None:
+        """The child has asked a relay for a place: it has one, or none for this reason."""
+        if any(split_address(own).peer == relay for own in self._own):
+            self._refusals[relay] = refusal
+
+    def places(self) -> list[ConduitPlace]:
+        """Return how it stands with the places at this peer's own relays."""
+        return [self._place(own) for own in self._own]
+
+    def _place(self, own: str) -> ConduitPlace:
+        relay = split_address(own).peer
+        assert relay is not None
+        standing = self._standing.get(relay)
+        linked = standing is not None and not standing.over.is_set()
+        reason = self._refusals.get(relay, "not asked yet") if linked else "no connection"
+        return ConduitPlace(relay, self.names.get(relay, ""), own, not reason, reason, None)
 
     def start(self) -> None:
         """Keep places from now on."""
@@ -108,7 +132,10 @@ class Relays:
         standing = Standing()
 
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            return standing if identity.peer == relay else None
+            if identity.peer != relay:
+                return None
+            self.names[relay] = identity.name
+            return standing
 
         way, _, _ = address.partition("/p2p-circuit")
         await self._road.connect(self._road.door(admit, PLACE_STREAM), relay, way)

@@ -33,10 +33,10 @@ class StreamOwner(Protocol):
 class ChildStream(asyncio.Transport):
     """One stream of the child, as an asyncio transport; both directions keep to their credit."""
 
-    def __init__(self, process: StreamOwner, number: int, peer: PeerId, relayed: bool) -> None:
+    def __init__(self, process: StreamOwner, number: int, peer: PeerId, relay: PeerId) -> None:
         super().__init__()
         self.peer = peer
-        self.relayed = relayed
+        self.relay = relay
         self._process = process
         self._number = number
         self._protocol: asyncio.BaseProtocol | None = None

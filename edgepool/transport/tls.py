@@ -83,6 +83,7 @@ class TlsTransport:
         if settings.transport != "tls":
             self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p)
             self.libp2p.arrived, self.conduits.through_libp2p = self._arrived, self.libp2p.open_pipe
+            self.libp2p.relays.names = self.conduits.names
         self._handler: LinkHandler | None = None
         self._closing = False
         self._wanted: dict[PeerId, Member] = {}

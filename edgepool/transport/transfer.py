@@ -77,10 +77,16 @@ class TransferClient:
                     raise
         return await ask(await self._connect(holder, addresses))
 
-    def conduit_to(self, holder: PeerId) -> PeerId | None:
-        """Return the conduit that the connection to `holder` goes through; None if it is direct or none."""
+    def way_to(self, holder: PeerId) -> tuple[PeerId | None, bool] | None:
+        """Return the conduit (None without one) of the connection to `holder`, and whether it is libp2p's.
+
+        None if there is no connection.
+        """
         connection = self._connections.get(holder)
-        return None if connection is None else split_address(connection.address).conduit
+        if connection is None:
+            return None
+        found = split_address(connection.address)
+        return found.conduit, found.libp2p
 
     def cut(self, peer: PeerId, reason: str) -> None:
         """End the connection to `peer`, and all transfers on it, at once."""

@@ -12,19 +12,21 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from edgepool.cli import console
+from edgepool.cli.conduits import libp2p_line, path_cells, transfer_peer
 from edgepool.cli.console import columns, moment
 from edgepool.cli.main import app
 from edgepool.cli.status import MEANINGS, ORDINARY, StatusScreen
 from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
-from edgepool.peer.pathvalues import LinkStatus
+from edgepool.peer.pathvalues import Libp2pStatus, LinkStatus
 from edgepool.peer.peer import Peer
-from edgepool.peer.values import ChainStatus, PeerStatus, Totals
+from edgepool.peer.values import ChainStatus, PeerStatus, Totals, TransferStatus
 from edgepool.transport import refusals
 from edgepool.workshop.demo import DemoOptions
 
@@ -509,3 +511,46 @@ def test_the_demo_clears_no_folder_that_it_has_not_made(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").touch()
     assert "no demo has made" in complaint("demo", "--folder", tmp_path)
     assert (tmp_path / "thesis.doc").exists()
+
+
+def test_the_status_says_over_which_road_and_through_whom() -> None:
+    link = LinkStatus(
+        peer=PEER,
+        name="m0",
+        role="machine",
+        machine_type="",
+        up_ms=1,
+        conduit="cloud",
+        conduit_ms=4,
+        road="libp2p",
+    )
+    assert path_cells(link)[:2] == ("conduit cloud, libp2p", "4.0 ms")
+    transfer = TransferStatus(
+        key="P/model",
+        peer=PEER,
+        name="m0",
+        conduit="cloud",
+        road="libp2p",
+        outgoing=False,
+        done_bytes=1,
+        size_bytes=2,
+        bytes_per_s=1,
+    )
+    assert transfer_peer(transfer) == "m0 (conduit cloud, libp2p)"
+    assert transfer_peer(replace(transfer, conduit="", road="tls")) == "m0"
+    child = Libp2pStatus(
+        running=True,
+        restarts=2,
+        resident_bytes=95_000_000,
+        connections=3,
+        streams=5,
+        accepted=9,
+        places=2,
+        circuits=1,
+        passed_bytes=4_000_000,
+    )
+    assert libp2p_line(child) == (
+        "3 connections, 5 streams, 95.0 MB of memory, started again 2 times; "
+        "as a relay 2 places, 1 circuits open, 4.0 MB passed"
+    )
+    assert "started again" in libp2p_line(replace(child, running=False))

@@ -78,7 +78,7 @@ class Carrier:
         self._next_number += 2
         peer, protocol = str(stream.muxed_conn.peer_id), str(stream.get_protocol())
         carried = self.streams[number] = Carried(number, stream)
-        await self._tell(Accepted(number, PeerId(peer), protocol, is_relayed(stream)))
+        await self._tell(Accepted(number, PeerId(peer), protocol, relay_of(stream)))
         await self._carry(carried)
 
     async def dial(self, order: Dial) -> None:
@@ -89,7 +89,7 @@ class Carrier:
                 stream = await self._open_stream(order.peer, order.address, order.protocol)
         except Exception as error:
             # py-libp2p's layers raise whatever their own parts do.
-            await self._tell(Reset(order.stream, _words(error)))
+            await self._tell(Reset(order.stream, words(error)))
             return
         finally:
             del self._dials[order.stream]
@@ -97,7 +97,7 @@ class Carrier:
             await self._tell(Reset(order.stream, "it did not answer in time"))
             return
         carried = self.streams[order.stream] = Carried(order.stream, stream)
-        await self._tell(Opened(order.stream, is_relayed(stream)))
+        await self._tell(Opened(order.stream, relay_of(stream)))
         await self._carry(carried)
 
     # --- what the parent says -----------------------------------------------------------------
@@ -145,7 +145,7 @@ class Carrier:
                     nursery.start_soon(self._inward, carried)
                     nursery.start_soon(self._outward, carried)
         except* Exception as group:
-            reason = _words(group.exceptions[0])
+            reason = words(group.exceptions[0])
         finally:
             self.streams.pop(carried.number, None)
             with trio.CancelScope(shield=True):
@@ -181,16 +181,21 @@ class Carrier:
             await self._tell(Credit(carried.number, len(data)))
 
 
-def is_relayed(stream: INetStream) -> bool:
-    """Say whether a stream goes through a relay."""
+def relay_of(stream: INetStream) -> PeerId:
+    """Return the peer id of the relay that a stream goes through, '' if there is none."""
     try:
         addresses: list[Any] = stream.muxed_conn.get_transport_addresses()
     except Exception:
-        return False
-    return any("/p2p-circuit" in str(address) for address in addresses)
+        return PeerId("")
+    for address in map(str, addresses):
+        way, circuit, _ = address.partition("/p2p-circuit")
+        if circuit:
+            return PeerId(way.rpartition("/p2p/")[2])
+    return PeerId("")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """Return what an error says, in at most 500 characters."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return (str(error) or type(error).__name__)[:500]

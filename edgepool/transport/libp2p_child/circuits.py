@@ -44,6 +44,7 @@ class Circuits:
         self._places: dict[ID, None] = {}
         self._circuits: dict[tuple[ID, ID, int], None] = {}
         self._made = 0
+        self._passed_bytes = 0
         connections.host.set_stream_handler(STOP, self._taken)
         if serves:
             connections.host.set_stream_handler(HOP, self._asked)
@@ -99,6 +100,11 @@ class Circuits:
 
     # --- as a relay ---------------------------------------------------------------------------
 
+    def passing(self) -> tuple[int, int, int]:
+        """Return how many places are given, how many circuits are open, and how many bytes have passed."""
+        places = sum(1 for peer in self._places if self._connections.live(peer))
+        return places, len(self._circuits), self._passed_bytes
+
     async def _asked(self, stream: INetStream) -> None:
         asker = stream.muxed_conn.peer_id
         try:
@@ -152,13 +158,23 @@ class Circuits:
         self._circuits[circuit] = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_copy, one, other, nursery.cancel_scope)
-                nursery.start_soon(_copy, other, one, nursery.cancel_scope)
+                nursery.start_soon(self._copy, one, other, nursery.cancel_scope)
+                nursery.start_soon(self._copy, other, one, nursery.cancel_scope)
         finally:
             del self._circuits[circuit]
             with trio.CancelScope(shield=True):
                 await one.reset()
                 await other.reset()
+
+    async def _copy(self, source: INetStream, sink: INetStream, scope: trio.CancelScope) -> None:
+        """Pass bytes on until either end is over; then the circuit is."""
+        try:
+            while True:
+                data = await source.read(_COPY_BYTES)
+                await sink.write(data)
+                self._passed_bytes += len(data)
+        except Exception:
+            scope.cancel()
 
     async def _refuse(self, stream: INetStream, status: Any) -> None:
         self._count(CIRCUIT)
@@ -193,15 +209,6 @@ class _AsSocket:
 
     async def aclose(self) -> None:
         await self._stream.reset()
-
-
-async def _copy(source: INetStream, sink: INetStream, scope: trio.CancelScope) -> None:
-    """Pass bytes on until either end is over; then the circuit is."""
-    try:
-        while True:
-            await sink.write(await source.read(_COPY_BYTES))
-    except Exception:
-        scope.cancel()
 
 
 def _expect_ok(answer: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgepool.model.codec import Wire
-from edgepool.model.fields import PeerText
+from edgepool.model.fields import MaybePeer, PeerText
 
 WINDOW_BYTES = 256 * 1024
 """The credit of each direction of a new stream."""
@@ -138,19 +138,19 @@ class ListenFailed(Wire, tag="listen_failed", frozen=True):
 
 
 class Accepted(Wire, tag="accepted", frozen=True):
-    """From the child: `peer`, as Noise has proved, has opened a stream to us."""
+    """From the child: `peer`, as Noise has proved, has opened a stream to us, through `relay` unless ''."""
 
     stream: StreamId
     peer: PeerText
     protocol: Protocol
-    relayed: bool
+    relay: MaybePeer
 
 
 class Opened(Wire, tag="opened", frozen=True):
-    """From the child: the stream that was asked for stands."""
+    """From the child: the stream that was asked for stands, through `relay` unless that is ''."""
 
     stream: StreamId
-    relayed: bool
+    relay: MaybePeer
 
 
 class Found(Wire, tag="found", frozen=True):
@@ -158,6 +158,13 @@ class Found(Wire, tag="found", frozen=True):
 
     peer: PeerText
     address: AddressText
+
+
+class Placed(Wire, tag="placed", frozen=True):
+    """From the child: this peer has a place at `relay`, or has none for this reason."""
+
+    relay: PeerText
+    refusal: Reason
 
 
 class Counted(Wire, tag="counted", frozen=True):
@@ -169,7 +176,8 @@ class Counted(Wire, tag="counted", frozen=True):
 class Beating(Wire, tag="beating", frozen=True):
     """From the child: the answer to Beat, and what it has and uses now.
 
-    `accepted` counts the inbound connections of its life so far, each of which leaks a little.
+    `accepted` counts the inbound connections of its life so far, each of which leaks a little. The last three
+    are what it does as a relay: places that it gives, circuits that are open, and bytes that have passed.
     """
 
     count: StreamId
@@ -177,6 +185,9 @@ class Beating(Wire, tag="beating", frozen=True):
     connections: Size
     streams: Size
     accepted: StreamId
+    places: Size
+    circuits: Size
+    passed_bytes: Annotated[int, Meta(ge=0, le=2**53)]
 
 
 ToChild = (
@@ -194,5 +205,16 @@ ToChild = (
     | Reset
 )
 FromChild = (
-    Listening | ListenFailed | Accepted | Opened | Found | Counted | Beating | Data | Credit | Finish | Reset
+    Listening
+    | ListenFailed
+    | Accepted
+    | Opened
+    | Found
+    | Placed
+    | Counted
+    | Beating
+    | Data
+    | Credit
+    | Finish
+    | Reset
 )

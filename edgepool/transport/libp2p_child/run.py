@@ -17,7 +17,7 @@ from multiaddr import Multiaddr
 from edgepool.model.codec import decode
 from edgepool.model.ids import PeerId
 from edgepool.transport.framing import FrameBuffer
-from edgepool.transport.libp2p_child.carrier import Carrier, ParentSocket
+from edgepool.transport.libp2p_child.carrier import Carrier, ParentSocket, words
 from edgepool.transport.libp2p_child.events import Events
 from edgepool.transport.libp2p_child.host import Connections
 from edgepool.transport.libp2p_child.mdns import Mdns
@@ -36,6 +36,7 @@ from edgepool.transport.libp2p_child.messages import (
     ListenFailed,
     Listening,
     LookAround,
+    Placed,
     Proven,
     Publish,
     Reserve,
@@ -165,17 +166,21 @@ class Child:
         swarm, carrier = self._connections.swarm, self._carrier
         accepted = self._connections.tcp.accepted
         connections = swarm.get_total_connections()
-        answer = Beating(count, resident_bytes(), connections, len(carrier.streams), accepted)
+        relay = self._connections.circuits.passing()
+        answer = Beating(count, resident_bytes(), connections, len(carrier.streams), accepted, *relay)
         await self._parent.tell(answer)
 
     async def _found(self, peer: str, address: str) -> None:
         await self._parent.tell(Found(PeerId(peer), address))
 
     async def _reserve(self, relay: str) -> None:
+        refusal = ""
         try:
             await self._connections.circuits.reserve(relay, "")
-        except Exception:
+        except Exception as error:
             self._count(NO_PLACE)
+            refusal = words(error)
+        await self._parent.tell(Placed(PeerId(relay), refusal))
 
     def _count(self, reason: str) -> None:
         try:

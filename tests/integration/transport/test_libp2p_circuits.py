@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -47,7 +48,9 @@ async def test_gateways_are_reached_through_a_relay_and_come_back_when_it_does(t
                 for other in others:
                     peer.transport.want(member(other))
             await until(lambda: a.linked_to(b, c) and b.linked_to(a, c) and c.linked_to(a, b), PATIENCE_S)
-            assert a.transport.paths()[b.peer].conduit
+            assert a.transport.paths()[b.peer].conduit == "relay"
+            kept = a.transport.libp2p.relays.places()  # type: ignore[union-attr]
+            assert [(place.name, place.kept) for place in kept] == [("relay", True)]
             assert c.transport.paths()[a.peer].road == "libp2p"
             for i in range(50):
                 assert a.transport.send(b.peer, bytes([i]) * 20_000)
@@ -116,10 +119,24 @@ async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) ->
         members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=60)
         pool = await cloud.form_pool("cell", "fixed", members)
         await pool_stands(pool, everybody, timeout_s=60)
-        data = bytes(range(256)) * 8_000
+        data = Random(7).randbytes(2_000_000)  # which cannot be packed
         await machines[0].publish("PTVA10212-01/model", data)
-        fetched = await machines[1].fetch("PTVA10212-01/model")
+        ways = dict[tuple[str, str], None]()
+
+        def look(_: object) -> None:
+            ways.update({(one.conduit, one.road): None for one in machines[1].status().transfers})
+
+        fetched = await machines[1].fetch("PTVA10212-01/model", progress=look)
         assert await asyncio.to_thread(fetched.path.read_bytes) == data
         links = {link.name: link for link in machines[1].status().links}
-        assert (links["m0"].road, bool(links["m0"].conduit)) == ("libp2p", True)
+        assert (links["m0"].road, links["m0"].conduit) == ("libp2p", "cloud")
+        assert list(ways) == [("cloud", "libp2p")]
+        assert [(one.name, one.kept) for one in machines[1].status().conduits] == [("cloud", True)]
+        assert not machines[1].status().problems
+
+        def passed() -> bool:
+            relay = cloud.status().libp2p
+            return relay is not None and relay.places == 2 and relay.passed_bytes > len(data)
+
+        await until(passed, PATIENCE_S)
         assert (links["cloud"].road, links["cloud"].conduit) == ("libp2p", "")
