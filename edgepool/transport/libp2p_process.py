@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import cast
 
 from edgepool.config import Limits
 from edgepool.errors import DecodeError, LocalError
 from edgepool.model.codec import decode, encode
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import PeerId, parse_address
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.libp2p_child.messages import (
     CHUNK_BYTES,
@@ -43,8 +44,8 @@ from edgepool.transport.libp2p_child.messages import (
     Reset,
     ToChild,
 )
-from edgepool.transport.libp2p_stream import ChildStream
-from edgepool.transport.refusals import Counters, count
+from edgepool.transport.libp2p_stream import ChildBroken, ChildStream
+from edgepool.transport.refusals import REASONS, Counters, count
 
 BEAT_S = 1.0
 """How often the child is asked whether it is well."""
@@ -59,6 +60,10 @@ STEADY_S = 60.0
 RECYCLE_AFTER = 20_000
 """After so many inbound connections, each of which leaks some 12 KiB, an idle child is started anew."""
 RESTARTED = "restarted_libp2p"
+CHILD = ("-P", "-m", "edgepool.transport.libp2p_child")
+"""How Python is told to run the child."""
+MAX_STREAMS = 4096
+"""More streams than the child can have from others, by its own bounds."""
 MAX_NEWS_BYTES = 1024 * 1024
 
 logger = logging.getLogger(__name__)
@@ -182,7 +187,7 @@ class ChildProcess:
             self._over.clear()
             self._listening = loop.create_future()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "edgepool.transport.libp2p_child"),
+                *(sys.executable, *CHILD),
                 *(str(theirs.fileno()), str(os.getpid())),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -312,6 +317,8 @@ class ChildProcess:
             case Found(peer, address):
                 self.found(peer, address)
             case Counted(reason):
+                if reason not in REASONS:
+                    raise ChildBroken(f"it counts '{reason}'")
                 count(self._counters, reason)
             case Beating():
                 has = {name: getattr(message, name) for name in Beating.__struct_fields__ if name != "count"}
@@ -319,6 +326,8 @@ class ChildProcess:
             case Placed(relay, refusal):
                 self.placed(relay, refusal)
             case Listening(addresses):
+                for address in addresses:
+                    parse_address(address)
                 self.addresses = addresses
                 if self._listening is not None and not self._listening.done():
                     self._listening.set_result(None)
@@ -344,6 +353,8 @@ class ChildProcess:
             stream.lose(ConnectionResetError(reason) if reason else None)
 
     def _accepted(self, stream: ChildStream, number: int, protocol: str) -> None:
+        if number % 2 == 0 or number in self.streams or len(self.streams) >= MAX_STREAMS:
+            raise ChildBroken(f"it opens stream {number}, beside {len(self.streams)}")
         taker = None if self._closing else self._accept(stream, protocol)
         if taker is None:
             self.say(Reset(number, ""))
@@ -367,10 +378,10 @@ class _FromChild(asyncio.BufferedProtocol):
     def __init__(self, process: ChildProcess) -> None:
         self._child = process
         self._frames = FrameBuffer(MAX_MESSAGE_BYTES)
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._frames.space(max(sizehint, CHUNK_BYTES))
@@ -381,10 +392,11 @@ class _FromChild(asyncio.BufferedProtocol):
             while (frame := self._frames.next_frame()) is not None:
                 message: FromChild = decode(FromChild, frame)  # type: ignore[arg-type]
                 self._child.heard(message)
-        except DecodeError:
-            logger.exception("the libp2p child said something that is no message")
+        except (DecodeError, ChildBroken) as error:
+            # It is killed and started again; what it says until then is not heard.
+            logger.error("the libp2p child breaks its rules: %s", error)
             if self._transport is not None:
-                self._transport.close()
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._child.lost()

@@ -20,6 +20,10 @@ from edgepool.transport.libp2p_child.messages import (
 _HIGH_WATER_BYTES = 128 * 1024
 
 
+class ChildBroken(Exception):
+    """The child does what it never does: it is not to be trusted with another message."""
+
+
 class StreamOwner(Protocol):
     """The process that a stream belongs to."""
 
@@ -42,6 +46,7 @@ class ChildStream(asyncio.Transport):
         self._protocol: asyncio.BaseProtocol | None = None
         self._credit_bytes = WINDOW_BYTES
         self._owed_bytes = 0
+        self._uncredited_bytes = 0
         self._queue: deque[memoryview] = deque()
         self._queued_bytes = 0
         self._high_bytes = _HIGH_WATER_BYTES
@@ -131,6 +136,9 @@ class ChildStream(asyncio.Transport):
 
     def data(self, data: bytes) -> None:
         """Bytes arrived."""
+        self._uncredited_bytes += len(data)
+        if self._uncredited_bytes > WINDOW_BYTES:
+            raise ChildBroken(f"it sends more than its credit on stream {self._number}")
         if not self._lost:
             self._arrived.append(data)
             self._deliver()
@@ -180,6 +188,7 @@ class ChildStream(asyncio.Transport):
             self._owed_bytes += len(data)
             if self._owed_bytes >= WINDOW_BYTES // 4:
                 self._process.say(Credit(self._number, self._owed_bytes))
+                self._uncredited_bytes -= self._owed_bytes
                 self._owed_bytes = 0
             hand_over(self.get_protocol(), data)
         if self._ended_there and not self._arrived and not self._lost and not self._told_end:

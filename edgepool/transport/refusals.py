@@ -80,6 +80,11 @@ LOST_LAPSED = "lost_lapsed"
 HANDLER = "failed_handler"
 """The handler raised; the link on which it happened was ended."""
 
+REASONS = frozenset(
+    reason for name, reason in list(globals().items()) if name.isupper() and isinstance(reason, str)
+)
+"""All of them."""
+
 Counters = dict[str, int]
 
 
