@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a running peer.")]
 Key = Annotated[str, typer.Argument(help="The part and the kind of data, as PART/KIND.")]
 MAX_VERSION = 2**31
 LONGEST_FETCH_S = 24 * 3600
+MAX_SAID = 20
+"""So many keys that did not come are named on the screen."""
 Version = Annotated[
     int, typer.Option(min=0, max=MAX_VERSION, help="The version of the data; 0 is the newest.")
 ]
@@ -110,8 +113,14 @@ def request(
 
 def fetch(
     folder: Folder,
-    key: Key,
-    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; it is replaced.")],
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY", help="PART/KIND; several, or patterns with * and ?, in quotes."),
+    ],
+    out_file: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The file to write (it is replaced); for several keys a folder."),
+    ],
     version: Version = 0,
     chain: Chain = "",
     timeout: Annotated[
@@ -127,13 +136,53 @@ def fetch(
     fetch goes on from there. A receipt on chain says what came from whom ('edgepool chain query FOLDER
     --kind receipt'). If the owner's policy says no, the error names the condition that failed.
 
+    Several keys, or a pattern of what the chains of this peer offer, go into the folder OUT as PART/KIND, the
+    newest version of each; small data comes many pieces at a time. Exit code 1 if a part of it did not come.
+
     Example: edgepool fetch plant/lathe-2 PTVA10212-03/model part.stl
     """
-    _check_key(key)
-    if out_file.is_dir():
-        raise LocalError(f"'{out_file}' is a folder: name the file to write")
-    if not out_file.absolute().parent.is_dir():
-        raise LocalError(f"'{out_file.parent}' does not exist: make the folder first")
+    several = len(keys) > 1 or any(sign in keys[0] for sign in "*?")
+    if several:
+        _check_keys(keys)
+        if version:
+            raise LocalError("--version is for one key: of several the newest version is fetched")
+        if not out_file.is_dir():
+            raise LocalError(f"'{out_file}' is not a folder: several keys go into one, make it first")
+    else:
+        _check_key(keys[0])
+        if out_file.is_dir():
+            raise LocalError(f"'{out_file}' is a folder: name the file to write")
+        if not out_file.absolute().parent.is_dir():
+            raise LocalError(f"'{out_file.parent}' does not exist: make the folder first")
+    what = f"{len(keys)} keys" if len(keys) > 1 else keys[0]
+    more: dict[str, Any] = {"chain": chain, "purpose": purpose, "timeout_ms": int(timeout * 1000)}
+
+    async def work(progress: Callable[[int, int, int], None]) -> dict[str, Any]:
+        from edgepool.gateway.client import ApiClient
+
+        async with ApiClient.of(folder) as client:
+            if several:
+                return await client.fetch_many(keys, out_file, progress=progress, **more)
+            return await client.fetch(keys[0], out_file, version=version, progress=progress, **more)
+
+    done = _with_bar(what, work, shown=not json and err.is_terminal)
+    if json:
+        print_json(done)
+    elif several:
+        _say_many(done, out_file)
+    else:
+        say(
+            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) {_came_from(done)} "
+            f"in {duration(done['duration_ms'])} and is whole: {out_file}"
+        )
+    if done.get("failed"):
+        raise typer.Exit(1)
+
+
+def _with_bar(
+    what: str, work: Callable[[Callable[[int, int, int], None]], Awaitable[dict[str, Any]]], shown: bool
+) -> dict[str, Any]:
+    """Do `work`, which tells how far it is, beside a progress bar."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -143,39 +192,35 @@ def fetch(
         TextColumn("{task.fields[sources]}"),
         TimeRemainingColumn(compact=True),
         console=err,
-        disable=json or not err.is_terminal,
+        disable=not shown,
         transient=True,
     )
+    task = bar.add_task(f"looking for {what}", total=None, sources="")
 
-    async def work() -> dict[str, Any]:
-        from edgepool.gateway.client import ApiClient
+    def progress(done_bytes: int, size_bytes: int, sources: int) -> None:
+        held = f"checked, from {sources} holder{'s' if sources > 1 else ''}"
+        bar.update(task, description=what, completed=done_bytes, total=size_bytes, sources=held)
 
-        task = bar.add_task(f"looking for {key}", total=None, sources="")
-
-        def progress(done_bytes: int, size_bytes: int, sources: int) -> None:
-            held = f"checked, from {sources} holder{'s' if sources > 1 else ''}"
-            bar.update(task, description=key, completed=done_bytes, total=size_bytes, sources=held)
-
-        async with ApiClient.of(folder) as client:
-            return await client.fetch(
-                key,
-                out_file,
-                version=version,
-                chain=chain,
-                purpose=purpose,
-                timeout_ms=int(timeout * 1000),
-                progress=progress,
-            )
+    async def run() -> dict[str, Any]:
+        return await work(progress)
 
     with bar:
-        done = run_async(work())
-    if json:
-        print_json(done)
-    else:
-        say(
-            f"{done['key']} version {done['version']} ({size(done['size_bytes'])}) {_came_from(done)} "
-            f"in {duration(done['duration_ms'])} and is whole: {out_file}"
-        )
+        return run_async(run())
+
+
+def _say_many(done: dict[str, Any], folder: Path) -> None:
+    fetched, failed = done["fetched"], done["failed"]
+    size_bytes = sum(one["size_bytes"] for one in fetched)
+    came = sum(1 for one in fetched if one["shares"])
+    here = f", {len(fetched) - came} of them from this peer's disk" if came < len(fetched) else ""
+    say(
+        f"{len(fetched)} of {len(fetched) + len(failed)} keys ({size(size_bytes)}{here}) came "
+        f"in {duration(done['duration_ms'])} and are whole: {folder}"
+    )
+    for one in failed[:MAX_SAID]:
+        say(f"not {one['key']}: {one['problem']}")
+    if len(failed) > MAX_SAID:
+        say(f"and {len(failed) - MAX_SAID} more did not come: see --json")
 
 
 def _came_from(done: dict[str, Any]) -> str:
@@ -184,10 +229,18 @@ def _came_from(done: dict[str, Any]) -> str:
     names = [share["holder_name"] or share["holder"] for share in shares]
     if not shares:
         return "was here already, was written"
+    saved = done["wire_bytes"] < done["size_bytes"]
+    travelled = f", {size(done['wire_bytes'])} of which travelled," if saved else ""
     if len(shares) == 1:
-        return f"came from {names[0]}"
+        return f"came from {names[0]}{travelled}"
     parts = [f"{name} ({size(share['size_bytes'])})" for name, share in zip(names, shares, strict=True)]
-    return f"came from {', '.join(parts[:-1])} and {parts[-1]}"
+    return f"came from {', '.join(parts[:-1])} and {parts[-1]}{travelled}"
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if not any(sign in key for sign in "*?"):
+            _check_key(key)
 
 
 def _check_key(key: str) -> None:

@@ -9,7 +9,7 @@ Errors come back as the classes that the peer raised: LocalError, Refused, Unava
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -252,7 +252,37 @@ class ApiClient:
             "purpose": purpose,
             "timeout_ms": timeout_ms,
         }
-        async with self._call("POST", "/v1/fetch", body, timeout_s=None) as response:
+        return await self._follow("/v1/fetch", body, progress)
+
+    async def fetch_many(
+        self,
+        keys: Sequence[str],
+        out: Path,
+        *,
+        chain: str = "",
+        purpose: str = "",
+        timeout_ms: int = 60_000,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Have the peer fetch many keys, or what patterns match, into files PART/KIND in the folder `out`.
+
+        Returns 'fetched' (each as views.fetched_view), 'failed' (each with 'key' and 'problem') and
+        'duration_ms'; `progress` is as for `fetch`, of all together.
+        """
+        body = {
+            "keys": list(keys),
+            "out": _absolute(out),
+            "chain": chain,
+            "purpose": purpose,
+            "timeout_ms": timeout_ms,
+        }
+        return await self._follow("/v1/fetch-many", body, progress)
+
+    async def _follow(
+        self, path: str, body: dict[str, Any], progress: Callable[[int, int, int], None] | None
+    ) -> dict[str, Any]:
+        """Return the last line of an answer of many, telling `progress` of the others."""
+        async with self._call("POST", path, body, timeout_s=None) as response:
             async for raw in response.content:
                 line = _as(dict[str, Any], _decoded(raw))
                 if "error" in line:

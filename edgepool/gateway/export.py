@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from edgepool.errors import LocalError
+from edgepool.model.twin import DataKey
+
+COPY_THREADS = 8
 
 
 def in_path(text: str) -> Path:
@@ -33,6 +37,40 @@ def out_path(text: str) -> Path:
     if not path.parent.is_dir():
         raise LocalError(f"{path.parent} does not exist: make the folder first")
     return path
+
+
+def out_folder(text: str) -> Path:
+    """Return the folder to put much data into; LocalError, before anything is moved, if that cannot be."""
+    path = Path(text)
+    if not path.is_absolute():
+        raise LocalError(f"path '{text}' is not absolute: the peer does not run in your folder")
+    if not path.is_dir():
+        raise LocalError(f"{path} is not a folder: make one, several files are written into it")
+    return path
+
+
+def out_file(folder: Path, key: DataKey) -> Path | None:
+    """Return where the data of `key` goes inside `folder`, PART/KIND; None if no file can have that name."""
+    return None if {key.part, key.kind} & {".", ".."} else folder / key.part / key.kind
+
+
+def copy_all_out(files: Sequence[tuple[Path, Path | None]]) -> list[str]:
+    """Copy each source to its file as `copy_out` does; return for each what went wrong, or ''."""
+
+    def copy(source: Path, out: Path | None) -> str:
+        if out is None:
+            return "no file can have its name: fetch it alone"
+        try:
+            out.parent.mkdir(exist_ok=True)
+            copy_out(source, out)
+        except OSError as error:
+            return f"{out} cannot be written: {error.strerror}"
+        except LocalError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(COPY_THREADS, "edgepool copy") as pool:
+        return list(pool.map(copy, *zip(*files, strict=True))) if files else []
 
 
 def copy_out(source: Path, out: Path) -> None:

@@ -176,6 +176,7 @@ def fetched_view(fetched: Fetched, path: str, names: Mapping[PeerId, str]) -> di
     """Return the outcome of a fetch as JSON; `path` is where the caller wanted the data.
 
     `shares` are the holders of whom it came, who sent most first; none if the data was here already.
+    `wire_bytes` is what travelled: less than the size if another version was here, or the data was packed.
     """
     largest_first = sorted(fetched.shares.items(), key=lambda share: (-share[1], share[0]))
     return {
@@ -190,6 +191,7 @@ def fetched_view(fetched: Fetched, path: str, names: Mapping[PeerId, str]) -> di
             {"holder": peer, "holder_name": names[peer], "size_bytes": size_bytes}
             for peer, size_bytes in largest_first
         ],
+        "wire_bytes": fetched.wire_bytes,
         "duration_ms": fetched.duration_ms,
     }
 

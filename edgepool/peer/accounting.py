@@ -15,7 +15,7 @@ from edgepool.runtime.ports import Clock
 _WINDOW_MS = 2_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class TransferProgress:
     """A transfer under way; an incoming one through `conduit`, if it is not direct: over libp2p or not."""
 
@@ -45,7 +45,7 @@ class Accounting:
     received_by_holder: dict[str, int] = field(default_factory=dict)
     received_by_conduit: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
-    under_way: list[TransferProgress] = field(default_factory=list)
+    under_way: dict[TransferProgress, None] = field(default_factory=dict)
     _recent: deque[tuple[int, int]] = field(default_factory=deque)
 
     def moved(self, transfer: TransferProgress, size_bytes: int, now_ms: int, wall_ms: int) -> None:
@@ -102,7 +102,7 @@ class Transfers:
         """A transfer to or from `peer` begins."""
         started_ms = self._clock.now().monotonic_ms
         transfer = TransferProgress(key, peer, outgoing, size_bytes, started_ms)
-        self._accounting.under_way.append(transfer)
+        self._accounting.under_way[transfer] = None
         return transfer
 
     def moved(self, transfer: TransferProgress, size_bytes: int) -> None:
@@ -112,7 +112,7 @@ class Transfers:
 
     def end(self, transfer: TransferProgress, failure: str) -> None:
         """A transfer has ended; `failure` is '' if it was as it should be."""
-        self._accounting.under_way = [t for t in self._accounting.under_way if t is not transfer]
+        self._accounting.under_way.pop(transfer, None)
         duration_ms = self._clock.now().monotonic_ms - transfer.started_ms
         if not transfer.outgoing and not failure:
             self._accounting.transfer_ms += duration_ms

@@ -7,8 +7,9 @@ direct transfer from all who have it (fetches.py), every chunk checked, stored d
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgepool.core.machine import FindData, RankedOffer
 from edgepool.errors import LocalError, Refused, Unavailable
@@ -20,7 +21,8 @@ from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import Accounting, Transfers
 from edgepool.peer.budgets import PeerPace
 from edgepool.peer.fetches import EXPIRED, Fetches, ProgressCallback, offer_of
-from edgepool.peer.values import Fetched, FetchProgress, Published
+from edgepool.peer.manyfetches import MAX_KEYS, ManyFetches
+from edgepool.peer.values import Fetched, FetchedMany, FetchProgress, Published
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.space import size_of
@@ -32,6 +34,8 @@ from edgepool.transport.vouching import Vouched
 
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
+
+T = TypeVar("T")
 
 FIND_TIMEOUT_MS = 5_000
 LOOK_AGAIN_MS = (50, 250)
@@ -59,6 +63,11 @@ class DataPlane:
         client = TransferClient(identity, peer.settings.limits, open_stream)
         self._vouched = Vouched()
         self._fetches = Fetches(peer, client, blobs, self._transfers, clock)
+
+        def find(key: DataKey, purpose: str) -> Awaitable[tuple[RankedOffer, ...]]:
+            return self.find(key, 0, FIND_TIMEOUT_MS, purpose)
+
+        self._many = ManyFetches(peer, self._fetches, client, blobs, self._transfers, clock, find)
 
     async def close(self) -> None:
         """Wait a moment for receipts that are on their way, and end all connections to holders."""
@@ -151,6 +160,34 @@ class DataPlane:
         purpose: str = "",
     ) -> Fetched:
         """Get data from its best holder; see Peer.fetch."""
+        demand = (key, version, features, composition, chain)
+        return await self._watched(
+            str(key), timeout_ms, progress, lambda moved: self._fetch(*demand, moved, purpose)
+        )
+
+    async def fetch_many(
+        self,
+        keys: Iterable[DataKey],
+        chain: ChainId,
+        timeout_ms: int,
+        progress: ProgressCallback | None,
+        purpose: str,
+    ) -> FetchedMany:
+        """Get much data at once; see Peer.fetch_many."""
+        wanted = tuple(dict.fromkeys(keys))
+        what = f"{len(wanted)} keys"
+        return await self._watched(
+            what, timeout_ms, progress, lambda moved: self._many.get(wanted, chain, purpose, moved)
+        )
+
+    async def _watched(
+        self,
+        what: str,
+        timeout_ms: int,
+        progress: ProgressCallback | None,
+        work: Callable[[ProgressCallback], Awaitable[T]],
+    ) -> T:
+        """Do `work`, which tells how it goes, counted; give it up when nothing comes for `timeout_ms`."""
         refused = self._peer.rights.refused_reader()
         if refused:
             raise Refused(refused)
@@ -166,17 +203,17 @@ class DataPlane:
                     if progress is not None:
                         progress(now)
 
-                fetched = await self._fetch(key, version, features, composition, chain, moved, purpose)
+                done = await work(moved)
         except TimeoutError:
             self._accounting.failed += 1
             raise Unavailable(
-                f"nothing of {key} has come for {timeout_s:g} s: what had come before is kept"
+                f"nothing of {what} has come for {timeout_s:g} s: what had come before is kept"
             ) from None
         except BaseException:
             self._accounting.failed += 1
             raise
         self._accounting.answered += 1
-        return fetched
+        return done
 
     async def _fetch(
         self,
@@ -270,3 +307,11 @@ def checked_key(key: DataKey | str) -> DataKey:
     if problem:
         raise LocalError(f"'{key}' is not a data key: {problem}")
     return key
+
+
+def checked_keys(keys: Iterable[DataKey | str]) -> tuple[DataKey, ...]:
+    """Return `keys`, each once; LocalError says what is wrong with them."""
+    wanted = tuple(dict.fromkeys(checked_key(key) for key in keys))
+    if not 0 < len(wanted) <= MAX_KEYS:
+        raise LocalError(f"{len(wanted)} keys were named: name 1 to {MAX_KEYS} of them at a time")
+    return wanted

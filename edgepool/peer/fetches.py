@@ -155,12 +155,23 @@ class Fetches:
                 writer.abort()
             for base in bases:
                 base.close()
+        duration_ms = self._clock.now().monotonic_ms - started_ms
+        await self.arrived(key, body, fetch.shares, duration_ms, chain)
+        return Got(path, dict(fetch.shares), fetch.wire_bytes)
+
+    async def arrived(
+        self,
+        key: DataKey,
+        body: DataOffer,
+        shares: dict[PeerId, int],
+        duration_ms: int,
+        chain: ChainId | None,
+    ) -> None:
+        """Take note that data is here, durably; a receipt on `chain` says what came from whom."""
         self._peer.storage.used(body.root, key, body.version)
         self._peer.holding(body.root, body.size_bytes)
-        if chain is not None and fetch.shares:
-            duration_ms = self._clock.now().monotonic_ms - started_ms
-            await self._receipts.receipt(chain, body, fetch.shares, duration_ms)
-        return Got(path, dict(fetch.shares), fetch.wire_bytes)
+        if chain is not None and shares:
+            await self._receipts.receipt(chain, body, shares, duration_ms)
 
     def _open_versions(self, key: DataKey, root: bytes) -> list[Base]:
         """Open the newest versions of the data under `key` that are here, other than `root`."""
@@ -257,16 +268,19 @@ class Fetches:
             self._transfers.end(transfer, failure)
 
     async def _confirm(self, gathering: _Gathering, offer: RankedOffer) -> SignedRecord:
-        until_ms = self._clock.now().wall_ms + CONFIRMATION_VALID_MS
-        what = (gathering.key, gathering.body.root, until_ms, gathering.purpose)
-        command = ConfirmTransfer(offer.holder, *what)
         try:
-            confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
+            return await self.confirm(gathering.key, gathering.body, offer, gathering.purpose)
         except Refused:
             gathering.denied.add(PeerId(offer.holder.peer))
             raise
+
+    async def confirm(self, key: DataKey, body: DataOffer, offer: RankedOffer, purpose: str) -> SignedRecord:
+        """Have a holder countersign a transfer. Raises Refused or Unavailable."""
+        until_ms = self._clock.now().wall_ms + CONFIRMATION_VALID_MS
+        command = ConfirmTransfer(offer.holder, key, body.root, until_ms, purpose)
+        confirmation = await self._peer.command(command, CONFIRM_TIMEOUT_MS)
         assert isinstance(confirmation, SignedRecord)
-        await self._peer.rights.keep_origin(gathering.body.root)
+        await self._peer.rights.keep_origin(body.root)
         return confirmation
 
     async def _blame(self, gathering: _Gathering, error: WrongChunk, confirmation: SignedRecord) -> None:

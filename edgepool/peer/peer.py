@@ -42,13 +42,14 @@ from edgepool.peer.budgets import Budgets
 from edgepool.peer.certifier import Certifier
 from edgepool.peer.data import DataPlane, checked_key, checked_purpose
 from edgepool.peer.fetches import ProgressCallback
+from edgepool.peer.fetching import FetchingPeer
 from edgepool.peer.foreign import Foreign
 from edgepool.peer.keeper import DataKeeper, blobs_of
 from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
 from edgepool.peer.rights import DataRights
-from edgepool.peer.streams import Live, StreamingPeer
+from edgepool.peer.streams import Live
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.trust import Trusting
 from edgepool.peer.values import (
@@ -76,7 +77,7 @@ RECORD_TIMEOUT_MS = 30_000
 _LOAD_EVERY_S = 1.0
 
 
-class Peer(StreamingPeer):
+class Peer(FetchingPeer):
     """One machine with its gateway, or another role, in a network of peers.
 
     Use `async with Peer.open("folder") as peer:`. All methods raise LocalError once closed.

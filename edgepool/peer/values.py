@@ -55,6 +55,15 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedMany:
+    """What came of a fetch of many keys: the data that is here, and why the rest of the keys is not."""
+
+    fetched: tuple[Fetched, ...]
+    failed: dict[DataKey, str]
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class FetchProgress:
     """How far a fetch is: bytes that are here and checked, out of how many, and how many holders send now."""
 

@@ -36,6 +36,7 @@ from edgepool.storage.files import (
     write_all,
     write_durably,
 )
+from edgepool.storage.group import SYNC_THREADS, BlobGroup
 from edgepool.storage.partial import PartialBlob
 from edgepool.storage.space import Space, size_of
 
@@ -169,6 +170,16 @@ class BlobStore:
             self._release(path, keep=True)
             raise
 
+    def group(self, size_bytes: int, threads: int = SYNC_THREADS) -> BlobGroup:
+        """Begin writing much small data, `size_bytes` in all, that is to be durable together.
+
+        End it with `finish` or `abort`.
+        """
+        with self._lock:
+            place = self._aside("group")
+            self._reserve(place, size_bytes)
+        return BlobGroup(self, place, threads)
+
     def delete(self, root: bytes) -> None:
         """Delete data, if it is held; those who are reading it can go on."""
         with self._lock:
@@ -258,6 +269,23 @@ class BlobStore:
             self._sizes[root] = manifest.size_bytes
             self.clear(root)
             return data
+
+    def _show(self, written: Sequence[tuple[Manifest, Path, Path]]) -> None:
+        """Make data, each with its synced file and that of its manifest, visible; durable on return."""
+        with self._lock:
+            new = [one for one in written if one[0].root not in self._sizes]
+            if not new:
+                return
+            with guarded(self._folder, "written"):
+                for manifest, _, beside in new:
+                    beside.rename(self._file(manifest.root, "manifest"))
+                sync_folder(self._folder)
+                for manifest, data, _ in new:
+                    data.rename(self._file(manifest.root, "data"))
+                sync_folder(self._folder)
+            for manifest, _, _ in new:
+                self._sizes[manifest.root] = manifest.size_bytes
+                self.clear(manifest.root)
 
     def _reserve(self, path: Path, size_bytes: int) -> None:
         """Set space apart for the file `path`; what gives way goes as far as is needed."""

@@ -75,8 +75,11 @@ def test_three_processes_exchange_a_file_by_commands_alone(tmp_path: Path) -> No
         assert "came from mill" in edgepool("fetch", tmp_path / "lathe", "P-1/model", copy)
         assert copy.read_bytes() == data.read_bytes()
         assert json.loads(edgepool("status", tmp_path / "lathe", "--json"))["problems"] == []
+        several = edgepool("fetch", tmp_path / "lathe", "P-1/*", "P-1/model", tmp_path)
+        assert "1 of 1 keys" in several
+        assert (tmp_path / "P-1/model").read_bytes() == data.read_bytes()
         assert "nobody" in edgepool("fetch", tmp_path / "lathe", "P-2/model", copy, code=1)
-        assert "1 of 2 requests for data failed" in edgepool("status", tmp_path / "lathe")
+        assert "1 of 3 requests for data failed" in edgepool("status", tmp_path / "lathe")
         assert "in use by another peer" in edgepool("run", tmp_path / "lathe", code=2)
     assert not (tmp_path / "lathe" / "api.json").exists()
     verdicts = json.loads(edgepool("chain", "verify", tmp_path, "--json"))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,6 +265,39 @@ async def test_data_goes_from_a_file_here_to_a_file_there(cell: Cell) -> None:
 
     status = await cell.lathe.status()
     assert (status.name, status.totals.answered, status.totals.bytes_received) == ("lathe", 1, len(data))
+
+
+async def test_many_keys_go_into_a_folder(cell: Cell) -> None:
+    data = {
+        f"P-{number}/{kind}": f"{number} {kind}".encode() for number in range(3) for kind in ("model", "a.b")
+    }
+    data["../features"] = b"up"
+    for key, content in data.items():
+        source = cell.folder / "source"
+        source.write_bytes(content)
+        await cell.mill.publish(key, source, chain="cell")
+    out = cell.folder / "out"
+    out.mkdir()
+    seen: list[tuple[int, int, int]] = []
+    for _ in range(100):  # until all offers stand on the requester's side, too
+        with suppress(LocalError):
+            done = await cell.lathe.fetch_many(["P-*/model", "P-2/a.b", "../features"], out)
+            if len(done["fetched"]) == 4:
+                break
+        await asyncio.sleep(0.1)
+    wanted = {"P-0/model", "P-1/model", "P-2/model", "P-2/a.b"}
+    assert {one["key"] for one in done["fetched"]} == wanted
+    assert [one["key"] for one in done["failed"]] == ["../features"]
+    assert "fetch it alone" in done["failed"][0]["problem"]
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == wanted
+    assert all((out / key).read_bytes() == data[key] for key in wanted)
+    done = await cell.lathe.fetch_many(["P-?/a.b"], out, progress=lambda *step: seen.append(step))
+    assert len(done["fetched"]) == 3
+    for bad, complaint in (("P-7*", "matches nothing"), ("P-7", "is not a data key")):
+        with pytest.raises(LocalError, match=complaint):
+            await cell.lathe.fetch_many([bad], out)
+    with pytest.raises(LocalError, match="is not a folder"):
+        await cell.lathe.fetch_many(["P-1/model"], cell.folder / "none")
 
 
 async def test_blocks_can_be_read_by_name_and_height(cell: Cell) -> None:

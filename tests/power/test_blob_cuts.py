@@ -17,8 +17,8 @@ from diskcalls import installed, root_of
 
 from edgepool.errors import StorageError
 from edgepool.model.crypto import data_hash
-from edgepool.model.twin import Manifest, chunk_bytes_for
-from edgepool.storage import blobs, checked
+from edgepool.model.twin import Manifest, chunk_bytes_for, small_manifest
+from edgepool.storage import blobs, checked, group
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.catalogue import Catalogue
 
@@ -91,6 +91,9 @@ class Owner:
     def put(self, store: BlobStore) -> None:
         """Publish new data, publish old data again, or fetch something in chunks."""
         draw = self.draw
+        if draw.random() < 0.25:
+            self.put_group(store)
+            return
         data = draw.randbytes(draw.choice(SIZES_BYTES))
         if self.known and draw.random() < 0.5:
             data = draw.choice(list(self.known.values())[-3:])
@@ -110,6 +113,22 @@ class Owner:
             finally:
                 writer.abort()
         self.promised[manifest.root] = None
+
+    def put_group(self, store: BlobStore) -> None:
+        """Fetch much small data at once."""
+        draw = self.draw
+        many = [draw.randbytes(draw.choice(SIZES_BYTES[:3])) for _ in range(draw.randrange(1, 5))]
+        group = store.group(sum(map(len, many)), threads=1)
+        try:
+            for data in many:
+                manifest = small_manifest(data)
+                self.known[manifest.root] = data
+                self.bad.pop(manifest.root, None)
+                group.put(manifest, data)
+            group.finish()
+        finally:
+            group.abort()
+        self.promised |= {small_manifest(data).root: None for data in many}
 
     def check(self, store: BlobStore, catalogue: Catalogue) -> None:
         assert not catalogue.damaged, "the catalogue is torn"
@@ -148,6 +167,11 @@ def cut(seed: int, cuts: int) -> None:
 
 def test_data_that_was_published_is_there_whole() -> None:
     cut(1, CUTS)
+
+
+def test_a_group_that_is_not_synced_is_missed() -> None:
+    with patch.object(group, "_sync", lambda path: None), pytest.raises((AssertionError, StorageError)):
+        cut(1, 1_000)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,12 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "write PART/KIND" in complaint("request", tmp_path / "mill", "model")
     assert "is not a file" in complaint("publish", tmp_path / "mill", "P/model", tmp_path / "none")
     assert "is a folder" in complaint("fetch", tmp_path / "mill", "P/model", tmp_path)
+    assert "is not a folder" in complaint("fetch", tmp_path / "mill", "P/model", "P/error", tmp_path / "none")
+    assert "is not a folder" in complaint("fetch", tmp_path / "mill", "P/*", tmp_path / "none")
+    assert "write PART/KIND" in complaint("fetch", tmp_path / "mill", "P/*", "model", tmp_path)
+    assert "--version is for one key" in complaint(
+        "fetch", tmp_path / "mill", "P/*", tmp_path, "--version", 2
+    )
     assert "does not exist" in complaint("topology", "run", tmp_path / "none.toml")
     assert "no peer's folder" in complaint("chain", "verify", tmp_path / "authority")
     settings = tmp_path / "mill" / CONFIG_FILE
