@@ -51,7 +51,9 @@ from edgepool.model.transfer import (
     AES_128_GCM,
     PACKED,
     PLAIN,
+    BundleRequest,
     ChunkRequest,
+    ItemRequest,
     ToHolder,
     ToRequester,
     TransferAccept,
@@ -190,6 +192,10 @@ def _transfer_requests(confirmation: SignedRecord) -> list[Any]:
         ChunkRequest(7, 65535, 65536),
         TransferEnd(0, True),
         TransferEnd(7, False),
+        TransferEnd(7, False, 3),
+        BundleRequest(8, share, both),
+        ItemRequest(8, (confirmation,)),
+        ItemRequest(8, (confirmation, confirmation)),
     ]
 
 

@@ -90,10 +90,14 @@ class ChunkRequest(Wire, tag="chunks", frozen=True):
 
 
 class TransferEnd(Wire, tag="end", frozen=True):
-    """The requester wants no more of this transfer; `whole` if it has everything that it wanted."""
+    """The requester wants no more of this transfer; `whole` if it has everything that it wanted.
+
+    `wrong` is a chunk that came and was not what the manifest says: the holder looks whether its disk did it.
+    """
 
     transfer: TransferNumber
     whole: bool
+    wrong: ChunkIndex | None = None
 
 
 class BundleRequest(Wire, tag="many", frozen=True):

@@ -144,6 +144,7 @@ class DataPlane:
             refusal=refusal,
             pace=PeerPace(self._peer.budgets.sending, identity.peer, body.key.kind),
             base=self._blobs.first_of(request.bases),
+            doubted=lambda index: self._peer.storage.doubt(body.root, index),
         )
 
     # --- fetch ------------------------------------------------------------------------------

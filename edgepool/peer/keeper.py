@@ -98,6 +98,10 @@ class DataKeeper:
         mine = [(entry.version, root) for entry, root in entries if entry.key == key]
         return [root for _, root in sorted(mine, reverse=True)]
 
+    def doubt(self, root: bytes, index: int) -> None:
+        """Chunk `index` of held data could not be read, or came damaged: it is looked at soon."""
+        self._scrubber.doubt(root, index)
+
     # --- room -------------------------------------------------------------------------------------
 
     async def make_room(self, size_bytes: int) -> None:

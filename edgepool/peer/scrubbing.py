@@ -29,6 +29,8 @@ FIRST_SCRUB_S = 60.0
 """A peer that has just started has better things to do."""
 TEND_EVERY_S = 60.0
 MAX_RETRY_S = 3600.0
+MAX_DOUBTS = 64
+"""So many chunks wait to be looked at: somebody said that they are damaged."""
 
 _NOTHING = ScrubReport(checked=0, checked_bytes=0, damaged=[])
 _MAX_PROBLEMS = 8
@@ -54,6 +56,8 @@ class Scrubber:
         self._every_h = peer.settings.storage.scrub_every_h
         self._scrubbing = asyncio.Lock()
         self._damage_found = asyncio.Event()
+        self._doubts: dict[tuple[bytes, int], None] = {}
+        self._doubted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost: dict[bytes, str] = {}
         """What is in quarantine and could not be replaced, and why."""
@@ -66,6 +70,7 @@ class Scrubber:
         self._tasks = [
             asyncio.create_task(self._scrub_forever(), name=f"scrub of {name}"),
             asyncio.create_task(self._tend_forever(), name=f"data of {name}"),
+            asyncio.create_task(self._look_at_doubts(), name=f"doubts of {name}"),
         ]
 
     async def close(self) -> None:
@@ -98,6 +103,28 @@ class Scrubber:
             if roots is None:
                 self._catalogue.scrub = ScrubState(0, b"", self._now_ms())
             return report
+
+    def doubt(self, root: bytes, index: int) -> None:
+        """Look at a chunk soon: it could not be read, or somebody got it damaged."""
+        if len(self._doubts) < MAX_DOUBTS:
+            self._doubts[root, index] = None
+            self._doubted.set()
+
+    async def _look_at_doubts(self) -> None:
+        """Read what is doubted, one chunk each, however often and by whom it is said."""
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            while self._doubts:
+                root, index = next(iter(self._doubts))
+                scrub = Scrub(self._blobs, only=root, first=index)
+                try:
+                    checked = await asyncio.to_thread(scrub.step)
+                finally:
+                    scrub.close()
+                if checked is not None and checked.damage and self._blobs.has(root):
+                    await self._is_damaged(checked)
+                del self._doubts[root, index]
 
     async def _scrub_forever(self) -> None:
         bytes_s, every_ms = self._bytes_s, self._every_h * 3_600_000

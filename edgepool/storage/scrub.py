@@ -30,14 +30,15 @@ class Checked:
 class Scrub:
     """One round over all data whose root is above `after`, in the order of roots; or over `only`.
 
-    Not for several threads at a time. Data that goes away meanwhile is passed over; data that comes
-    behind the place of the scrub is for the next round.
+    Of that alone it may begin with chunk `first`. Not for several threads at a time. Data that goes away
+    meanwhile is passed over; data that comes behind the place of the scrub is for the next round.
     """
 
-    def __init__(self, blobs: BlobStore, after: bytes = b"", only: bytes = b"") -> None:
+    def __init__(self, blobs: BlobStore, after: bytes = b"", only: bytes = b"", first: int = 0) -> None:
         self._blobs = blobs
         self._after = after
         self._only = only
+        self._first = first if only else 0
         self._root = b""
         self._manifest: Manifest | None = None
         self._fd = -1
@@ -52,7 +53,7 @@ class Scrub:
             damage = self._open(root)
             if damage:
                 return self._end(0, damage)
-            if self._manifest is not None and not self._manifest.chunks:
+            if self._manifest is not None and self._next >= len(self._manifest.chunks):
                 return self._end(0, "")
         return self._read(self._manifest)
 
@@ -74,7 +75,7 @@ class Scrub:
 
     def _open(self, root: bytes) -> str:
         """Begin with `root`; return what is wrong with it already. No manifest then: it is gone."""
-        self._root, self._after, self._next = root, max(root, self._after), 0
+        self._root, self._after, self._next = root, max(root, self._after), self._first
         try:
             self._manifest = self._blobs.manifest(root)
             if self._manifest is None:

@@ -113,14 +113,18 @@ class Fetch:
             return
         bases = tuple(self._bases)
         transfer = await self._client.open(holder, addresses, confirmation, self._begun is None, bases)
+        wrong: int | None = None
         try:
             begun = await self._begin(holder, transfer.accept.manifest)
             if transfer.key is None:
                 raise RemoteError(holder, "its answer has no part of a key")
             if not begun.plan.whole and not self._over.done():
                 await self._draw(begun, holder, transfer, transfer.key)
+        except WrongChunk as error:
+            wrong = error.index
+            raise
         finally:
-            transfer.end(self.whole)
+            transfer.end(self.whole, wrong)
         self.check_sink()
 
     async def finish(self) -> None:

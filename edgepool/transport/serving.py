@@ -53,7 +53,8 @@ class TransferSource(msgspec.Struct, frozen=True):
     On the event loop, `moved(size_bytes)` is called for what was sent, `done(bytes_sent, failure)` once at
     the end (`failure` is '' if the requester took all that it wanted), and `refusal()` for each request for
     chunks: it names the condition that fails by now, or is ''. `has` is None for whole data. `base` is
-    another version that the requester has as well: only what differs from it has to be told.
+    another version that the requester has as well: only what differs from it has to be told. `doubted(index)`
+    is called if a chunk could not be read, or is said to be wrong, or is found so.
     """
 
     manifest: Manifest
@@ -64,6 +65,7 @@ class TransferSource(msgspec.Struct, frozen=True):
     pace: Pace | None = None
     has: frozenset[int] | None = None
     base: tuple[Manifest, Path] | None = None
+    doubted: Callable[[int], object] = int
 
     @property
     def paced(self) -> bool:
@@ -199,6 +201,7 @@ class Serving(Sending[tuple[int, int]]):
         self._base = base
         self._untold: list[int] = []
         self._told_s = 0.0
+        self._unread: int | None = None
 
     def send(self, first: int, count: int) -> None:
         """Send these chunks after those that were asked for before."""
@@ -208,6 +211,13 @@ class Serving(Sending[tuple[int, int]]):
     def settle(self) -> None:
         """Tell the owner of the data that it is over."""
         self.source.done(self.bytes_sent, self.failure)
+        if self._unread is not None:
+            self.source.doubted(self._unread)
+
+    def doubt(self, index: int) -> None:
+        """The requester says that a chunk was wrong."""
+        if index < len(self.source.manifest.chunks):
+            self.source.doubted(index)
 
     # --- in the thread ------------------------------------------------------------------------
 
@@ -255,8 +265,12 @@ class Serving(Sending[tuple[int, int]]):
             self._send_frame(sealer.seal(index, content[start:end], flag | last))
 
     def _read(self, into: memoryview, offset: int) -> None:
-        if os.preadv(self._descriptor, [into], offset) != len(into):
-            raise OSError(0, "the file became shorter")
+        try:
+            if os.preadv(self._descriptor, [into], offset) != len(into):
+                raise OSError(0, "the file became shorter")
+        except OSError:
+            self._unread = offset // self.source.manifest.chunk_bytes
+            raise
 
     def _send_frame(self, frame: memoryview) -> None:
         self._send_paced(frame, self.source.pace)

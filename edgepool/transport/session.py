@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 64 * 1024
 """A request is never longer."""
+MAX_BROKEN = 4
+"""So many transfers that were broken off are remembered, to hear which chunk was wrong."""
 MAX_OWED = 256
 """A requester may wait for so many chunks of one transfer at a time."""
 BUSY = "busy"
@@ -76,6 +78,7 @@ class Session(asyncio.BufferedProtocol):
         self._frames = FrameBuffer(REQUEST_BYTES)
         self._timer: asyncio.TimerHandle | None = None
         self._served: dict[int, Serving | Bundle] = {}
+        self._broken: dict[int, Serving | Bundle] = {}
         self._reading: set[asyncio.Task[None]] = set()
         self._unsent: list[bytes] = []
         self._gathering = False
@@ -181,10 +184,13 @@ class Session(asyncio.BufferedProtocol):
                     if not isinstance(serving, Bundle):
                         raise DecodeError("a request for items of what is no bundle")
                     self._send_items(serving, number, confirmations)
-            case TransferEnd(number, whole):
+            case TransferEnd(number, whole, wrong):
                 serving = self._served.pop(number, None)
                 if serving is not None:
                     serving.end("" if whole else "the requester ended the transfer early")
+                blamed = serving or self._broken.pop(number, None)
+                if wrong is not None and isinstance(blamed, Serving):
+                    blamed.doubt(wrong)
 
     def _begin(self, number: int) -> None:
         """Take note of the number of a transfer."""
@@ -316,6 +322,7 @@ class Session(asyncio.BufferedProtocol):
             self._answer_whole(request, source, data)
         else:
             self._refuse_source(request.transfer, source, DAMAGED)
+            source.doubted(0)
 
     def _answer_whole(self, request: TransferRequest, source: TransferSource, data: bytes) -> None:
         manifest = source.manifest
@@ -353,6 +360,9 @@ class Session(asyncio.BufferedProtocol):
 
     def _ended(self, number: int, serving: Serving | Bundle) -> None:
         if self._served.pop(number, None) is not None:  # not by the requester's wish
+            self._broken[number] = serving  # it may say why it has closed the data connection
+            if len(self._broken) > MAX_BROKEN:
+                del self._broken[next(iter(self._broken))]
             self._refuse(number, serving.failure or "the holder ended the transfer")
         self._server.ended(serving)
 

@@ -126,6 +126,8 @@ class Bundle(Sending[list[Item]]):
             if self._owing.pop(id(source), None) is not None:
                 source.moved(size_bytes)
                 source.done(size_bytes, failure)
+                if failure:
+                    source.doubted(0)
 
     def _close_files(self) -> None:
         """Files are open only while they are read."""

@@ -340,12 +340,12 @@ class OpenTransfer:
         self.connection.used_s = asyncio.get_running_loop().time()
         self.connection.send(ItemRequest(self.number, confirmations))
 
-    def end(self, whole: bool) -> None:
-        """Nothing more is wanted."""
+    def end(self, whole: bool, wrong: int | None = None) -> None:
+        """Nothing more is wanted; chunk `wrong` was not what it should be."""
         if self.dialled is not None:
             self.dialled.discard()
         if self.key is not None:
-            self.connection.send(TransferEnd(self.number, whole))
+            self.connection.send(TransferEnd(self.number, whole, wrong))
             self.connection.forget(self.number)
 
     def fail(self, error: EdgepoolError) -> None:

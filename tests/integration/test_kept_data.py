@@ -135,6 +135,36 @@ async def test_damaged_data_goes_into_quarantine_and_comes_back_from_another_hol
         watching.cancel()
 
 
+@pytest.mark.parametrize("size_bytes", [3 * MB, 5000])
+async def test_damage_that_shows_while_serving_is_found_at_once(tmp_path: Path, size_bytes: int) -> None:
+    data = os.urandom(size_bytes)
+    async with open_cell(tmp_path, 3) as cell:
+        first, second, third = cell.machines
+        root = (await first.publish(KEY, data, version=1)).root
+        with first._blobs.path(root).open("r+b") as file:
+            file.seek(size_bytes // 2)
+            file.write(b"damage" + bytes(8))
+        with pytest.raises(Exception, match=r"is not what its manifest says|damaged"):
+            await third.fetch(KEY, timeout_ms=20_000)
+        await until(lambda: first.status().storage.damaged == 1, 45)
+        assert not first._blobs.has(root)
+        await second.publish(KEY, data, version=1)
+        assert (await third.fetch(KEY)).read() == data
+
+
+async def test_doubts_about_what_is_right_change_nothing(tmp_path: Path) -> None:
+    data = os.urandom(2 * MB)
+    async with open_cell(tmp_path, 2) as cell:
+        first, second = cell.machines
+        root = (await first.publish(KEY, data, version=1)).root
+        for index in range(200):
+            first.storage.doubt(root, index % 3)  # there is no chunk 2
+        first.storage.doubt(bytes(32), 0)
+        await until(lambda: not first.storage._scrubber._doubts, 45)
+        assert first.status().storage.damaged == 0
+        assert (await second.fetch(KEY)).read() == data
+
+
 async def test_pins_and_what_was_confirmed_shortly_before_are_known_after_a_restart(tmp_path: Path) -> None:
     async with open_cell(tmp_path, 2) as cell:
         holder, requester = cell.machines
