@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 from time import perf_counter
@@ -102,6 +103,7 @@ class Receiver:
         settings = load_peer_settings(folder)
         self._identity = load_identity(settings)
         self._client = TransferClient(self._identity, settings.limits)
+        self._folder = folder
         self._store = BlobStore(folder / "store", _STORE_BYTES)
         self._senders: list[Where] = []
         self._confirmations: dict[tuple[str, int], SignedRecord] = {}
@@ -130,8 +132,8 @@ class Receiver:
         if trips:
             return {"p50_s": percentile([await self._trip() for _ in range(trips)], 50)}
         killer = _Killer(self._senders[0]["pid"], kill_at * self._size_bytes) if kill_at else None
-        if len(self._senders[0]["files"]) > 1 and not keep and not killer:
-            return await self._fetch_bundle()
+        if len(self._senders[0]["files"]) > 1 and not killer:
+            return await self._fetch_bundle(keep)
         places = iter(range(len(self._senders[0]["files"])))
 
         async def some() -> int:
@@ -208,21 +210,31 @@ class Receiver:
         _, data = await fetch_small(self._client, holder, addresses, confirmation)
         return len(data)
 
-    async def _fetch_bundle(self) -> dict[str, Any]:
-        """Fetch all files, which are small, in one exchange."""
+    async def _fetch_bundle(self, keep: bool) -> dict[str, Any]:
+        """Fetch all files, which are small, in one exchange; with `keep` all are durable together."""
         sender = self._senders[0]
         came: list[int] = []
+        start_s = perf_counter()
+        place = self._folder / "many"
+        group = BlobStore(place, _STORE_BYTES).group(self._size_bytes) if keep else None
 
-        def keep(index: int, manifest: Manifest, data: memoryview) -> None:
+        def take(index: int, manifest: Manifest, data: memoryview) -> None:
             came.append(len(data))
+            if group is not None:
+                group.put(manifest, data)
 
         confirmations = [self._confirmations[sender["peer"], place] for place in range(len(sender["files"]))]
         holder, addresses = PeerId(sender["peer"]), sender["addresses"]
-        failures = await fetch_bundle(self._client, holder, addresses, confirmations, keep)
+        failures = await fetch_bundle(self._client, holder, addresses, confirmations, take)
         if sum(came) != self._size_bytes:
             why = next(iter(failures.values()), "the holder has no more")
             raise Unavailable(f"{sum(came)} of {self._size_bytes} bytes arrived: {why}")
-        return {}
+        if group is None:
+            return {}
+        await asyncio.to_thread(group.finish)
+        took_s = perf_counter() - start_s
+        shutil.rmtree(place)
+        return {"took_s": took_s}
 
     async def _draw(self, fetch: Fetch, sender: Where, place: int) -> None:
         confirmation = self._confirmations[sender["peer"], place]

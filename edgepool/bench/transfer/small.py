@@ -34,28 +34,42 @@ async def measure_rr_1k(order: Order, folder: Path, tell: Tell) -> dict[str, Any
 
 
 async def measure_small_files(order: Order, folder: Path, tell: Tell) -> dict[str, Any]:
-    """Return the byte rates of many small files, some under way at a time, and of one of the same size."""
+    """Return the byte rates of many small files, asked for at once, and of one of the same size.
+
+    'kept' has the same with everything durable at the end: the small files together.
+    """
     tell("making files")
     many = make_files(folder / "many", order.files, order.file_bytes)
     one = make_data(folder / "one", many.size_bytes)
-    rates: dict[str, list[float]] = {"many": [], "one": []}
     async with AsyncExitStack() as stack:
         both = {
             name: await _pair(stack, folder, name, "lane", data)
             for name, data in (("many", many), ("one", one))
         }
-        for number in range(order.rounds + 1):
-            for name, rate in rates.items():
-                tell(f"{name}, round {number} of {order.rounds}")
-                told = await both[name].once()
-                if number:
-                    rate.append(many.size_bytes / told["took_s"] / 1e6)
+        figures = await _beside_one(both, many.size_bytes, 3 * order.rounds, tell)
+        kept = await _beside_one(both, many.size_bytes, order.rounds, tell, keep=True)
+    return {"files": order.files, "file_bytes": order.file_bytes, **figures, "kept": kept}
+
+
+async def _beside_one(
+    both: dict[str, Copying], size_bytes: int, rounds: int, tell: Tell, keep: bool = False
+) -> dict[str, Any]:
+    """Copy many files and one in turn, so often after a round that does not count; return their figures."""
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in both}
+    for number in range(rounds + 1):
+        for name, made in both.items():
+            tell(f"{name}{', kept' if keep else ''}, round {number} of {rounds}")
+            found = await made.once(keep=keep)
+            if number:
+                told[name].append(found)
+    many, one = told["many"], told["one"]
+    took = {name: median(found["took_s"] for found in rounds) for name, rounds in told.items()}
     return {
-        "files": order.files,
-        "file_bytes": order.file_bytes,
-        "MBps": round(median(rates["many"]), 1),
-        "one_file_MBps": round(median(rates["one"]), 1),
-        "ratio": round(median(a / b for a, b in zip(rates["many"], rates["one"], strict=True)), 3),
+        "MBps": round(size_bytes / took["many"] / 1e6, 1),
+        "one_file_MBps": round(size_bytes / took["one"] / 1e6, 1),
+        "cpu_ms": round(1e3 * median(found["cpu_s"] for found in many), 1),
+        "one_file_cpu_ms": round(1e3 * median(found["cpu_s"] for found in one), 1),
+        "ratio": round(median(b["took_s"] / a["took_s"] for a, b in zip(many, one, strict=True)), 3),
     }
 
 
