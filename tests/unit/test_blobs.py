@@ -8,7 +8,7 @@ import pytest
 
 from edgepool.errors import DecodeError, LocalError, StorageError
 from edgepool.model.crypto import data_hash
-from edgepool.model.twin import Manifest
+from edgepool.model.twin import Manifest, small_manifest
 from edgepool.storage import space
 from edgepool.storage.blobs import BlobStore
 
@@ -283,3 +283,45 @@ def test_data_whose_deletion_was_cut_short_goes_with_the_next_write(tmp_path: Pa
     assert again.roots() == ()
     again.import_bytes(b"other")
     assert not path.exists()
+
+
+def test_a_group_becomes_visible_together_and_only_at_the_end(store: BlobStore, tmp_path: Path) -> None:
+    held = store.import_bytes(b"held before")
+    many = [f"{number}".encode() * number for number in range(40)]
+    group = store.group(sum(map(len, many)))
+    for data in (*many, *many, b"held before"):
+        group.put(small_manifest(data), data)
+    assert store.roots() == (held.root,)
+    group.finish()
+    roots = {small_manifest(data).root for data in many} | {held.root}
+    for one in (store, BlobStore(tmp_path / "blobs", 1 << 20)):
+        assert set(one.roots()) == roots
+        assert all(one.path(small_manifest(data).root).read_bytes() == data for data in many)
+    assert names(tmp_path / "blobs") == [".data"] * len(roots) + [".manifest"] * len(roots)
+    with pytest.raises(LocalError, match="has ended"):
+        group.put(held, b"held before")
+
+
+def test_a_group_that_is_given_up_or_fails_leaves_nothing(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = store.group(10)
+    group.put(small_manifest(b"data"), b"data")
+    group.abort()
+    group.abort()
+    assert names(tmp_path / "blobs") == []
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    failing = store.group(10)
+    for data in (b"one", b"two"):
+        failing.put(small_manifest(data), data)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(StorageError, match="check the disk"):
+            failing.finish()
+    assert (names(tmp_path / "blobs"), store.roots()) == ([], ())
+    store.group(1 << 20).abort()  # and their space is free again
+    with pytest.raises(StorageError, match="do not fit"):
+        store.group((1 << 20) + 1)
