@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from edgepool.errors import DecodeError, EdgepoolError, Refused, RemoteError, Unavailable
 from edgepool.model.ids import PeerId
 from edgepool.model.record import SignedRecord, TransmissionConfirmation
-from edgepool.model.transfer import INLINE_BYTES, confirmation_of
+from edgepool.model.transfer import INLINE_BYTES, MAX_ITEMS, confirmation_of
 from edgepool.model.twin import Manifest, small_manifest
 from edgepool.transport.lane import (
     FRAME_BYTES,
@@ -31,8 +31,8 @@ from edgepool.transport.transfer import TransferClient
 from edgepool.transport.transfer_bundle import MAX_ITEMS_OWED
 from edgepool.transport.transfer_connection import OpenTransfer
 
-ASK_ITEMS = 64
-ASK_BYTES = 48 * 1024
+ASK_ITEMS = MAX_ITEMS
+ASK_BYTES = 60 * 1024
 """One message asks for so many items, in so many bytes of confirmations, at most."""
 FIRST_ITEMS = 128
 """So many may be owed at first, then as many more as have come: the holder begins to send at once."""
@@ -135,13 +135,16 @@ class _Fetching:
     def ask(self, receiver: BundleReceiver) -> None:
         """Ask for as many as may be owed."""
         confirmations, came = self._confirmations, len(self.outcomes)
+        window = min(MAX_ITEMS_OWED, FIRST_ITEMS + came)
+        if 2 * (self._asked - came) > window:
+            return  # later, for more at a time: a message costs as much as several items
         while self._asked < len(confirmations):
             end = self._asked
             size_bytes = confirmations[end].size_bytes
             while end < len(confirmations) and end - self._asked < ASK_ITEMS and size_bytes <= ASK_BYTES:
                 end += 1
                 size_bytes += confirmations[end].size_bytes if end < len(confirmations) else 0
-            if end - came > min(MAX_ITEMS_OWED, FIRST_ITEMS + came):
+            if end - came > window:
                 return
             receiver.expected = end
             self._transfer.ask_items(tuple(confirmations[self._asked : end]))
