@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -118,13 +118,14 @@ def test_a_relay_that_lies_gets_nobody_a_connection(lie: Lie, monkeypatch: pytes
     async def main() -> None:
         world = World()
         async with world.running(lie) as address:
+            reached = []
             for _ in range(2):
-                with trio.fail_after(45), pytest.raises(Exception) as failed:
-                    await world.asker.open_stream(id_of(world.wanted), address, PING)
-                assert not isinstance(failed.value, AssertionError)
+                # As the child does it: for as long as its parent has said, whatever the relay says.
+                with trio.move_on_after(3), suppress(Exception):
+                    reached.append(await world.asker.open_stream(id_of(world.wanted), address, PING))
+            assert reached == []
             assert world.asker.live(world.wanted.host.get_id()) == []
-            # And the way to the relay itself, and to others, stays.
-            assert world.asker.live(world.relay.host.get_id())
+            assert world.asker.live(world.other.host.get_id()) == []
 
     trio.run(main)
 
