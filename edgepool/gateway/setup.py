@@ -320,6 +320,8 @@ def _libp2p(plan: PeerPlan) -> str:
         "# keeps places itself, by which others reach it.\n"
         "#relay = false\n"
         "#relays = []\n"
+        "# Whether the local network is asked where coordinators and members are, and told where this is.\n"
+        "#mdns = false\n"
     )
 
 
