@@ -93,7 +93,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[workshop,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[workshop,bench,fast]'
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -32,6 +32,8 @@ _ROWS = (
     ("  bare TLS echo", "rr_1k.bare_p50_us", "us"),
     ("small files", "small_files.MBps", "MB/s"),
     ("  one file of as many bytes", "small_files.one_file_MBps", "MB/s"),
+    ("  small files, durable", "small_files.kept.MBps", "MB/s"),
+    ("  the one file, durable", "small_files.kept.one_file_MBps", "MB/s"),
     ("over 20 Mbit/s", "slow_link.MBps", "MB/s"),
     ("  bare TCP", "slow_link.bare_MBps", "MB/s"),
     ("over 50 ms with 1 % loss", "delay_loss.MBps", "MB/s"),
