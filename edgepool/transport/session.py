@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, cast
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
 from edgepool.model.ids import PeerId
-from edgepool.model.record import SignedRecord
 from edgepool.model.transfer import (
     INLINE_BYTES,
     PACKED,
@@ -40,7 +39,7 @@ from edgepool.transport.packing import Base, open_base
 from edgepool.transport.refusals import count
 from edgepool.transport.serving import Serving, TransferSource
 from edgepool.transport.smalldata import DAMAGED
-from edgepool.transport.transfer_bundle import MAX_ITEMS_OWED, Bundle
+from edgepool.transport.transfer_bundle import Bundle, Deciding
 
 if TYPE_CHECKING:
     from edgepool.transport.transfer_server import TransferServer
@@ -53,8 +52,6 @@ MAX_OWED = 256
 """A requester may wait for so many chunks of one transfer at a time."""
 BUSY = "busy"
 """The reason of a refusal when as many are served as may be."""
-NOT_SMALL = "it is not whole, small data: ask for it alone"
-"""Why something is not sent as an item of a bundle."""
 IDLE_S = 60.0
 """A connection on which nothing is asked for so long ends."""
 
@@ -78,6 +75,7 @@ class Session(asyncio.BufferedProtocol):
         self._frames = FrameBuffer(REQUEST_BYTES)
         self._timer: asyncio.TimerHandle | None = None
         self._served: dict[int, Serving | Bundle] = {}
+        self._items = Deciding(self._decide)
         self._broken: dict[int, Serving | Bundle] = {}
         self._reading: set[asyncio.Task[None]] = set()
         self._unsent: list[bytes] = []
@@ -183,7 +181,7 @@ class Session(asyncio.BufferedProtocol):
                 if serving is not None:
                     if not isinstance(serving, Bundle):
                         raise DecodeError("a request for items of what is no bundle")
-                    self._send_items(serving, number, confirmations)
+                    self._items.take(serving, confirmations)
             case TransferEnd(number, whole, wrong):
                 serving = self._served.pop(number, None)
                 if serving is not None:
@@ -236,20 +234,6 @@ class Session(asyncio.BufferedProtocol):
         self._served[request.transfer] = bundle
         self._server.began(bundle)
         self._answer(TransferAccept(request.transfer, None, share, cipher, PLAIN, b"", b"", b""))
-
-    def _send_items(self, bundle: Bundle, number: int, confirmations: tuple[SignedRecord, ...]) -> None:
-        if bundle.owed + len(confirmations) > MAX_ITEMS_OWED:
-            raise DecodeError(f"requests for more than {MAX_ITEMS_OWED} items at a time")
-        items: list[TransferSource | str] = []
-        for confirmation in confirmations:
-            item = self._decide(TransferRequest(number, confirmation, b"", (), (), False, ()))
-            if isinstance(item, TransferSource) and (
-                item.manifest.size_bytes > INLINE_BYTES or item.has is not None
-            ):
-                item.done(0, NOT_SMALL)
-                item = NOT_SMALL
-            items.append(item)
-        bundle.send(items)
 
     def _open(self, request: TransferRequest) -> None:
         server = self._server

@@ -6,9 +6,14 @@ answered by the reason. What was served lately is in memory; bundles.py is the o
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from edgepool.errors import DecodeError
+from edgepool.model.record import SignedRecord
+from edgepool.model.transfer import INLINE_BYTES, TransferRequest, confirmation_of
 from edgepool.transport.lane import (
     FRAME_BYTES,
     ITEM_HEADER_BYTES,
@@ -23,6 +28,10 @@ from edgepool.transport.smalldata import SmallData
 MAX_ITEMS_OWED = 1024
 """A requester may wait for so many items of a bundle at a time."""
 MAX_REASON_BYTES = 256
+DECIDED_AT_ONCE = 32
+"""So many items are decided on before the loop looks at what else there is."""
+NOT_SMALL = "it is not whole, small data: ask for it alone"
+"""Why something is not sent as an item of a bundle."""
 
 Item = TransferSource | str
 """What is served, or the reason why it is not."""
@@ -44,9 +53,12 @@ class Bundle(Sending[list[Item]]):
         self._framed: list[_Outcome] = []
         self._owing: dict[int, TransferSource] = {}
 
+    def expect(self, count: int) -> None:
+        """So many more are asked for; what is decided about them comes by `send`."""
+        self._asked += count
+
     def send(self, items: list[Item]) -> None:
-        """Send these after those that were asked for before."""
-        self._asked += len(items)
+        """Send these after those that came before."""
         for item in items:
             if isinstance(item, TransferSource):
                 self._owing[id(item)] = item
@@ -64,7 +76,7 @@ class Bundle(Sending[list[Item]]):
         while (items := self._wanted.get()) is not None:
             for item in items:
                 self._add(sealer, item)
-            if self._wanted.empty():
+            if self._wanted.empty() and self.owed == self._items:  # else more is about to be decided
                 self._flush(sealer)
 
     def _add(self, sealer: Sealer, item: Item) -> None:
@@ -131,3 +143,42 @@ class Bundle(Sending[list[Item]]):
 
     def _close_files(self) -> None:
         """Files are open only while they are read."""
+
+
+class Deciding:
+    """Has items of bundles decided on, a few at a time: votes need not wait for a thousand of them."""
+
+    def __init__(self, decide: Callable[[TransferRequest], Item]) -> None:
+        self._decide = decide
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Bundle, SignedRecord]] = deque()
+
+    def take(self, bundle: Bundle, confirmations: tuple[SignedRecord, ...]) -> None:
+        """Have more items of a bundle sent. DecodeError if a requester may not ask so."""
+        if bundle.owed + len(confirmations) > MAX_ITEMS_OWED:
+            raise DecodeError(f"requests for more than {MAX_ITEMS_OWED} items at a time")
+        for confirmation in confirmations:
+            confirmation_of(confirmation)
+        bundle.expect(len(confirmations))
+        if not self._waiting:
+            self._loop.call_soon(self._decide_some)
+        self._waiting += ((bundle, confirmation) for confirmation in confirmations)
+
+    def _decide_some(self) -> None:
+        """Decide on those that have waited for longest."""
+        decided: dict[Bundle, list[Item]] = {}
+        for _ in range(min(DECIDED_AT_ONCE, len(self._waiting))):
+            bundle, confirmation = self._waiting.popleft()
+            if not bundle.over:
+                decided.setdefault(bundle, []).append(self._item(confirmation))
+        for bundle, items in decided.items():
+            bundle.send(items)
+        if self._waiting:
+            self._loop.call_soon(self._decide_some)
+
+    def _item(self, confirmation: SignedRecord) -> Item:
+        item = self._decide(TransferRequest(0, confirmation, b"", (), (), False, ()))
+        if isinstance(item, str) or (item.has is None and item.manifest.size_bytes <= INLINE_BYTES):
+            return item
+        item.done(0, NOT_SMALL)
+        return NOT_SMALL
