@@ -29,7 +29,7 @@ from fuzz_world import (
 
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove
-from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
 from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
@@ -247,6 +247,7 @@ class Liar(Governing):
                 CertificateRequest(self._peer(), signature),
                 CertificateAnswer(self._peer(), der, "x" * self._one((0, 1, 256))),
                 CertificateShown(der),
+                RootFollows(der, bytes(64)),
             )
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -18,10 +19,11 @@ from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgepool.errors import Unavailable
+from edgepool.errors import LocalError, Unavailable
 
 _T = TypeVar("_T")
 _FILE_COLUMNS = 160
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 24 * 3_600_000}
 
 
 def _console(stderr: bool) -> Console:
@@ -118,6 +120,14 @@ def duration(duration_ms: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def span_ms(text: str) -> int:
+    """Return a span of time as people write it: 90s, 15m, 1h or 7d; LocalError if it is none."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip())
+    if not found:
+        raise LocalError(f"'{text[:40]}' is no time: write 90s, 15m, 1h or 7d")
+    return int(found[1]) * _UNITS_MS[found[2]]
 
 
 def moment(time_ms: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepool.cli.console import columns, err, moment, out, print_json, printable, run_async, say
+from edgepool.cli.console import columns, err, moment, out, print_json, printable, run_async, say, span_ms
 from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
     from edgepool.gateway.registrar import InvitationView
-
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 24 * 3_600_000}
 
 
 def invite(
@@ -55,7 +52,7 @@ def invite(
         if not name:
             raise LocalError("say what the new gateway is called: --name mill-4")
         wish = {"name": name, "role": role, "machine_type": machine_type, "pool": pool}
-        made = run_async(_call(folder, "invite", **wish, valid_ms=_milliseconds(expires)))
+        made = run_async(_call(folder, "invite", **wish, valid_ms=span_ms(expires)))
         if json:
             print_json(made)
             return
@@ -84,13 +81,6 @@ def _is_loopback(address: str) -> bool:
     return address.startswith(("/ip4/127.", "/ip6/::1/"))
 
 
-def _milliseconds(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip())
-    if not found:
-        raise LocalError(f"'{text[:40]}' is no time: write 90s, 15m, 1h or 7d")
-    return int(found[1]) * _UNITS_MS[found[2]]
-
-
 def _show(invitations: list[InvitationView], json: bool) -> None:
     if json:
         print_json(invitations)
@@ -105,7 +95,7 @@ def _show(invitations: list[InvitationView], json: bool) -> None:
             state = f"used by {one.peer}"
             if one.pool:
                 state += ", admitted" if one.admitted else ", to be admitted"
-        elif state == "open" and one.expires_ms - time.time() * 1000 < _UNITS_MS["m"]:
+        elif state == "open" and one.expires_ms - time.time() * 1000 < 60_000:
             state = "open, for less than a minute"
         table.add_row(one.id, one.name, one.role, one.machine_type, one.pool, moment(one.expires_ms), state)
     out.print(table)

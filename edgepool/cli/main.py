@@ -35,6 +35,7 @@ from edgepool.cli import (
     query,
     renew,
     rights,
+    rotate,
     run,
     sim,
     status,
@@ -112,6 +113,7 @@ for name, command in (
     ("retire", trust.retire),
     ("approve", trust.approve),
     ("trust", trust.trust),
+    ("rotate", rotate.rotate),
 ):
     org.app.command(name)(command)
 member.app.command("revoke")(trust.revoke)

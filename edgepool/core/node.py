@@ -57,7 +57,7 @@ from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import CertifiedBlock
-from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.message import (
@@ -231,7 +231,7 @@ class Node:
                 return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
                 return self._merge(self._resolver.receive(peer, message, now), now)
-            case CertificateRequest() | CertificateAnswer() | CertificateShown():
+            case CertificateRequest() | CertificateAnswer() | CertificateShown() | RootFollows():
                 return [Notify(Certified(peer, message))]
             case Hello() | Reachable():
                 return self.rendezvous.receive(peer, message, now)

@@ -37,6 +37,7 @@ from edgepool.gateway.fetchroutes import FetchRoutes
 from edgepool.gateway.liveroutes import LiveRoutes
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
 from edgepool.gateway.rightsroutes import RightsRoutes
+from edgepool.gateway.rotationroutes import RotationRoutes
 from edgepool.gateway.trustroutes import TrustRoutes
 from edgepool.gateway.views import (
     block_view,
@@ -177,6 +178,7 @@ class ApiServer:
             *FetchRoutes(self._peer, _read, _json, _write_line, _describe).routes(),
             *DataRoutes(self._peer, _read, _json).routes(),
             *TrustRoutes(self._peer, _read, _json).routes(),
+            *RotationRoutes(self._inviting, _read, _json).routes(),
             *BudgetRoutes(self._peer, _read, _json).routes(),
             *LiveRoutes(self._peer, _json, _write_line, _describe).routes(),
             *RightsRoutes(self._peer, _read, _json).routes(),

@@ -23,6 +23,7 @@ from edgepool.config import CONFIG_FILE, BudgetSettings
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.registrar import InvitationView, NewInvitation
+from edgepool.gateway.rotationplan import RotationStatus
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
 from edgepool.peer.trustview import TrustStatus
@@ -150,6 +151,17 @@ class ApiClient:
         return _as(
             dict[str, Any], await self._post("/v1/trust/approve", body, timeout_s=2 * ANSWER_TIMEOUT_S)
         )
+
+    async def rotate(self, overlap_s: int | None, leave_behind: bool) -> RotationStatus:
+        """Have a registrar rotate its organisation's root, or go on with it; see Rotation.begin."""
+        body = {"overlap_s": overlap_s, "leave_behind": leave_behind}
+        return _as(
+            RotationStatus, await self._post("/v1/trust/rotation", body, timeout_s=2 * ANSWER_TIMEOUT_S)
+        )
+
+    async def rotation(self) -> RotationStatus:
+        """Return how far a registrar is with the rotation of its organisation's root."""
+        return _as(RotationStatus, await self._get("/v1/trust/rotation"))
 
     async def invitations(self) -> list[InvitationView]:
         """Return a registrar's invitations, the oldest first."""

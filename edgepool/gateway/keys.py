@@ -7,7 +7,6 @@ start, and the same call again ends the work.
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from edgepool.config import CONFIG_FILE, PeerSettings, load_peer_settings
 from edgepool.errors import LocalError
+from edgepool.gateway.settingsfile import says, setting_line, write_settings
 from edgepool.transport.keyfiles import (
     PASSPHRASE_VARIABLE,
     is_encrypted,
@@ -107,7 +107,7 @@ def _as_setting(folder: Path, passphrase_file: Path) -> str:
 
 
 def _line(passphrase_file: str) -> str:
-    return f"passphrase_file = {json.dumps(passphrase_file, ensure_ascii=False)}"
+    return setting_line("passphrase_file", passphrase_file)
 
 
 def _set_line(path: Path, line: str) -> bool:
@@ -131,10 +131,7 @@ def _remove_line(path: Path) -> bool:
 
 def _replace_settings(path: Path, text: str, wanted: dict[str, Any]) -> bool:
     """Write settings if they say what is wanted and nothing else."""
-    try:
-        if tomllib.loads(text) != wanted:
-            return False
-    except tomllib.TOMLDecodeError:
+    if not says(text, wanted):
         return False
-    replace_file(path, text.encode(), path.stat().st_mode & 0o777)
+    write_settings(path, text)
     return True

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,14 +19,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgepool.config import ROLES
 from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, Refused, StorageError
+from edgepool.gateway.authorities import checked_authority
 from edgepool.gateway.invitations import INVITATIONS_FILE, Invitation, Invitations
+from edgepool.gateway.rotating import Rotation, keep_rotating
 from edgepool.gateway.views import choose_chain
 from edgepool.model.certifying import CertificateAnswer, CertificateRequest, request_problem
 from edgepool.model.crypto import verify
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.runtime.clock import SystemClock
-from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, issue_certificate
+from edgepool.transport.certificates import issue_certificate
 from edgepool.transport.dialler import directly
 from edgepool.transport.joincode import JoinCode, fingerprint_of, write_code
 from edgepool.transport.joindoor import (
@@ -101,7 +102,8 @@ async def open_registrar(
     admitting = asyncio.create_task(registrar.admit_joined(), name="edgepool registrar")
     registrar.open()
     try:
-        yield registrar
+        async with keep_rotating(registrar):
+            yield registrar
     finally:
         peer.certifier.serve = None
         admitting.cancel()
@@ -118,17 +120,46 @@ class Registrar:
         self._door = door
         self._say = say
         self._clock = SystemClock()
-        self._authority = settings.path(settings.authority.folder)
-        self._root = _checked_root(peer, self._authority)
+        self.issuing = checked_authority(peer, settings.authority.folder)
+        """With which members' certificates are issued."""
+        self.admitting = self.issuing
+        """With which newcomers are let in: of the root that this peer's own certificate has."""
         self._invitations = Invitations(settings.path(INVITATIONS_FILE))
         self._changing = asyncio.Lock()
         self._desks: dict[str, _Desk] = {}
         self._certified_s: dict[PeerId, float] = {}
+        self.rotation = Rotation(peer, self, say)
+        with suppress(ConfigError):  # retired meanwhile: this peer renews, and then lets others in
+            self.admitting = checked_authority(peer, self.rotation.admits_with() or self.issuing.setting)
 
     def open(self) -> None:
         """Let strangers with a code knock at the peer's port."""
-        self._door.open(self._root, self.answer)
+        self._door.open(self.admitting.root.der, self.answer)
         self._peer.certifier.serve = self.certify
+
+    async def issue_with(self, setting: str) -> None:
+        """Issue members' certificates with the authority that the settings name now, `setting`."""
+        self.issuing = await asyncio.to_thread(checked_authority, self._peer, setting)
+
+    async def admit_with(self, setting: str) -> list[str]:
+        """Let newcomers in with the authority that the settings name `setting`; return whose codes are void.
+
+        Those were made for the root before; their invitations are revoked, so that new ones can be made.
+        """
+        async with self._changing:
+            self.admitting = await asyncio.to_thread(checked_authority, self._peer, setting)
+            self._door.open(self.admitting.root.der, self.answer)
+            now_ms = self._now_ms()
+            void = [one for one in self._invitations.all() if one.state(now_ms) == "open"]
+            for one in void:
+                await asyncio.to_thread(self._invitations.revoke, one.id)
+        return [one.name for one in void]
+
+    def joined(self) -> dict[str, str]:
+        """Return the names, by peer id, of those whose first certificate, got by invitation, may be valid."""
+        since_ms = self._now_ms() - 1000 * self._peer.settings.authority.certificate_valid_s
+        used = [one for one in self._invitations.all() if one.peer]
+        return {one.peer: one.name for one in used if one.expires_ms > since_ms}
 
     async def invite(
         self, *, name: str, role: str = "machine", machine_type: str = "", pool: str = "", valid_ms: int
@@ -164,9 +195,8 @@ class Registrar:
                 now_ms=self._now_ms(),
                 valid_ms=valid_ms,
             )
-        code = JoinCode(
-            tuple(directly(self._peer.addresses)), fingerprint_of(self._root), bytes.fromhex(new.id), secret
-        )
+        addresses = tuple(directly(self._peer.addresses))
+        code = JoinCode(addresses, fingerprint_of(self.admitting.root.der), bytes.fromhex(new.id), secret)
         return NewInvitation(code=write_code(code), invitation=self._view(new))
 
     def invitations(self) -> list[InvitationView]:
@@ -180,7 +210,7 @@ class Registrar:
 
     async def answer(self, request: JoinRequest, leaf_hash: bytes) -> Admission:
         """Return a certificate for who asks with a good code, or why there is none."""
-        statement = request_statement(fingerprint_of(self._root), leaf_hash, request)
+        statement = request_statement(fingerprint_of(self.admitting.root.der), leaf_hash, request)
         if not verify(request.peer, SIGNING_DOMAIN, statement, request.signature):
             return Admission(UNKNOWN)
         if request.peer in self._peer.trusting.revoked:
@@ -210,7 +240,7 @@ class Registrar:
 
     def _let_in(self, invitation: Invitation, request: JoinRequest) -> Invitation:
         certificate = issue_certificate(
-            self._authority,
+            self.admitting.folder,
             request.peer,
             name=invitation.name,
             network=self._peer.settings.network,
@@ -248,10 +278,13 @@ class Registrar:
                 one: at for one, at in self._certified_s.items() if now_s < at + RENEW_EVERY_S
             }
         self._certified_s[member.peer] = now_s
+        await self.rotation.issue_with_next()
+        is_late = member.peer == peer.id and peer.certifier.keeps_root
+        authority = self.admitting if is_late else self.issuing
         async with self._changing:
             pem = await asyncio.to_thread(
                 issue_certificate,
-                self._authority,
+                authority.folder,
                 PeerId(request.key),
                 name=member.name,
                 network=settings.network,
@@ -338,33 +371,3 @@ class _Desk:
     tries: int = 0
     again_s: float = 0.0
     told: str = ""
-
-
-def _checked_root(peer: Peer, authority: Path) -> bytes:
-    """Return the root certificate (DER) of `authority` after having tried it out.
-
-    It is the one that has issued the peer's own certificate, or its organisation's next one, which the
-    members have admitted already: then the peer, and after it all others, renew to it by themselves.
-    """
-    settings = peer.settings
-    where = f"authority.folder of {settings.folder}"
-    try:
-        # What is only found wrong when the first gateway knocks is found by nobody who could mend it.
-        issue_certificate(
-            authority,
-            peer.id,
-            name=settings.name,
-            network=settings.network,
-            role=settings.role,
-            machine_type=settings.machine_type,
-        )
-        root = x509.load_pem_x509_certificate((authority / AUTHORITY_CERTIFICATE).read_bytes())
-    except LocalError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    der = root.public_bytes(Encoding.DER)
-    if not peer.trusting.is_own(der):
-        raise ConfigError(
-            f"{where}: {authority} is another authority than the one that this peer trusts: "
-            "name the one that has issued its certificate"
-        )
-    return der

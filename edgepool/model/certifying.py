@@ -14,10 +14,12 @@ from msgspec import Meta
 from edgepool.model.codec import Wire
 from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.crypto import Signer, verify
-from edgepool.model.fields import MaybeSignature, PeerText, Text
+from edgepool.model.fields import MaybeSignature, PeerText, Signature, Text
 from edgepool.model.ids import PeerId
+from edgepool.model.trust import MAX_ROOT_BYTES
 
 ROTATION_DOMAIN = "rotation"
+NEXT_ROOT_DOMAIN = "next-root"
 _Certificate = Annotated[bytes, Meta(max_length=MAX_CERTIFICATE_BYTES)]
 
 
@@ -45,7 +47,26 @@ class CertificateShown(Wire, tag="certificate", frozen=True):
     certificate: _Certificate
 
 
-Certifying = CertificateRequest | CertificateAnswer | CertificateShown
+class RootFollows(Wire, tag="root-follows", frozen=True):
+    """A registrar's organisation has a next root (DER), for which the old root's own key vouches.
+
+    `signature` (domain 'next-root', see `next_root_terms`) is of the key of the root that the receiver has.
+    Members of main chains know of it without this; others would never.
+    """
+
+    root: Annotated[bytes, Meta(min_length=1, max_length=MAX_ROOT_BYTES)]
+    signature: Signature
+
+
+Certifying = CertificateRequest | CertificateAnswer | CertificateShown | RootFollows
+
+
+def next_root_terms(network: str, old: bytes, root: bytes) -> Sequence[object]:
+    """Return what the key of a root signs (domain 'next-root') for the one that follows.
+
+    `old` is its own fingerprint, `root` the next one's DER.
+    """
+    return [network, old, root]
 
 
 def rotation_terms(network: str, old: PeerId, new: PeerId, registrar: PeerId) -> Sequence[object]:

@@ -80,6 +80,17 @@ def read_root(der: bytes) -> Root:
     return Root(der, sha256(der), organisation, start, end, certificate)
 
 
+def root_key(root: Root) -> PeerId:
+    """Return the key of a root as a peer id, '' if it is of another kind than Ed25519."""
+    try:
+        public = root.certificate.public_key()
+    except Exception:
+        return PeerId("")
+    if not isinstance(public, Ed25519PublicKey):
+        return PeerId("")
+    return peer_id_from_public_key(public.public_bytes_raw())
+
+
 def check_certificate(der: bytes, roots: Iterable[Root], network: str, now_ms: int) -> PeerIdentity:
     """Return whom a certificate (DER) proves by one of `roots` at the wall time `now_ms`.
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgepool.model.block import Block, CertifiedBlock, Handover, Header
-from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown
+from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
 from edgepool.model.codec import Wire, decode
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.fields import (
@@ -376,6 +376,7 @@ Message = (
     | CertificateRequest
     | CertificateAnswer
     | CertificateShown
+    | RootFollows
     | Hello
     | Reachable
     | Ping

@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from edgepool.core.machine import Certify, Event, Submitted
-from edgepool.errors import EdgepoolError, LocalError, Refused, RemoteError, Unavailable
+from edgepool.errors import DecodeError, EdgepoolError, LocalError, Refused, RemoteError, Unavailable
 from edgepool.model.certifying import (
+    NEXT_ROOT_DOMAIN,
     CertificateAnswer,
     CertificateRequest,
     CertificateShown,
     Certifying,
+    RootFollows,
+    next_root_terms,
     request_for,
 )
-from edgepool.model.credential import NotProven
-from edgepool.model.crypto import Signer
+from edgepool.model.credential import NotProven, read_root, root_key
+from edgepool.model.crypto import Signer, verify
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.runtime.ports import Clock
@@ -54,6 +57,8 @@ class Certifier:
         linked: dict[PeerId, PeerIdentity],
     ) -> None:
         self.serve: Serve | None = None
+        self.keeps_root = False
+        """Whether this peer, a registrar, is to be the last to renew to its organisation's next root."""
         self.problem = ""
         """Why the last attempt to renew has failed, '' if it has not."""
         self._identity = identity
@@ -77,7 +82,8 @@ class Certifier:
     def due_ms(self) -> int:
         """When a newer certificate is asked for, in ms of wall time; 0 if that is at once."""
         own = self._identity.certificate
-        if self._identity.trust.newest_root(own.organisation, own.root) != own.root:
+        newest = self._identity.trust.newest_root(own.organisation, own.root)
+        if newest != own.root and not self.keeps_root:
             return 0
         start_ms, end_ms = self._identity.fresh_since_ms, own.valid_until_ms
         return int(start_ms + (end_ms - start_ms) * (RENEW_AT - self._early))
@@ -190,9 +196,36 @@ class Certifier:
             case CertificateShown(certificate):
                 self._see(identity, certificate)
             case CertificateRequest():
-                task = asyncio.create_task(self._answer(identity, message), name="edgepool certify")
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
+                self._spawn(self._answer(identity, message))
+            case RootFollows():
+                self._spawn(self._follow(identity, message))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name="edgepool certify")
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    def show_root(self, peers: tuple[PeerId, ...], message: RootFollows) -> None:
+        """Tell linked members of the next root of their organisation."""
+        self._say(peers, message)
+
+    async def _follow(self, identity: PeerIdentity, message: RootFollows) -> None:
+        """Trust a next root of this peer's organisation for which the key of the present one vouches."""
+        own, trust = self._identity.certificate, self._identity.trust
+        if identity.organisation != own.organisation or trust.is_root(message.root):
+            return
+        present = next((root for root in trust.roots if root.fingerprint == own.root), None)
+        terms = next_root_terms(self._identity.network, own.root, message.root)
+        if present is None or not verify(root_key(present), NEXT_ROOT_DOMAIN, terms, message.signature):
+            _log.warning("%s showed a next root for which nobody vouches", identity.name)
+            return
+        try:
+            root = read_root(message.root)
+            if root.organisation == own.organisation and root.valid_from_ms > present.valid_from_ms:
+                await self._identity.follow(root)
+                self.look_again()
+        except (DecodeError, LocalError) as error:
+            _log.warning("the next root that %s showed was not taken: %s", identity.name, error)
 
     def _say(self, peers: tuple[PeerId, ...], message: Certifying) -> None:
         self._post(Submitted(0, Certify(peers, message)))

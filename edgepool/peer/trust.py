@@ -7,17 +7,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from edgepool.core.chain import Chain
-from edgepool.core.ledger.trust import NEVER_MS
+from edgepool.core.ledger.trust import NEVER_MS, Trust
 from edgepool.core.machine import ChangeTrust, RecordRef
 from edgepool.core.rosters import RosterHistory
 from edgepool.core.trusting import root_problem
 from edgepool.errors import DecodeError, LocalError
 from edgepool.model.codec import encode
+from edgepool.model.credential import Root
 from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId, public_key_of
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
 from edgepool.model.vote import quorum
-from edgepool.peer.trustview import OpenTrust, RevokedPeer, RootStatus, TrustStatus
+from edgepool.peer.trustview import OpenTrust, RevokedPeer, RootStatus, StepStanding, TrustStatus
 from edgepool.transport.identity import Identity
 
 if TYPE_CHECKING:
@@ -44,6 +45,20 @@ class Trusting:
         """Say whether a root is trusted here and of this peer's own organisation."""
         own = self._identity.certificate.organisation
         return any(root.der == der and root.organisation == own for root in self._identity.trust.roots)
+
+    def own_root(self) -> bytes:
+        """Return the fingerprint of the root that has issued this peer's own certificate."""
+        return self._identity.certificate.root
+
+    def own_roots(self) -> list[Root]:
+        """Return the trusted roots of this peer's own organisation."""
+        own = self._identity.certificate.organisation
+        return [root for root in self._identity.trust.roots if root.organisation == own]
+
+    def retired_ms(self, root: bytes) -> int:
+        """Return from when a root (its fingerprint) is trusted no more, as decided; 0 if that is not."""
+        known = self._peer.node.trust.roots.get(root)
+        return 0 if known is None or known.retired_ms == NEVER_MS else max(1, known.retired_ms)
 
     def follow(self) -> None:
         """Trust whom the main chains say by now; who is trusted no more is cut off in this call."""
@@ -83,6 +98,47 @@ class Trusting:
         ref = await self._peer.command(ChangeTrust(chain.id, found), timeout_ms)
         assert isinstance(ref, RecordRef)
         return ref
+
+    def standing(self, step: TrustStep) -> list[StepStanding]:
+        """Return how far each main chain is with `step` on which this peer has a word; LocalError if none.
+
+        Whoever has written the same step counts, whatever reason it gave.
+        """
+        self._main_chain(None)
+        return [self._stands(chain, step) for chain in self._spoken()]
+
+    async def settle(self, step: TrustStep, reason: str, timeout_ms: int = TIMEOUT_MS) -> bool:
+        """Write this peer's word for `step` on each main chain that lacks it; say whether all have decided.
+
+        Raises what `change` raises, for the first chain that cannot take it.
+        """
+        self._main_chain(None)
+        for chain in self._spoken():
+            found = self._stands(chain, step)
+            if not found.decided and not found.written:
+                await self.change(step, reason=reason, chain=chain.id, timeout_ms=timeout_ms)
+        return all(self._stands(chain, step).decided for chain in self._spoken())
+
+    def _spoken(self) -> list[Chain]:
+        """Return the main chains on which this peer has a word."""
+        me = self._peer.id
+        return [
+            chain
+            for chain in self._main_chains()
+            if me in chain.state.members or me == chain.genesis.invitation.coordinator
+        ]
+
+    def _stands(self, chain: Chain, step: TrustStep) -> StepStanding:
+        state, names = chain.state, self._names()
+        authors = {one for change, by in state.trust.open if change.step == step for one in by}
+        return StepStanding(
+            pool=chain.genesis.invitation.name,
+            decided=_is_decided(state.trust, step),
+            written=self._peer.id in authors,
+            approved_by=[names.get(one, one) for one in state.members if one in authors],
+            missing=[names.get(one, one) for one in state.members if one not in authors],
+            needed=quorum(len(state.members)),
+        )
 
     def status(self) -> TrustStatus:
         """See Peer.trust."""
@@ -177,6 +233,18 @@ class Trusting:
                 "the members of fixed pools, and their coordinator, say whom to trust"
             )
         return mains[0]
+
+
+def _is_decided(trust: Trust, step: TrustStep) -> bool:
+    """Say whether a chain has decided a step, or more than it asks for."""
+    match step:
+        case RevokePeer(peer):
+            return trust.is_revoked(peer)
+        case AdmitRoot(_, der):
+            return trust.root(sha256(der)) is not None
+        case RetireRoot(root, from_ms):
+            known = trust.root(root)
+            return known is not None and known.retired_ms <= from_ms
 
 
 def trust_change_id(change: TrustChange) -> str:

@@ -51,3 +51,17 @@ class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
     roots: list[RootStatus]
     revoked: list[RevokedPeer]
     open: list[OpenTrust]
+
+
+class StepStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the members of one main chain are with a step of trust, by their names.
+
+    `written` says whether this peer's own word stands; `needed` of the members must have approved it.
+    """
+
+    pool: str
+    decided: bool
+    written: bool
+    approved_by: list[str]
+    missing: list[str]
+    needed: int

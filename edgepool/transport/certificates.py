@@ -20,7 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgepool.config import ROLES
 from edgepool.errors import LocalError
+from edgepool.model.certifying import NEXT_ROOT_DOMAIN, next_root_terms
 from edgepool.model.credential import MAX_NAME_LENGTH, identity_of, identity_uri, name_attribute
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId, peer_id_from_public_key, public_key_of
 from edgepool.transport.identity import BACKDATE_MS, Identity, load_identity
 from edgepool.transport.keyfiles import (
@@ -165,6 +167,13 @@ def issue_certificate(
         .sign(root_key, None)
     )
     return certificate.public_bytes(_PEM)
+
+
+def vouch_for_root(authority: Path, network: str, root: bytes) -> bytes:
+    """Return the signature of an authority for the root (DER) that follows its own; LocalError."""
+    present, key = _load_authority(authority, None)
+    old = sha256(present.public_bytes(serialization.Encoding.DER))
+    return Signer(key.private_bytes_raw()).sign(NEXT_ROOT_DOMAIN, next_root_terms(network, old, root))
 
 
 def write_new_file(path: Path, data: bytes, mode: int) -> None:

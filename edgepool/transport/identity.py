@@ -153,6 +153,21 @@ class Identity:
         await asyncio.to_thread(self._write, x509.load_der_x509_certificate(der))
         self.reload()
 
+    async def follow(self, root: Root) -> None:
+        """Trust a next root of this peer's own organisation from now on; it is put into the files.
+
+        LocalError if they cannot be written, and stay as they are.
+        """
+        await asyncio.to_thread(self._write_root, root)
+        self.reload()
+
+    def _write_root(self, root: Root) -> None:
+        path = self._settings.path(self._settings.identity.authority)
+        present, *older = read_certificates(path)
+        others = [one for one in older if one != root.certificate]
+        kept = [present, root.certificate, *others][:MAX_OWN_ROOTS]
+        replace_file(path, pem_of(kept), 0o644)
+
     def _write(self, certificate: x509.Certificate) -> None:
         settings = self._settings
         issuer = next(root for root in self.trust.roots if has_issued(root, certificate))
