@@ -22,6 +22,7 @@ from edgepool.cli.conduits import (
 from edgepool.cli.console import PlainTable, columns, duration, moment, out, print_json, run_async, size
 
 if TYPE_CHECKING:
+    from edgepool.peer.lifeview import CertificateStatus
     from edgepool.peer.values import ChainStatus, PeerStatus
 
 BUSY_PERCENT = 90
@@ -176,12 +177,23 @@ class StatusScreen:
         table.add_row("id", status.id)
         table.add_row("reached at", ", ".join(status.addresses) or "nowhere: it accepts nothing from outside")
         table.add_row("up for", duration(max(0, self._now_ms - status.started_ms)))
+        if status.certificate is not None:
+            table.add_row("certificate", self._certificate(status.certificate))
         table.add_row("load", self._load())
         if status.conduit is not None:
             table.add_row("conduit", conduit_line(status.conduit))
         if status.libp2p is not None:
             table.add_row("libp2p", libp2p_line(status.libp2p))
         return table
+
+    def _certificate(self, own: CertificateStatus) -> Text:
+        text = f"{left(own.days_left)}, until {moment(own.valid_until_ms)}"
+        if problem := self._problem("this peer's certificate", ""):
+            return self.red(text, f"{problem}; 'edgepool doctor' says what to do")
+        due = f"renewed {moment(own.due_ms)}" if own.due_ms > self._now_ms else "being renewed"
+        if own.problem:
+            due += f" (tried again by itself: {own.problem})"
+        return Text(f"{text}; {due}")
 
     def _load(self) -> Text:
         status = self._status
@@ -205,9 +217,11 @@ class StatusScreen:
 
     def _links(self) -> RenderableType:
         status = self._status
-        table = columns("peer", "role", "machine", "up for", *PATH_COLUMNS, title="Links")
+        table = columns("peer", "role", "machine", "up for", "certificate", *PATH_COLUMNS, title="Links")
         for link in sorted(status.links, key=lambda link: link.name):
-            table.add_row(link.name, link.role, link.machine_type, duration(link.up_ms), *path_cells(link))
+            lasts = left(link.certificate_days_left) if link.certificate_until_ms else ""
+            about = link.name, link.role, link.machine_type, duration(link.up_ms), lasts
+            table.add_row(*about, *path_cells(link))
         linked = {link.name for link in status.links}
         for name in status.wanted:
             if name not in linked:
@@ -318,6 +332,15 @@ class StatusScreen:
             meaning = MEANINGS.get(reason, "if it goes on rising, look at this peer's log")
             table.add_row("refused", self.red(text, f"{text}: {meaning}"))
         return table
+
+
+def left(days: float) -> str:
+    """Return the time that a certificate has left, for people."""
+    if days < 0:
+        return "expired"
+    if days >= 2:
+        return f"{days:.0f} days left"
+    return f"{24 * days:.0f} hours left" if days * 24 >= 2 else f"{24 * 60 * days:.0f} minutes left"
 
 
 def _verb(name: str) -> str:

@@ -127,9 +127,9 @@ def _check_key(facts: IdentityFacts, running: bool) -> Finding:
 
 
 def _check_certificate(check: str, facts: CertificateFacts, now_ms: int) -> Finding:
-    renew = "have a new one issued by the authority, and restart the peer"
+    renew = "have it renewed with a code: 'edgepool invite' for what it is, and 'edgepool renew' here"
     if check == "authority":
-        renew = "make a new authority, and have it issue the certificates of all peers"
+        renew = "rotate the root: 'edgepool org rotate' at the registrar, or the next one of your own PKI"
     if facts.problem:
         return Finding(check, "fault", facts.problem, "copy it there, or correct [identity] in the settings")
     days = (facts.not_after_ms - now_ms) // _DAY_MS
@@ -137,7 +137,9 @@ def _check_certificate(check: str, facts: CertificateFacts, now_ms: int) -> Find
         return Finding(check, "fault", f"{facts.path} has expired {-days} days ago", renew)
     if now_ms < facts.not_before_ms:
         return Finding(check, "fault", f"{facts.path} is not valid yet", "set this machine's clock")
-    if days < WARN_DAYS:
+    # One that is made for a short time is renewed when a third of it is left.
+    short_ms = min(WARN_DAYS * _DAY_MS, (facts.not_after_ms - facts.not_before_ms) // 4)
+    if facts.not_after_ms - now_ms < short_ms:
         return Finding(check, "warn", f"{facts.path} expires in {days} days", renew)
     return Finding(check, "ok", f"valid for {days} days")
 

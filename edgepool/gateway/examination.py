@@ -41,6 +41,7 @@ from edgepool.gateway.gathering import (
     sync_time,
     version_findings,
 )
+from edgepool.gateway.lifetimes import RootFacts, check_members, check_renewal, check_roots
 from edgepool.gateway.reach import reach, reach_findings, try_places
 from edgepool.gateway.ways import (
     FirewallRow,
@@ -58,7 +59,7 @@ from edgepool.peer.known import known_members
 from edgepool.peer.values import PeerStatus
 from edgepool.storage.store import list_chains
 from edgepool.transport.door import reachable_host
-from edgepool.transport.identity import Identity, load_identity
+from edgepool.transport.identity import Identity, installed_roots, load_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ async def examine(folder: Path) -> Examination:
         findings += status_findings
         facts = await asyncio.to_thread(identity_facts, settings)
         findings += check_identity(facts, _now_ms(), running)
+        findings += _lifetimes(settings, status)
         if settings.authority.folder:
             findings.append(check_authority_key(await asyncio.to_thread(authority_key_problem, settings)))
         others = await asyncio.to_thread(_others, settings, facts.peer)
@@ -108,6 +110,28 @@ async def examine(folder: Path) -> Examination:
             findings += await _network(settings, identity, others, status)
         firewall = firewall_rows(settings, places)
     return Examination(str(folder), settings.name if settings else "", running, findings, firewall)
+
+
+def _lifetimes(settings: PeerSettings, status: PeerStatus | None) -> list[Finding]:
+    """Judge how long roots and others' certificates last: of a running peer, or else as its files say."""
+    if status is not None:
+        roots = [
+            RootFacts(one.organisation, one.fingerprint, one.own, one.valid_until_ms) for one in status.roots
+        ]
+        renewal = [] if status.certificate is None else [check_renewal(status.certificate, _now_ms())]
+        members = [(link.name, link.certificate_until_ms) for link in status.links]
+        return [*renewal, *check_roots(roots, _now_ms()), *check_members(members, _now_ms())]
+    try:
+        found = installed_roots(settings)
+    except (EdgepoolError, OSError):
+        return []  # the finding about the authority says so
+    return check_roots(
+        [
+            RootFacts(root.organisation, root.fingerprint.hex(), number == 0, root.valid_until_ms)
+            for number, root in enumerate(found)
+        ],
+        _now_ms(),
+    )
 
 
 async def _network(

@@ -27,6 +27,7 @@ from edgepool.model.credential import NotProven, read_root, root_key
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
+from edgepool.peer.lifeview import CertificateStatus, days_left
 from edgepool.runtime.ports import Clock
 from edgepool.transport.identity import Identity
 
@@ -87,6 +88,17 @@ class Certifier:
             return 0
         start_ms, end_ms = self._identity.fresh_since_ms, own.valid_until_ms
         return int(start_ms + (end_ms - start_ms) * (RENEW_AT - self._early))
+
+    def status(self) -> CertificateStatus:
+        """Return how long this peer's certificate lasts, and whether it is being renewed in time."""
+        until_ms = self._identity.valid_until_ms
+        return CertificateStatus(
+            issued_ms=self._identity.fresh_since_ms,
+            valid_until_ms=until_ms,
+            days_left=days_left(until_ms, self._clock.now().wall_ms),
+            due_ms=self.due_ms,
+            problem=self.problem,
+        )
 
     async def run(self) -> None:
         """Renew whenever it is due, with growing pauses between attempts that fail; never ends."""

@@ -10,7 +10,9 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `direct_ms` and `conduit_ms` are the round-trip times last measured on either path, None if never; the
     bytes are those of this link without transfers, which have connections of their own. `road` is what it
-    goes over: "tls" or "libp2p".
+    goes over: "tls" or "libp2p". `certificate_until_ms` is when the certificate lapses that the other side
+    has shown last, in ms since 1970 UTC, 0 where that is not known, and `certificate_days_left` the days
+    until then.
     """
 
     peer: str
@@ -24,6 +26,8 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: int = 0
     bytes_received: int = 0
     road: str = "tls"
+    certificate_until_ms: int = 0
+    certificate_days_left: float = 0.0
 
 
 class Libp2pStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
+from edgepool.peer.lifeview import days_left
 from edgepool.peer.paths import conduit_of, libp2p_of, paths_of, places_of
 from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
@@ -49,7 +50,7 @@ def status_of(
         processing_load_percent=processing_load,
         wanted=_wanted(settings, node),
         links=[
-            _link(identity, now.wall_ms - up_since_ms[identity.peer], paths.get(identity.peer))
+            _link(identity, up_since_ms[identity.peer], paths.get(identity.peer), now.wall_ms)
             for identity in identities.values()
         ],
         chains=chains,
@@ -63,20 +64,23 @@ def status_of(
     )
 
 
-def _link(identity: PeerIdentity, up_ms: int, path: LinkPath | None) -> LinkStatus:
+def _link(identity: PeerIdentity, since_ms: int, path: LinkPath | None, now_ms: int) -> LinkStatus:
     path = path or LinkPath("", None, None, 0, 0)
+    until_ms = identity.valid_until_ms
     return LinkStatus(
         peer=identity.peer,
         name=identity.name,
         role=identity.role,
         machine_type=identity.machine_type,
-        up_ms=up_ms,
+        up_ms=now_ms - since_ms,
         conduit=path.conduit,
         direct_ms=path.direct_ms,
         conduit_ms=path.conduit_ms,
         bytes_sent=path.bytes_sent,
         bytes_received=path.bytes_received,
         road=path.road,
+        certificate_until_ms=until_ms,
+        certificate_days_left=days_left(until_ms, now_ms) if until_ms else 0.0,
     )
 
 
@@ -101,6 +105,7 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
     for name in ("evicted", "damaged", "restored", "scrubbed_bytes"):
         metrics[f"edgepool_storage_{name}_total"] = getattr(stored, name)
     metrics |= _path_metrics(status)
+    metrics |= _life_metrics(status)
     for stream in status.live:
         label = f'{{key="{_escape(stream.key)}"}}'
         metrics[f"edgepool_live_samples_total{label}"] = stream.put
@@ -116,6 +121,23 @@ def metrics_of(status: PeerStatus) -> dict[str, float]:
         metrics["edgepool_libp2p_restarts_total"] = status.libp2p.restarts
         for name in ("resident_bytes", "connections", "streams", "places", "circuits", "passed_bytes"):
             metrics[f"edgepool_libp2p_{name}"] = getattr(status.libp2p, name)
+    return metrics
+
+
+def _life_metrics(status: PeerStatus) -> dict[str, float]:
+    """Return how many days are left of certificates and roots, and whether the last renewal has failed."""
+    metrics: dict[str, float] = {}
+    own = status.certificate
+    if own is not None:
+        metrics["edgepool_certificate_days_left"] = own.days_left
+        metrics["edgepool_certificate_renewal_failed"] = bool(own.problem)
+    for root in status.roots:
+        label = f'{{organisation="{_escape(root.organisation)}",root="{root.fingerprint[:16]}"}}'
+        metrics[f"edgepool_root_days_left{label}"] = root.days_left
+    for link in status.links:
+        if link.certificate_until_ms:
+            label = f'{{peer="{_escape(link.name)}"}}'
+            metrics[f"edgepool_member_certificate_days_left{label}"] = link.certificate_days_left
     return metrics
 
 

@@ -18,6 +18,7 @@ from edgepool.model.crypto import sha256
 from edgepool.model.ids import ChainId, PeerId, public_key_of
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
 from edgepool.model.vote import quorum
+from edgepool.peer.lifeview import RootLife, days_left
 from edgepool.peer.trustview import OpenTrust, RevokedPeer, RootStatus, StepStanding, TrustStatus
 from edgepool.transport.identity import Identity
 
@@ -54,6 +55,19 @@ class Trusting:
         """Return the trusted roots of this peer's own organisation."""
         own = self._identity.certificate.organisation
         return [root for root in self._identity.trust.roots if root.organisation == own]
+
+    def lives(self, now_ms: int) -> list[RootLife]:
+        """Return how long each trusted root lasts."""
+        return [
+            RootLife(
+                fingerprint=root.fingerprint.hex(),
+                organisation=root.organisation,
+                own=root.fingerprint == self.own_root(),
+                valid_until_ms=root.valid_until_ms,
+                days_left=days_left(root.valid_until_ms, now_ms),
+            )
+            for root in self._identity.trust.roots
+        ]
 
     def retired_ms(self, root: bytes) -> int:
         """Return from when a root (its fingerprint) is trusted no more, as decided; 0 if that is not."""

@@ -17,6 +17,7 @@ from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.twin import DataKey
 from edgepool.peer.datavalues import LiveStatus, StorageStatus
+from edgepool.peer.lifeview import CertificateStatus, RootLife
 from edgepool.peer.pathvalues import ConduitStatus, Libp2pStatus, LinkStatus, PlaceStatus
 
 
@@ -299,6 +300,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     conduits: list[PlaceStatus] = []
     conduit: ConduitStatus | None = None
     libp2p: Libp2pStatus | None = None
+    certificate: CertificateStatus | None = None
+    roots: list[RootLife] = []
 
 
 # --- members ------------------------------------------------------------------------------------

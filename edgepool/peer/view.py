@@ -15,6 +15,7 @@ from edgepool.peer.accounting import Accounting
 from edgepool.peer.certifier import Certifier
 from edgepool.peer.datavalues import LiveStatus
 from edgepool.peer.keeper import DataKeeper
+from edgepool.peer.lifeview import overdue_problem
 from edgepool.peer.members import Membership
 from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.trust import Trusting
@@ -110,7 +111,16 @@ class PeerView:
             self.storage,
             self._transport,
         )
-        return replace(status, live=self._live_status())
+        now_ms = self._clock.now().wall_ms
+        certificate = self.certifier.status()
+        late = overdue_problem(certificate, now_ms)
+        return replace(
+            status,
+            live=self._live_status(),
+            certificate=certificate,
+            roots=self.trusting.lives(now_ms),
+            problems=[*status.problems, *filter(None, [late])],
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return counters and gauges by their Prometheus names."""

@@ -71,6 +71,11 @@ async def test_a_certificate_is_renewed_in_time_and_no_link_is_lost(
             assert not lost
             watching.cancel()
             assert mill.certifier.problem == ""
+            shown = mill.status().certificate
+            assert shown is not None
+            assert shown.valid_until_ms == mill._identity.valid_until_ms > first_ms
+            assert all(link.certificate_until_ms > first_ms for link in cloud.status().links)
+            assert mill.metrics()["edgepool_certificate_renewal_failed"] == 0
             kept = mill._identity.certificate
         again = load_peer_settings(tmp_path / "mill")
         async with Peer.open(again) as mill:

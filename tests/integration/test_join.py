@@ -164,7 +164,7 @@ async def test_an_answer_that_was_lost_is_fetched_again_with_the_same_key(tmp_pa
                 guest.abort()
             return admission
 
-        door.open(registrar._root, cut_off)
+        door.open(registrar.admitting.root.der, cut_off)
         with pytest.raises(AnswerLost, match="run the same command again"):
             await join_network(code, tmp_path / "mill-4")
         assert [one.state for one in registrar.invitations()] == ["used"]

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
@@ -24,8 +26,10 @@ from edgepool.cli.status import MEANINGS, ORDINARY, StatusScreen
 from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
+from edgepool.peer.lifeview import CertificateStatus, overdue_problem
 from edgepool.peer.pathvalues import Libp2pStatus, LinkStatus
 from edgepool.peer.peer import Peer
+from edgepool.peer.statusview import metrics_of
 from edgepool.peer.values import ChainStatus, PeerStatus, Totals, TransferStatus
 from edgepool.transport import refusals
 from edgepool.workshop.demo import DemoOptions
@@ -443,6 +447,41 @@ def change(status: PeerStatus, **fields: object) -> PeerStatus:
     (chain,) = status.chains
     kept = {name: getattr(chain, name) for name in chain.__struct_fields__}
     return make_status(chains=[ChainStatus(**{**kept, **fields})])
+
+
+def test_the_status_says_how_long_certificates_last() -> None:
+    now_ms, day_ms = 1_010_000, 86_400_000
+    fine = CertificateStatus(
+        issued_ms=0, valid_until_ms=100 * day_ms, days_left=99.9, due_ms=66 * day_ms, problem=""
+    )
+    link = LinkStatus(
+        peer=PEER,
+        name="mill-2",
+        role="machine",
+        machine_type="",
+        up_ms=5,
+        certificate_until_ms=5 * day_ms,
+        certificate_days_left=4.99,
+    )
+    status = make_status(certificate=fine, links=[link])
+    shown = drawn(StatusScreen(status, now_ms))
+    assert "100 days left" in shown
+    assert "5 days left" in shown
+    assert explanations(status) == []
+    late = replace(fine, days_left=-1.0, valid_until_ms=1)
+    problem = overdue_problem(late, now_ms)
+    (explained,) = explanations(make_status(certificate=late, problems=[problem]))
+    assert explained.startswith("this peer's certificate has expired")
+    metrics = metrics_of(status)
+    assert metrics["edgepool_certificate_days_left"] == 99.9
+    assert metrics['edgepool_member_certificate_days_left{peer="mill-2"}'] == 4.99
+
+
+def drawn(screen: StatusScreen) -> str:
+    console = Console(width=200, file=StringIO())
+    console.print(screen.render())
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
 
 
 def test_a_healthy_peer_has_nothing_red() -> None:

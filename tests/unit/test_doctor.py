@@ -48,6 +48,7 @@ from edgepool.gateway.gathering import (
     stored_members,
     sync_time,
 )
+from edgepool.gateway.lifetimes import RootFacts, check_members, check_renewal, check_roots
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, free_ports, make_peer_folder, read_peer_id
 from edgepool.gateway.ways import (
@@ -60,6 +61,7 @@ from edgepool.gateway.ways import (
     firewall_rows,
 )
 from edgepool.model.ids import peer_id_from_public_key
+from edgepool.peer.lifeview import CertificateStatus, overdue_problem
 from edgepool.peer.peer import Peer
 from edgepool.storage.segments import list_segments
 from edgepool.storage.store import list_chains
@@ -181,8 +183,8 @@ def test_an_endpoint_of_a_run_that_was_cut_off_is_no_running_peer(solo: Path) ->
     ("days", "level", "advice"),
     [
         (0, "ok", ""),
-        (340, "warn", "new one issued"),
-        (366, "fault", "new one issued"),
+        (340, "warn", "edgepool renew"),
+        (366, "fault", "edgepool renew"),
         (-2, "fault", "clock"),
     ],
 )
@@ -192,6 +194,47 @@ def test_certificates_are_judged_by_the_days_left(solo: Path, days: int, level: 
     found = next(one for one in check_identity(facts, now_ms) if one.check == "certificate")
     assert found.level == level
     assert advice in found.advice
+
+
+def test_a_certificate_for_a_day_is_warned_of_by_its_own_measure(solo: Path) -> None:
+    _, facts = own_identity(solo)
+    start_ms = facts.certificate.not_before_ms
+    day = replace(facts, certificate=replace(facts.certificate, not_after_ms=start_ms + DAY_MS))
+    assert levels(check_identity(day, start_ms + 1))["certificate"] == "ok"
+    assert levels(check_identity(day, start_ms + DAY_MS - 1))["certificate"] == "warn"
+
+
+def lasting(due_ms: int, problem: str = "") -> CertificateStatus:
+    return CertificateStatus(
+        issued_ms=0, valid_until_ms=100 * DAY_MS, days_left=1.0, due_ms=due_ms, problem=problem
+    )
+
+
+def test_a_renewal_is_warned_of_when_it_is_long_overdue() -> None:
+    due_ms = 66 * DAY_MS
+    assert check_renewal(lasting(due_ms), 50 * DAY_MS) == Finding("renewal", "ok", "by itself, in 16 days")
+    assert check_renewal(lasting(due_ms, "nobody is linked"), 67 * DAY_MS).level == "ok"
+    late = check_renewal(lasting(due_ms, "nobody is linked"), 80 * DAY_MS)
+    assert (late.level, late.found) == ("warn", "overdue: nobody is linked")
+    assert "edgepool renew" in late.advice
+    assert overdue_problem(lasting(due_ms), 70 * DAY_MS) == ""
+    assert "24 hours and was not renewed (no link)" in overdue_problem(
+        lasting(due_ms, "no link"), 80 * DAY_MS
+    )
+    assert "has expired" in overdue_problem(lasting(due_ms), 101 * DAY_MS)
+
+
+def test_roots_and_members_are_judged_by_the_days_left() -> None:
+    own = RootFacts("A works", "ab" * 32, True, 80 * DAY_MS)
+    other = RootFacts("B works", "cd" * 32, False, 200 * DAY_MS)
+    assert check_roots([replace(own, valid_until_ms=200 * DAY_MS), other], 0)[0].level == "ok"
+    (soon,) = check_roots([own, other], 0)
+    assert (soon.level, soon.found) == ("warn", "root abababababababab of 'A works' expires in 80 days")
+    assert "edgepool org rotate" in soon.advice
+    assert [one.level for one in check_roots([own, other], 300 * DAY_MS)] == ["fault", "warn"]
+    assert check_members([("mill-1", 100 * DAY_MS), ("mill-2", 0)], 0) == []
+    (late,) = check_members([("mill-1", 100 * DAY_MS), ("mill-2", 300 * DAY_MS)], 90 * DAY_MS)
+    assert (late.check, late.found) == ("certificate of mill-1", "expires in 10 days")
 
 
 def test_a_key_that_others_can_read_or_that_is_gone_is_a_fault(solo: Path) -> None:
