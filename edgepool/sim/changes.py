@@ -55,7 +55,7 @@ class Changes:
         coming = peer if fault.kind == "admit" else None
         if fault.kind == "replace":
             coming = self._person(fault, "other")
-        by = peer if fault.kind == "leave" else self._proposer(chain, self._person(fault, "by"))
+        by = peer if fault.kind == "leave" else self.proposer(chain, self._person(fault, "by"))
         if by is None or not self._can_write(chain, by):
             return False
         wish = Wish(chain, by.id, outgoing, coming.id if coming is not None else "")
@@ -82,6 +82,15 @@ class Changes:
             return False
         never = not any(world.judge.oracles[chain].has_voted(peer.id) for chain in world.chains)
         return peer.id in world.liars or (never and not any(wish.names(peer.id) for wish in self._open))
+
+    def may_be_revoked(self, peer: PeerId) -> bool:
+        """Say whether every pool can bear it that `peer` is cut off, and has no vote after that."""
+        world = self._world
+        if peer == world.cloud.id or peer in world.trust.revoked:
+            return False
+        if any(wish.names(peer) for chain in world.chains for wish in self._pending(chain)):
+            return False
+        return all(self._bearable(chain, peer) for chain in world.chains)
 
     def approval(self, peer: SimPeer, chain: ChainId) -> ApproveChange | None:
         """Return the word of the owner of `peer` for a change on `chain` that some other owner wants."""
@@ -110,6 +119,8 @@ class Changes:
             return False
         if wish.incoming and (wish.incoming in members or wish.incoming in self._gone):
             return False
+        if any(peer in world.trust.revoked for peer in (wish.outgoing, wish.incoming)):
+            return False
         if wish.incoming and len(members) + sum(bool(one.incoming) for one in pending) >= MOST_MEMBERS:
             return False
         return self._bearable(wish.chain, wish.incoming, wish)
@@ -123,7 +134,8 @@ class Changes:
         pending = self._pending(chain) + ([wish] if wish is not None else [])
         members = world.judge.oracles[chain].newest_members
         inside = (*members, *(one.incoming for one in pending if one.incoming))
-        bad = dict.fromkeys(peer for peer in inside if peer in world.liars)
+        # Whoever is to be revoked may be cut off at any time, and have its vote still.
+        bad = dict.fromkeys(peer for peer in inside if peer in world.liars or peer in world.trust.revoked)
         if wish is None and liar in inside:
             bad[PeerId(liar)] = None
         leaving = [one for one in pending if not one.incoming and one.outgoing not in bad]
@@ -147,7 +159,7 @@ class Changes:
     def _person(self, fault: Fault, name: str) -> SimPeer:
         return self._world.people[int(str(fault.arguments[name]))]
 
-    def _proposer(self, chain: ChainId, wanted: SimPeer) -> SimPeer | None:
+    def proposer(self, chain: ChainId, wanted: SimPeer) -> SimPeer | None:
         """Return who proposes: whom the plan names, or else the coordinator."""
         cloud = self._world.cloud
         return next((peer for peer in (wanted, cloud) if self._can_write(chain, peer)), None)

@@ -8,6 +8,7 @@ from random import Random
 from edgepool.config import Role
 from edgepool.core.machine import (
     Broadcast,
+    Command,
     Done,
     Effect,
     Event,
@@ -21,6 +22,7 @@ from edgepool.core.machine import (
     Received,
     Send,
     SubmitRecord,
+    TrustDecided,
     WantLink,
 )
 from edgepool.errors import StorageError
@@ -33,8 +35,9 @@ from edgepool.sim.byzantine import Liar
 from edgepool.sim.changes import Changes
 from edgepool.sim.checkers import Judge, Violation
 from edgepool.sim.faults import SPOKEN, Faults, SimStore
-from edgepool.sim.plan import CHANGES, Fault, Plan
+from edgepool.sim.plan import CHANGES, TRUST, Fault, Plan
 from edgepool.sim.sizes import limits_of
+from edgepool.sim.trusting import Doors, TrustWishes
 from edgepool.sim.workload import THINK_MS, Owner, due
 from edgepool.sim.world import EPOCH_MS, NETWORK, SimPeer, World
 from edgepool.storage.memory import MemoryStore
@@ -58,6 +61,8 @@ class Chaos(World):
         self.judge.wishes = {}
         self.faults = Faults(self)
         self.changes = Changes(self)
+        self.trust = TrustWishes(self)
+        self.doors = Doors(self)
         self.caught: dict[tuple[ChainId, PeerId], dict[PeerId, int]] = {}
         """Liars by chain: who has two values signed by them, and in which of its lives."""
         self.limits = limits_of(plan)
@@ -92,8 +97,12 @@ class Chaos(World):
 
     @property
     def honest(self) -> list[SimPeer]:
-        """All people who do not lie."""
+        """All people who do not lie, be it that they were revoked."""
         return [peer for peer in self.people if peer.id not in self.liars]
+
+    def is_cut(self, peer: PeerId) -> bool:
+        """Say whether the revocation of `peer` is decided: it cannot hear the others any more."""
+        return self.judge.trust.is_revoked(peer)
 
     def add(
         self, name: str, role: Role = "machine", machine_type: str = "", coordinator: str = ""
@@ -108,12 +117,15 @@ class Chaos(World):
         oracle = self.judge.oracles[chain]
         voting = (*oracle.members, *oracle.newest_members)
         observing = self.observers[: len(self.observers) if chain == self.chains[0] else self.plan.observed]
-        return [peer for peer in self.honest if peer.id in voting or peer in observing]
+        known = [peer for peer in self.honest if peer.id in voting or peer in observing]
+        return [peer for peer in known if not self.is_cut(peer.id)]
 
     def inject(self, fault: Fault) -> None:
         """Let a fault happen now, unless it would be more than the protocol promises to bear."""
         if fault.kind in CHANGES:
             possible = self.changes.inject(fault)
+        elif fault.kind in TRUST:
+            possible = self.trust.inject(fault)
         elif fault.kind == "wipe":
             peer = self._named(fault)
             possible = self.changes.may_be_wiped(peer)
@@ -170,7 +182,7 @@ class Chaos(World):
             peer.name
             for peer, owner in zip(self.people, self._owners, strict=True)
             if owner.ticket and not self.settled(owner.ticket) and owner.life == peer.life
-            if peer.id not in self.liars
+            if peer.id not in self.liars and not self.is_cut(peer.id)
         ]
 
     # --- owners ---------------------------------------------------------------------------------
@@ -191,7 +203,7 @@ class Chaos(World):
         second = owner.random.random() < 0.08
         if peer.up and due(owner, self.now_ms, self.settled):
             chain = peer.node.chains.get(self.chains[-1 if second else 0])
-            word = self.changes.approval(peer, chain.id) if chain is not None else None
+            word = self._word(peer, chain.id) if chain is not None else None
             body = owner.next_body(chain) if chain is not None and word is None else None
             if chain is not None and (word is not None or body is not None):
                 owner.asked_ms, owner.life = self.now_ms, peer.life
@@ -201,6 +213,10 @@ class Chaos(World):
                 elif word is not None:
                     self.ask(peer, word)
         self.at(self.now_ms + pause_ms, partial(self._own, place))
+
+    def _word(self, peer: SimPeer, chain: ChainId) -> Command | None:
+        """Return what the owner of `peer` approves that another wants, if there is something."""
+        return self.changes.approval(peer, chain) or self.trust.approval(peer, chain)
 
     # --- peers that die, lie and are judged -----------------------------------------------------
 
@@ -220,6 +236,10 @@ class Chaos(World):
 
     def _decide(self, peer: SimPeer, event: Event) -> list[Effect]:
         self.steps += 1
+        if isinstance(event, Received):
+            if not self.doors.admits(peer.id, event.peer):
+                return []  # it came before the door was shut, and waited for the disk
+            self.judge.trust.took_frame(peer.id, event.peer)
         try:
             effects = peer.node.step(event, self._instant(peer))
         except Exception as error:
@@ -249,7 +269,12 @@ class Chaos(World):
             super().restart(peer)
         except (AssertionError, StorageError) as error:
             raise Violation("durability", f"{peer.name} cannot be restarted: {error}") from error
+        self.doors.follow(peer)
         self.judge.restarted(peer.id, peer.store)
+
+    def _link(self, first: PeerId, second: PeerId) -> None:
+        if self.doors.admits(first, second) and self.doors.admits(second, first):
+            super()._link(first, second)
 
     def _new_store(self) -> MemoryStore:
         return SimStore()
@@ -357,6 +382,8 @@ class Chaos(World):
         if peer.id in self._words and isinstance(notice, Done):
             return  # it dies before its owner hears of it
         self.judge.told(peer.id, notice, peer.store)
+        if isinstance(notice, TrustDecided):
+            self.doors.follow(peer)
         super()._tell(peer, notice)
 
     # --- pools ----------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ Most rules are local, so that a fault is found where it begins and not only when
     blame        no honest peer is ever accused
     members      nobody honest is convicted; who goes, and who comes, somebody honest has asked for
     history      a snapshot is the pool's state; nothing is pruned that a replay could come from
+    trust        whom a chain trusts is what its members have said; no honest peer takes a frame of somebody
+                 whose revocation it has committed (trustjudge.py)
     anchors      what an honest member anchors is what the sub-chain has
     order        no step raises, none goes round in circles without time passing
 
@@ -44,6 +46,7 @@ from edgepool.model.record import MembershipChange
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote
 from edgepool.runtime.ports import Store
 from edgepool.sim.oracle import ChainOracle
+from edgepool.sim.trustjudge import TrustJudge
 
 SAYINGS_KEPT = 4096
 """When more is remembered of what members said, what all honest peers have behind them is forgotten."""
@@ -85,6 +88,7 @@ class Judge:
         self.acknowledged: dict[ChainId, dict[bytes, tuple[int, int]]] = {}
         self.wishes: dict[tuple[ChainId, str, str], None] | None = None
         """Chain, who leaves, who comes ('' for nobody), as an honest owner wants; None: not judged."""
+        self.trust = TrustJudge(self)
         self.happened: dict[str, int] = {}
         """How often the ledger has changed its members, forgotten, and so on."""
         self._asked: dict[tuple[PeerId, int], bytes] = {}
@@ -112,7 +116,7 @@ class Judge:
                 header = item.certified.block.header
                 place = (peer, header.chain)
                 if header.height != self._durable.get(place, 0) + 1:
-                    raise self._violation("durability", peer, f"stored block {header.height} out of turn")
+                    raise self.violation("durability", peer, f"stored block {header.height} out of turn")
                 self._durable[place] = header.height
                 if peer not in self.liars:
                     self._decided(peer, item.certified)
@@ -132,7 +136,7 @@ class Judge:
         for chain in self.oracles:
             durable, height = self._durable.get((peer, chain), 0), heights.get(chain, 0)
             if height < durable and peer not in self.liars:
-                raise self._violation("durability", peer, f"went back from height {durable} to {height}")
+                raise self.violation("durability", peer, f"went back from height {durable} to {height}")
             saved = store.snapshot(chain)
             adopted = saved is not None and store.block(chain, saved.height) is None
             later = saved is not None and saved.height > durable
@@ -155,7 +159,7 @@ class Judge:
         place = (peer, chain)
         if adopted:
             if height <= self._durable.get(place, 0) and peer not in self.liars:
-                raise self._violation("history", peer, f"adopted a snapshot of height {height}, which it has")
+                raise self.violation("history", peer, f"adopted a snapshot of height {height}, which it has")
             self._durable[place], self._first[place] = height, height + 1
             self._base[place] = height
         if peer in self.liars:
@@ -166,8 +170,8 @@ class Judge:
             problem = str(error)
         if problem:
             how = "adopted" if adopted else "took"
-            raise self._violation("history", peer, f"{how} a false snapshot of height {height}: {problem}")
-        self._count("snapshots adopted" if adopted else "snapshots taken")
+            raise self.violation("history", peer, f"{how} a false snapshot of height {height}: {problem}")
+        self.count("snapshots adopted" if adopted else "snapshots taken")
 
     def _pruned(self, peer: PeerId, item: Prune) -> None:
         place = (peer, item.chain)
@@ -177,60 +181,64 @@ class Judge:
         horizon = self.oracles[item.chain].horizons[self._durable.get(place, 0)]
         if item.height > horizon:
             text = f"pruned up to {item.height}, above the horizon {horizon}"
-            raise self._violation("history", peer, text)
-        self._count("pruned")
+            raise self.violation("history", peer, text)
+        self.count("pruned")
 
     def _decided(self, peer: PeerId, certified: CertifiedBlock) -> None:
         header = certified.block.header
         oracle = self.oracles[header.chain]
         if header.height > oracle.height + 1:
-            raise self._violation("validity", peer, f"block {header.height} has no block before it")
+            raise self.violation("validity", peer, f"block {header.height} has no block before it")
         if header.height == oracle.height + 1:
             problem = oracle.next_problem(certified)
             if problem:
-                raise self._violation("validity", peer, f"block {header.height} may not stand: {problem}")
+                raise self.violation("validity", peer, f"block {header.height} may not stand: {problem}")
             self._news(oracle)
             self._forget(header.chain)
         elif oracle.blocks[header.height - 1] != header.id:
-            raise self._violation("agreement", peer, f"has another block at height {header.height}")
+            raise self.violation("agreement", peer, f"has another block at height {header.height}")
         problem = oracle.certificate_problem(certified)
         if problem:
-            raise self._violation("validity", peer, f"block {header.height} may not stand: {problem}")
+            raise self.violation("validity", peer, f"block {header.height} may not stand: {problem}")
 
     def _news(self, oracle: ChainOracle) -> None:
         """Look at what the last block says of the pool itself."""
+        self.trust.decided(oracle)
         for body in oracle.take_news():
             if isinstance(body, MembershipChange):
                 self._changed(oracle.chain, body)
                 continue
-            self._count("convicted")
+            self.count("convicted")
             if body.member not in self.liars:
-                raise self._violation("members", body.member, "is honest, and convicted")
+                raise self.violation("members", body.member, "is honest, and convicted")
         for author, anchor in oracle.anchors:
-            self._count("anchors")
+            self.count("anchors")
             certificate, sub = anchor.certificate, self.oracles.get(anchor.sub_chain)
             if author not in self.liars and (
                 sub is None
                 or sub.blocks[certificate.height - 1 : certificate.height] != [certificate.block_id]
             ):
-                raise self._violation(
-                    "anchors", author, f"anchored a block {certificate.height} there is not"
-                )
+                raise self.violation("anchors", author, f"anchored a block {certificate.height} there is not")
         oracle.anchors.clear()
 
     def _changed(self, chain: ChainId, change: MembershipChange) -> None:
         """A change of the members is decided."""
         coming = change.incoming.peer if change.incoming is not None else PeerId("")
-        self._count("replaced" if change.outgoing and coming else "admitted" if coming else "excluded")
+        self.count("replaced" if change.outgoing and coming else "admitted" if coming else "excluded")
         wanted = self.wishes is None or (chain, change.outgoing, coming) in self.wishes
         if not wanted and (coming or change.outgoing not in self.liars):
             text = (
                 f"is to leave, and '{self.names.get(coming, coming)}' to come, as nobody honest has asked for"
             )
-            raise self._violation("members", change.outgoing, text)
+            raise self.violation("members", change.outgoing, text)
 
-    def _count(self, what: str) -> None:
+    def count(self, what: str) -> None:
+        """Count something that a ledger has done."""
         self.happened[what] = self.happened.get(what, 0) + 1
+
+    def durable(self, peer: PeerId, chain: ChainId) -> int:
+        """Return the height up to which `peer` has a chain durably."""
+        return self._durable.get((peer, chain), 0)
 
     # --- what peers say -------------------------------------------------------------------------
 
@@ -259,14 +267,14 @@ class Judge:
         key = _Place(peer, vote.kind, chain, vote.height, vote.round)
         known = self._said.get(key)
         if known is None and peer not in self.oracles[chain].members_at(vote.height):
-            raise self._violation("members", peer, f"votes on height {vote.height}, where it is no member")
+            raise self.violation("members", peer, f"votes on height {vote.height}, where it is no member")
         if known is None:
             self._said[key] = vote.block_id
             if vote.block_id != NIL:
                 self._check_lock(peer, chain, vote)
         elif known != vote.block_id:
             what = "prevotes" if vote.kind == PREVOTE else "precommits"
-            raise self._violation(
+            raise self.violation(
                 "signatures", peer, f"signed two {what} at height {vote.height}, round {vote.round}"
             )
 
@@ -275,7 +283,7 @@ class Judge:
         where = f"at height {vote.height}, round {vote.round}"
         if vote.kind == PRECOMMIT:
             if not self._polka(chain, vote.height, vote.round, vote.block_id, peer):
-                raise self._violation("locks", peer, f"precommitted without a quorum of prevotes {where}")
+                raise self.violation("locks", peer, f"precommitted without a quorum of prevotes {where}")
             if vote.round >= locks.get(peer, (-1, NIL))[0]:
                 locks[peer] = (vote.round, vote.block_id)
             return
@@ -284,7 +292,7 @@ class Judge:
             return
         rounds = range(locked_round, vote.round)
         if not any(self._polka(chain, vote.height, round, vote.block_id, peer) for round in rounds):
-            raise self._violation("locks", peer, f"prevoted against its lock of round {locked_round} {where}")
+            raise self.violation("locks", peer, f"prevoted against its lock of round {locked_round} {where}")
 
     def _polka(self, chain: ChainId, height: int, round: int, block_id: bytes, peer: PeerId) -> bool:
         """Say whether a quorum has prevoted; `peer`'s own prevote may be on its way."""
@@ -302,7 +310,7 @@ class Judge:
             return  # it passes on somebody else's
         key = _Place(peer, PROPOSAL, proposal.chain, header.height, proposal.round)
         if self._said.setdefault(key, terms) != terms:
-            raise self._violation(
+            raise self.violation(
                 "signatures", peer, f"signed two proposals at height {header.height}, round {proposal.round}"
             )
 
@@ -319,7 +327,7 @@ class Judge:
         if isinstance(notice, Misbehaved):
             if notice.peer in self.names and notice.peer not in self.liars:
                 text = f"accuses {self.names[notice.peer]}, who is honest: {notice.reason}"
-                raise self._violation("blame", peer, text)
+                raise self.violation("blame", peer, text)
             self.accused[notice.peer] = self.accused.get(notice.peer, 0) + 1
         elif isinstance(notice, Done) and isinstance(notice.result, RecordRef):
             self._acknowledged(peer, notice.ticket, notice.result, store)
@@ -327,13 +335,13 @@ class Judge:
     def _acknowledged(self, peer: PeerId, ticket: int, ref: RecordRef, store: Store) -> None:
         record_id = self._asked.pop((peer, ticket), None)
         if ref.height > self._durable.get((peer, ref.chain), 0):
-            raise self._violation("records", peer, f"acknowledged block {ref.height} before it was durable")
+            raise self.violation("records", peer, f"acknowledged block {ref.height} before it was durable")
         if record_id is None:  # of a change of the members, which the peer has written itself
             certified = store.block(ref.chain, ref.height)
             assert certified is not None, "pruned in the step in which it was stored"
             record_id = certified.block.records[ref.index].id
         if self.oracles[ref.chain].places.get(record_id) != (ref.height, ref.index):
-            raise self._violation("records", peer, "acknowledged a record that is not at its place")
+            raise self.violation("records", peer, "acknowledged a record that is not at its place")
         self.acknowledged.setdefault(ref.chain, {})[record_id] = (ref.height, ref.index)
 
     def at_rest(self, peer: PeerId, store: Store, chains: Sequence[ChainId] | None = None) -> None:
@@ -348,18 +356,18 @@ class Judge:
                     continue
                 certified = store.block(chain, height)
                 if certified is None or index >= len(certified.block.records):
-                    raise self._violation("records", peer, f"lacks an acknowledged record of block {height}")
+                    raise self.violation("records", peer, f"lacks an acknowledged record of block {height}")
                 if certified.block.header.id != self.oracles[chain].blocks[height - 1] or (
                     certified.block.records[index].id != record_id
                 ):
-                    raise self._violation("records", peer, f"holds another record in block {height}")
+                    raise self.violation("records", peer, f"holds another record in block {height}")
         self._durable_at_rest(peer, store)
 
     def stands_at(self, peer: PeerId, chain: ChainId, height: int, root: bytes) -> None:
         """`peer` has come to `height`, wherever it began: its state must be the pool's."""
         oracle = self.oracles[chain]
         if height > oracle.height or oracle.roots[height] != root:
-            raise self._violation("agreement", peer, f"has another state at height {height}")
+            raise self.violation("agreement", peer, f"has another state at height {height}")
 
     def provable(self, peer: PeerId, chain: ChainId) -> list[tuple[int, int]]:
         """Return where the offers are that `peer` has seen and pruned, and that still stand."""
@@ -375,7 +383,7 @@ class Judge:
         for saved in store.open():
             chain = saved.genesis.chain
             if saved.height < self._durable.get((peer, chain), 0):
-                raise self._violation("durability", peer, f"its disk has lost blocks above {saved.height}")
+                raise self.violation("durability", peer, f"its disk has lost blocks above {saved.height}")
 
     # --- memory ---------------------------------------------------------------------------------
 
@@ -397,5 +405,6 @@ class Judge:
                 key: value for key, value in self._said.items() if key.height > self._low.get(key.chain, 0)
             }
 
-    def _violation(self, rule: str, peer: PeerId, text: str) -> Violation:
+    def violation(self, rule: str, peer: PeerId, text: str) -> Violation:
+        """Return what is to be raised: that `peer` does something that must never happen."""
         return Violation(rule, f"{self.names.get(peer, peer)} {text}")

@@ -35,6 +35,7 @@ from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
 from edgepool.sim.policyoracle import PolicyOracle
 from edgepool.sim.rosteroracle import RosterOracle
+from edgepool.sim.trustoracle import TrustOracle
 from edgepool.sim.workoracle import WorkOracle
 
 # Bound here, so that a canary that swaps them in the core does not swap them here.
@@ -76,6 +77,7 @@ class ChainOracle:
         self._reveals: dict[tuple[PeerId, int], int] = {}
         self._work = WorkOracle()
         self._policies = self._next_policies = PolicyOracle()
+        self._trust = self._next_trust = TrustOracle(genesis)
         self._leaders: tuple[int, tuple[PeerId, ...]] = (-1, ())
         self._certificates: dict[int, dict[object, None]] = {}
         self._snapshots: dict[int, bytes] = {}
@@ -107,6 +109,16 @@ class ChainOracle:
     def has_voted(self, peer: PeerId) -> bool:
         """Say whether `peer` has a vote at some height, or had one."""
         return self._rosters.has_voted(peer)
+
+    @property
+    def revoked(self) -> dict[str, int]:
+        """Who is revoked here, and in which block that was decided."""
+        return self._trust.revoked
+
+    @property
+    def trust(self) -> TrustOracle:
+        """Whom this chain trusts after its last block."""
+        return self._trust
 
     def take_news(self) -> list[Equivocation | MembershipChange]:
         """Return the evidence and the decided changes of the last blocks, once."""
@@ -153,6 +165,7 @@ class ChainOracle:
             self._take(block)
             self.rounds.append(certified.certificate.round)
             problem = self._policies.standing_problem(self._state)
+            problem = problem or self._trust.standing_problem(self._state)
             if not problem and self.height % CHECK_BLOCKS == 0 and self._root_anew() != self.roots[-1]:
                 problem = "its state root is not that of all that the state holds"
         return problem
@@ -217,7 +230,12 @@ class ChainOracle:
             if problem:
                 return f"its record {index} may not stand: {problem}"
         self._next_rosters, self._next_policies = self._rosters.copy(), policies
-        return self._next_rosters.take(header.height, block.records)
+        self._next_trust = self._trust.copy()
+        height, members = header.height, self.members_at(header.height)
+        problem = self._next_trust.take(height, block.records, members)
+        problem = problem or self._next_rosters.take(height, block.records)
+        self._next_trust.counted(height, self._next_rosters.members(height + 1))
+        return problem
 
     def _stale(self, signed: SignedRecord) -> str:
         """Say why a record does not belong here and now, whatever it says."""
@@ -268,6 +286,7 @@ class ChainOracle:
                 self.anchored[body.sub_chain] = reached
         self._work.miss(header.height, missed)
         self._rosters, self._policies = self._next_rosters, self._next_policies
+        self._trust = self._next_trust
         self._tips = self._rosters.tips | self._tips
         self.blocks.append(header.id)
         self._work.close(header.height, self.members)

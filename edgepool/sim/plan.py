@@ -51,16 +51,23 @@ KINDS = (
     "exclude",
     "replace",
     "leave",
+    "revoke",
+    "admit-root",
+    "retire-root",
     "wipe",
     "prune",
     "byzantine",
 )
-"""The kinds of faults that can be asked for; see faults.py, and changes.py for those of the members.
+"""The kinds of faults that can be asked for; see faults.py, changes.py for those of the members, and
+trusting.py for those of trust.
 
 `prune` is no fault: the chain's window is so small in this run that history is dropped all the time.
 """
 CHANGES = ("admit", "exclude", "replace", "leave")
 """What owners can want of their pool's members."""
+
+TRUST = ("revoke", "admit-root", "retire-root")
+"""What owners can want of whom their main chain trusts."""
 
 MAX_MEMBERS = 30
 MAX_SPARES = 8
@@ -211,6 +218,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "exclude": ("peer", "by", "chain"),
     "replace": ("peer", "other", "by", "chain"),
     "leave": ("peer", "chain"),
+    "revoke": ("peer", "by", "own"),
+    "admit-root": ("root", "by"),
+    "retire-root": ("root", "by", "from_ms"),
     "wipe": ("peer", "for_ms"),
     "prune": ("window", "page_bytes"),
     "byzantine": ("peer", "role"),
@@ -221,11 +231,14 @@ LEAST = {"window": 2, "page_bytes": 100}
 """The least window in blocks, and page in bytes, with which a pool can work."""
 PLACES = ("peer", "other", "by")
 """The arguments that name a peer by its place."""
+_RARE = {"revoke": 0.5}
+"""A kind that is drawn so often only: who is revoked never comes back, and pools become small."""
 _MOST = {"crash": 3, "persist-crash": 5, "reset": 2, "partition": 2, "slow-disk": 3, "admit": 2}
 
 
 def _some(plan: Plan, kind: str, start_ms: int, length_ms: int, draw: Random) -> list[Fault]:
-    count = draw.randrange(_MOST.get(kind, 1) + 1) if draw.random() < 0.8 else 0
+    often = _RARE.get(kind, 0.8)
+    count = draw.randrange(_MOST.get(kind, 1) + 1) if draw.random() < often else 0
     return [
         Fault(start_ms + draw.randrange(length_ms), kind, _arguments(plan, kind, length_ms, draw))
         for _ in range(count)
@@ -235,6 +248,8 @@ def _some(plan: Plan, kind: str, start_ms: int, length_ms: int, draw: Random) ->
 def _arguments(plan: Plan, kind: str, length_ms: int, draw: Random) -> dict[str, Value]:
     if kind in (*CHANGES, "wipe"):
         return _change(plan, kind, draw)
+    if kind in TRUST:
+        return _trust(plan, kind, draw)
     for_ms = draw.randrange(100, max(101, length_ms))
     # Spares have a stream of their own: without them all else is the same.
     spare = Random(draw.random())
@@ -287,6 +302,15 @@ def _change(plan: Plan, kind: str, draw: Random) -> dict[str, Value]:
         case "wipe":
             drawn["peer"] = plan.first_spare if draw.random() < 0.6 else anybody
             drawn["for_ms"] = draw.randrange(100, 2_000)
+    return {name: drawn[name] for name in SHAPES[kind]}
+
+
+def _trust(plan: Plan, kind: str, draw: Random) -> dict[str, Value]:
+    """Draw whom to trust no more, or more, and who wants it: mostly the coordinator, who is believed."""
+    by = plan.first_spare - 1 if draw.random() < 0.7 else draw.randrange(plan.people)
+    drawn: dict[str, Value] = {"peer": draw.randrange(plan.people), "by": by}
+    drawn |= {"own": int(draw.random() < 0.3), "root": draw.randrange(4)}
+    drawn["from_ms"] = draw.choice((0, 1_000, _YEAR_MS, 100 * _YEAR_MS))
     return {name: drawn[name] for name in SHAPES[kind]}
 
 

@@ -17,6 +17,8 @@ from random import Random
 import msgspec
 
 from edgepool.core.ledger.proof import prove_kept, standing_fault
+from edgepool.core.verification import ChainChecker
+from edgepool.model.codec import encode
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataDemand
 from edgepool.model.twin import DataKey
@@ -185,6 +187,23 @@ class _Run:
         if not world.run_until(self._anchored, ANCHOR_LIMIT_MS):
             raise Violation("liveness", f"a sub-chain's head is not anchored after {ANCHOR_LIMIT_MS} ms")
 
+        for chain in world.chains:
+            self._verify_anew(chain)
+
+    def _verify_anew(self, chain: ChainId) -> None:
+        """See that somebody with nothing but the genesis can check what revoked members have ever said."""
+        followers = self._world.followers(chain)
+        store = next((peer.store for peer in followers if peer.store.block(chain, 1) is not None), None)
+        oracle = self._world.judge.oracles[chain]
+        if store is None or not oracle.revoked:
+            return
+        checker, height = ChainChecker(oracle.genesis), 1
+        while (certified := store.block(chain, height)) is not None:
+            problem = checker.check(encode(certified))
+            if problem:
+                raise Violation("trust", f"block {height} can be checked no more by a stranger: {problem}")
+            height += 1
+
     def _until(self, time_ms: int) -> None:
         """Run up to `time_ms`, or up to the wanted height."""
         world, heights = self._world, self._plan.heights
@@ -223,6 +242,7 @@ class _Run:
             peer
             for peer in self._world.honest
             if peer.id in oracle.members and peer.id in oracle.newest_members
+            if not self._world.is_cut(peer.id)
         ]
 
     def _proven(self, probes: list[_Probe]) -> bool:
@@ -230,7 +250,8 @@ class _Run:
         world = self._world
         while probes:
             probe = probes[0]
-            if world.done(probe.ticket) or probe.peer.id not in self._voters(probe.chain):
+            is_out = probe.peer.id not in self._voters(probe.chain) or world.is_cut(probe.peer.id)
+            if world.done(probe.ticket) or is_out:
                 probes.pop(0)
                 continue
             if not probe.ticket or (
@@ -267,6 +288,8 @@ class _Run:
         """See that nobody keeps a vote of whom there is proof that it lies."""
         world = self._world
         for chain in world.chains:
+            if not world.run_until(partial(self._rid_of_revoked, chain), ANSWER_LIMIT_MS):
+                raise Violation("trust", f"who is revoked keeps a vote {ANSWER_LIMIT_MS} ms after healing")
             if not world.run_until(partial(self._innocent, chain), ANSWER_LIMIT_MS):
                 raise Violation("liveness", f"a liar keeps its vote {ANSWER_LIMIT_MS} ms after healing")
             heights = world.judge.oracles[chain].height - healing.places[chain][0]
@@ -274,10 +297,14 @@ class _Run:
             if world.caught and heights > limit:
                 raise Violation("liveness", f"liars had their votes for {heights} heights after healing")
 
+    def _rid_of_revoked(self, chain: ChainId) -> bool:
+        """Say whether nobody has a vote who is revoked."""
+        return not any(self._world.is_cut(peer) for peer in self._voters(chain))
+
     def _innocent(self, chain: ChainId) -> bool:
         """Say whether nobody has a vote of whom an honest member, in its present life, has the proof."""
         world, voters = self._world, self._voters(chain)
-        people = {peer.id: peer for peer in world.honest if peer.id in voters}
+        people = {peer.id: peer for peer in world.honest if peer.id in voters and not world.is_cut(peer.id)}
         return not any(
             where == chain
             and liar in voters
@@ -292,6 +319,8 @@ class _Run:
         world.judge.at_rest(peer.id, peer.store, chains)
         for chain in chains:
             known = peer.node.chains[chain]
+            if chain == world.chains[0]:
+                world.judge.trust.at_rest(peer.id, peer.node.trust)
             world.judge.stands_at(peer.id, chain, known.state.height, known.state.root)
             for height, index in world.judge.provable(peer.id, chain):
                 kept = peer.store.kept(chain, height, index)

@@ -240,10 +240,14 @@ class World:
 
     def unlink(self, first: SimPeer, second: SimPeer) -> None:
         """End the link between two peers; both notice, and neither dials again by itself."""
-        self._links.pop((first.id, second.id), None)
-        self._links.pop((second.id, first.id), None)
+        self.drop_link(first.id, second.id)
         self.step(first, PeerDown(second.id))
         self.step(second, PeerDown(first.id))
+
+    def drop_link(self, first: PeerId, second: PeerId) -> bool:
+        """Let nothing pass between two peers any more; say whether they were linked. Nobody is told."""
+        self._links.pop((second, first), None)
+        return self._links.pop((first, second), None) is not None
 
     @property
     def trace(self) -> str:

@@ -12,6 +12,7 @@ from canaries import CANARIES, switched_on
 from consensus_cluster import CHAIN, NETWORK, PEERS, SIGNERS, Cluster, at, make_block
 from ledger_canaries import LEDGER_CANARIES
 from msgspec.structs import replace
+from trust_canaries import TRUST_CANARIES
 
 from edgepool.core import replay
 from edgepool.core.consensus import lottery
@@ -30,7 +31,7 @@ from edgepool.sim.plan import Plan
 from edgepool.sim.run import run_plan
 
 Switch = Callable[[ExitStack], None]
-ALL = {**CANARIES, **LEDGER_CANARIES}
+ALL = {**CANARIES, **LEDGER_CANARIES, **TRUST_CANARIES}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -53,6 +54,8 @@ def test_random_schedules_find_the_canary(name: str) -> None:
         "change under an old number",
         "other chains convict",
         "snapshot without its root",
+        "trust forgotten at restart",
+        "who has left still counts",
     ],
 )
 def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:

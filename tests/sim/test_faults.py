@@ -61,6 +61,9 @@ def test_members_change_and_history_goes_in_these_runs() -> None:
         "excluded",
         "pruned",
         "replaced",
+        "revoked",
+        "roots admitted",
+        "roots retired",
         "snapshots adopted",
         "snapshots taken",
     }
@@ -86,6 +89,27 @@ def test_a_plan_cannot_ask_for_more_than_the_protocol_bears(kind: str) -> None:
     assert run_plan(plan).faults == {"byzantine": 1}
     without = run_plan(replace(plan, faults=(change,)))
     assert (without.faults, without.happened["excluded"], without.violations) == ({kind: 1}, 1, [])
+
+
+def test_a_revoked_member_is_cut_off_has_no_vote_and_its_word_stays_good() -> None:
+    """Its coordinator, or itself, asks for it; the pool of four goes on with three."""
+    for own in (0, 1):
+        revoke = Fault(500, "revoke", {"peer": 1, "by": 4, "own": own})
+        root = {"root": 2, "by": 4}
+        roots = (Fault(400, "admit-root", root), Fault(900, "retire-root", {**root, "from_ms": 5}))
+        faults = (roots[0], revoke, roots[1], Fault(1_500, "heal", {}))
+        plan = Plan(seed=7, heights=30, members=4, observed=True, chains=2, faults=faults)
+        result = run_plan(check_plan(plan))
+        assert result.violations == []
+        happened = {what: result.happened[what] for what in ("revoked", "roots admitted", "roots retired")}
+        assert happened == {"revoked": 1, "roots admitted": 1, "roots retired": 1}
+        assert result.happened["excluded"] == 2, "from the main chain and from the sub-chain"
+
+
+def test_nobody_is_revoked_whose_pool_could_not_go_on_without_it() -> None:
+    revoke = Fault(100, "revoke", {"peer": 1, "by": 3, "own": 0})
+    plan = Plan(seed=7, heights=10, members=3, observed=True, chains=1, faults=(revoke,))
+    assert run_plan(plan).faults == {}
 
 
 def test_who_turns_bad_later_is_excluded_too() -> None:
