@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from pathlib import Path
 
 from edgepool.config import PeerSettings, check_settings, load_peer_settings
@@ -339,6 +339,10 @@ class Peer(FetchingPeer):
     def holding(self, root: bytes, size_bytes: int, held: bool = True) -> None:
         """Tell the node that data is held from now on, or is no longer."""
         self._loop.post(Holding(root, size_bytes, held))
+
+    def forget(self, peers: Container[PeerId]) -> None:
+        """Take nothing more of what has come from `peers` and waits."""
+        self._loop.forget(peers)
 
     def tell(self, event: PeerEvent) -> None:
         """Give an event to all watchers."""

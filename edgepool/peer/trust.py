@@ -77,6 +77,7 @@ class Trusting:
     def follow(self) -> None:
         """Trust whom the main chains say by now; who is trusted no more is cut off in this call."""
         self._identity.trust.decide(self._peer.node.trust)
+        self._peer.forget(self._identity.trust.revoked)
 
     async def change(
         self, step: TrustStep, *, reason: str = "", chain: ChainId | None = None, timeout_ms: int = TIMEOUT_MS

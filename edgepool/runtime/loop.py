@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from edgepool.core.machine import (
@@ -154,6 +154,12 @@ class NodeLoop:
         self._events.append((event, size_bytes))
         self._queued_bytes += size_bytes
         self._ready.set()
+
+    def forget(self, peers: Container[PeerId]) -> None:
+        """Drop what waits and was received from `peers`: they are let in no more, and were not read yet."""
+        kept = [(event, size) for event, size in self._events if _sender(event) not in peers]
+        self._events = deque(kept)
+        self._queued_bytes = sum(size for _, size in kept)
 
     async def close(self) -> None:
         """Stop taking events; what is being written is finished first."""
@@ -309,6 +315,10 @@ class NodeLoop:
         self._cancel_timer = None
         self._timer_at_ms = None
         self.post(Woke())
+
+
+def _sender(event: Event) -> PeerId | None:
+    return event.peer if isinstance(event, Received) else None
 
 
 async def _check_signatures(records: Sequence[SignedRecord], work: asyncio.Future[None]) -> None:

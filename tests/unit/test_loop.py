@@ -310,3 +310,26 @@ async def test_waiting_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyP
     for _ in range(5):
         bench.loop.frame_received(bench.signer.peer, frame)
     assert bench.loop._counters["dropped_events"] == 3
+
+
+async def test_what_a_revoked_peer_has_sent_and_waits_for_the_disk_is_never_read() -> None:
+    bench = Bench()
+    read: list[PeerId] = []
+    step = bench.loop.node.step
+
+    def note(event: object, now: Instant) -> list[Effect]:
+        if isinstance(event, Received):
+            read.append(event.peer)
+            bench.arrived.set()
+        return step(event, now)  # type: ignore[arg-type]
+
+    bench.loop.node.step = note  # type: ignore[method-assign, assignment]
+    for peer in (PEERS[0], PEERS[1], PEERS[0]):
+        bench.loop.post(Received(peer, Records(CHAINS[0], ())), 100)
+    bench.loop.forget((PEERS[0],))
+    await bench.loop.start()
+    bench.loop.post(Received(PEERS[0], Records(CHAINS[0], ())), 100)
+    await bench.until(lambda: len(read) >= 2)
+    await bench.loop.close()
+    assert read == [PEERS[1], PEERS[0]], "what comes later is its door's business"
+    assert bench.loop._queued_bytes == 0
