@@ -113,7 +113,10 @@ class Certifier:
                     continue
                 except EdgepoolError as error:
                     if str(error) != self.problem:
-                        _log.warning("the certificate was not renewed: %s", error)
+                        # There is time: it becomes somebody's business when it is long overdue.
+                        late = self.status().is_overdue(self._clock.now().wall_ms)
+                        level = logging.WARNING if late else logging.INFO
+                        _log.log(level, "the certificate was not renewed: %s", error)
                     self.problem = str(error)
                 left_s = retry_s * random.uniform(0.5, 1.0)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)

@@ -244,27 +244,25 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, where: str) -> list[str]:
 async def test_it_goes_on_by_itself_after_a_power_cut_in_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    make_registrar(tmp_path)
-    folders = tmp_path / "before", tmp_path
-    async with registrar_in(tmp_path) as (_, registrar):
+    first, then = tmp_path / "first", tmp_path / "then"
+    make_registrar(first)
+    async with registrar_in(first) as (_, registrar):
         with monkeypatch.context() as patched:
             happened = cut_at(patched, where)
             await registrar.rotation.begin(0, WEEK_S, False)
             await until(lambda: happened)
-            # What stands on the disk now is what the next start finds; the rest of this run is lost.
-            await asyncio.to_thread(shutil.copytree, folders[1] / "cloud", folders[0])
-    shutil.rmtree(tmp_path / "cloud")
-    shutil.move(folders[0], tmp_path / "cloud")
+            # What stands on the disk now is what the next start finds; what this run does later is lost.
+            await asyncio.to_thread(shutil.copytree, first, then)
     if where == "half an authority is made":
-        (tmp_path / ".authority-2.new").mkdir()
-        (tmp_path / ".authority-2.new/authority.key").write_text("half")
-    async with registrar_in(tmp_path) as (cloud, registrar):
+        (then / ".authority-2.new").mkdir(exist_ok=True)
+        (then / ".authority-2.new/authority.key").write_text("half")
+    async with registrar_in(then) as (cloud, registrar):
         await until(lambda: stage(registrar) == "done")
         found = registrar.rotation.status()
-        assert (in_settings(tmp_path), issuer(cloud)) == ("../authority-2", found.next)
-        there = sorted(name for name in os.listdir(tmp_path) if "authority" in name)
+        assert (in_settings(then), issuer(cloud)) == ("../authority-2", found.next)
+        there = sorted(name for name in os.listdir(then) if "authority" in name)
         assert there == ["authority", "authority-2"]
-        mill_at = await join(registrar, tmp_path, "mill", "cell")
+        mill_at = await join(registrar, then, "mill", "cell")
         async with Peer.open(mill_at) as mill:
             await until(lambda: cloud.pools[0].chain in mill.chains)
 
