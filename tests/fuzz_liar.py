@@ -76,7 +76,7 @@ from edgepool.model.record import (
     join_terms,
     sign_record,
 )
-from edgepool.model.trust import TrustChange
+from edgepool.model.trust import MAX_ROOT_BYTES, TrustChange
 from edgepool.model.whereabouts import sign_whereabouts
 
 PURPOSES = ("", "production", "x" * 64)
@@ -247,7 +247,7 @@ class Liar(Governing):
                 CertificateRequest(self._peer(), signature),
                 CertificateAnswer(self._peer(), der, "x" * self._one((0, 1, 256))),
                 CertificateShown(der),
-                RootFollows(der, bytes(64)),
+                RootFollows(der[:MAX_ROOT_BYTES] or b"root", bytes(64)),
             )
         )
 
