@@ -19,15 +19,14 @@ from edgepool.errors import LocalError
 from edgepool.model.credential import NotProven
 from edgepool.model.ids import format_address, parse_address
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.cutting import cut
 from edgepool.transport.dial import OpenStream, open_direct
 from edgepool.transport.greeting import TLS_HANDSHAKE, TakePlain, first_byte, read_greeting
 from edgepool.transport.identity import Identity
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
-from edgepool.transport.link import Link
 from edgepool.transport.refusals import (
     BUSY,
     CHAIN,
-    CUT,
     HANDSHAKE,
     NO_CERTIFICATE,
     THROTTLED,
@@ -90,8 +89,7 @@ class Doorway(asyncio.BufferedProtocol):
     def _cut(self, taker: asyncio.BufferedProtocol, transport: asyncio.Transport, why: str) -> None:
         """End what was admitted: its ground is gone."""
         count(self._counters, lost(why))
-        if isinstance(taker, Link):
-            taker.end(CUT[why])
+        cut(taker, why)
         transport.abort()
 
     def _examine(self, transport: asyncio.Transport) -> asyncio.BufferedProtocol | None:

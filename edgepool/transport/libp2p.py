@@ -193,12 +193,15 @@ class Libp2pRoad:
         """Have the child treat a peer as a member, for as long as it is one."""
         peer = identity.peer
         self.process.prove(peer)
-        if peer not in self._proven:
-            self._proven[peer] = None
+        is_known = peer in self._proven
+        self._proven.pop(peer, None)
+        self._proven[peer] = None  # who has proved itself last stands last
+        if not is_known:
             trust = self._identity.trust
             trust.hold(identity, lambda _: self._distrust(peer), lambda: peer not in self._proven)
         while len(self._proven) > self._limits.links:
-            del self._proven[next(iter(self._proven))]
+            # Who is held no more must be a member no more for the child, or a revocation would not reach it.
+            self._distrust(next(iter(self._proven)))
 
     def _distrust(self, peer: PeerId) -> None:
         self._proven.pop(peer, None)

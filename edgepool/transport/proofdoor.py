@@ -22,10 +22,10 @@ from edgepool.model.credential import NotProven
 from edgepool.model.crypto import sha256
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
+from edgepool.transport.cutting import cut
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.identity import Identity
-from edgepool.transport.link import Link
-from edgepool.transport.refusals import BUSY, CUT, HANDSHAKE, Counters, count, lost, refused
+from edgepool.transport.refusals import BUSY, HANDSHAKE, Counters, count, lost, refused
 
 NONCE_BYTES = 32
 
@@ -190,8 +190,7 @@ class ProofDoor(asyncio.BufferedProtocol):
     def _cut(self, taker: asyncio.BufferedProtocol, why: str) -> None:
         """End what was admitted: its ground is gone."""
         count(self._counters, lost(why))
-        if isinstance(taker, Link):
-            taker.end(CUT[why])
+        cut(taker, why)
         if self._channel is not None:
             self._channel.abort()
 

@@ -95,6 +95,10 @@ class Session(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def cut(self, reason: str) -> None:
+        """End everything at once: the requester is trusted no more."""
+        self.fail(reason)
+
     # --- for asyncio --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -185,6 +185,10 @@ class HolderConnection(asyncio.BufferedProtocol):
         for transfer in list(self._open.values()):
             transfer.fail(error)
 
+    def cut(self, reason: str) -> None:
+        """End everything at once: the holder is trusted no more."""
+        self.fail(Unavailable(f"the transfer from {self.holder} was cut: {reason}"))
+
     def _opened(self, number: int, accept: TransferAccept, share: bytes, root: bytes) -> OpenTransfer:
         key = None
         if accept.share:

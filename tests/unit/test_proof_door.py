@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgepool.config import PeerSettings
+from edgepool.config import Limits, PeerSettings
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.channelproof import MAX_PROOF_BYTES, MembershipProof, make_proof
@@ -17,7 +18,38 @@ from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.identity import Identity, load_identity
+from edgepool.transport.libp2p import Libp2pRoad
 from edgepool.transport.proofdoor import ChannelHello, ProofDoor, channel_binding
+
+
+class Said:
+    """Stands for the child: what it is told."""
+
+    def __init__(self) -> None:
+        self.members: list[PeerId] = []
+
+    def prove(self, peer: PeerId) -> None:
+        self.members.append(peer)
+
+    def disconnect(self, peer: PeerId) -> None:
+        self.members = [one for one in self.members if one != peer]
+
+
+def test_whom_the_road_holds_no_more_is_no_member_for_its_child_either(tmp_path: Path) -> None:
+    """Else a revocation would not reach somebody who has proved itself long ago."""
+    identity = member(tmp_path, "a")
+    road: Libp2pRoad = object.__new__(Libp2pRoad)
+    child = Said()
+    road.process = child  # type: ignore[assignment]
+    road._identity, road._limits, road._proven = identity, Limits(links=2), {}
+    peers = [replace(identity.certificate, peer=PeerId(name)) for name in ("p0", "p1", "p2")]
+    for one in (peers[0], peers[1], peers[0], peers[2]):
+        road._prove(one)
+    assert list(road._proven) == ["p0", "p2"], "who has proved itself last stays"
+    assert set(child.members) == {"p0", "p2"}
+    identity.trust.decide(UnitedTrust(revoked={PeerId("p0"): None, PeerId("p1"): None}))
+    assert set(child.members) == {"p2"}
+
 
 PROTOCOL = "/edgepool/link/1"
 

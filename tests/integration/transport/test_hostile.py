@@ -45,9 +45,13 @@ async def test_a_revoked_member_is_cut_and_does_not_come_back(wire: Road) -> Non
         b.transport.want(a.member)
         c.transport.want(a.member)
         await until(lambda: a.linked_to(b, c) and b.linked_to(a), PATIENCE_S)
+        assert b.transport.send(a.peer, b"already under way")
         a.identity.trust.decide(UnitedTrust(revoked={b.peer: None}))
+        # In this very call: nothing goes to it any more, and nothing that it has sent is read.
+        assert not a.transport.send(b.peer, b"a secret")
         await until(lambda: not a.linked_to(b) and a.counters.get("refused_revoked"), PATIENCE_S)
         assert a.counters["lost_revoked"] == 1
+        assert (a.seen.frames, b.seen.frames) == ([], [])
         assert a.seen.events.count(("up", b.peer)) == 1
         assert a.transport.send(c.peer, b"who is still one")
         await until(lambda: c.seen.frames, PATIENCE_S)
