@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepool.cli.console import columns, moment, out, print_json, run_async, say, tell_outcome
+from edgepool.cli.console import (
+    columns,
+    err,
+    moment,
+    out,
+    print_json,
+    printable,
+    run_async,
+    say,
+    tell_outcome,
+)
 from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
@@ -91,6 +101,7 @@ def revoke(
 
     As soon as that is decided, all members end its links and transfers, and exclude it from their pools. Its
     key cannot come back; the machine can, with a new one. What it has written stays valid.
+    A pool of fewer than four cannot decide it without the peer itself: the command says so, and what to do.
 
     Example: edgepool member revoke plant/cloud mill-2 --reason "stolen"
     """
@@ -152,6 +163,9 @@ def _propose(folder: Path, call: tuple[str, str, int, str], wait: bool, timeout_
 
         async with ApiClient.of(folder) as client:
             until = time.monotonic() + timeout_s
+            hindrance = await client.hindrance(what) if step == "revoke" else ""
+            if hindrance:
+                err.print(Text(printable(hindrance), style="yellow"), soft_wrap=True)
             done = await client.change_trust(step, what, from_ms=from_ms, reason=reason)
             return await _decided(client, step, done, until if wait else 0.0)
 

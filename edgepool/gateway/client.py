@@ -145,6 +145,11 @@ class ApiClient:
         body = {"step": step, "what": what, "from_ms": from_ms, "reason": reason, "pool": pool}
         return _as(dict[str, Any], await self._post("/v1/trust", body, timeout_s=2 * ANSWER_TIMEOUT_S))
 
+    async def hindrance(self, who: str) -> str:
+        """Return why the revocation of a peer (name or id) cannot be decided as things stand, or ''."""
+        answer = await self._get(f"/v1/trust/hindrance/{quote(who, safe='')}")
+        return _as(dict[str, str], answer)["hindrance"]
+
     async def approve_trust(self, change: str = "") -> dict[str, Any]:
         """Have the peer approve an open change of trust by the beginning of its id ('': the only one)."""
         body = {"change": change}

@@ -55,6 +55,7 @@ class TrustRoutes:
             web.get("/v1/trust", self._show),
             web.post("/v1/trust", self._change),
             web.post("/v1/trust/approve", self._approve),
+            web.get("/v1/trust/hindrance/{who}", self._hindrance),
         ]
 
     async def _show(self, _: web.Request) -> web.StreamResponse:
@@ -79,6 +80,10 @@ class TrustRoutes:
         body: ApproveTrustBody = await self._read(request, ApproveTrustBody)
         ref = await self._peer.trusting.approve(body.change)
         return self._answer({"chain": ref.chain, "height": ref.height, "index": ref.index})
+
+    async def _hindrance(self, request: web.Request) -> web.StreamResponse:
+        peer = self._peer.trusting.meant(request.match_info["who"][:128])
+        return self._answer({"hindrance": self._peer.trusting.hindrance(peer)})
 
     def _step(self, body: TrustBody) -> TrustStep:
         match body.step:

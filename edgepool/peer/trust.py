@@ -114,6 +114,31 @@ class Trusting:
         assert isinstance(ref, RecordRef)
         return ref
 
+    def hindrance(self, who: PeerId) -> str:
+        """Say why the revocation of `who` cannot be decided as things stand, and what to do, or return ''.
+
+        A pool needs more than two thirds of its members, and `who` has no part in its own revocation: in a
+        pool of fewer than four that leaves too few.
+        """
+        linked = [self._peer.id, *(one.peer for one in self._peer.connected())]
+        for chain in self._spoken():
+            members, pool = chain.state.members, chain.genesis.invitation.name
+            others = [member for member in members if member != who]
+            if len(others) < quorum(len(members)) and who in members:
+                name = self._names().get(who, who)
+                return (
+                    f"pool {pool} has {len(members)} members and needs all of them, {name} too, to decide "
+                    f"that {name} is revoked: admit witnesses first, until it has four ('edgepool init "
+                    "--role witness'); if that cannot be decided either, form a new pool without it"
+                )
+            away = [self._names().get(one, one) for one in others if one not in linked]
+            if len(others) - len(away) < quorum(len(members)):
+                return (
+                    f"pool {pool} needs {quorum(len(members))} of {len(members)} members to decide that, and "
+                    f"{', '.join(away)} cannot be reached: start them, or mend the network to them"
+                )
+        return ""
+
     def standing(self, step: TrustStep) -> list[StepStanding]:
         """Return how far each main chain is with `step` on which this peer has a word; LocalError if none.
 

@@ -289,4 +289,6 @@ def test_the_command_shows_who_has_renewed_and_a_killed_registrar_goes_on(tmp_pa
         assert "renewed: mill" in shown
         assert "the old root goes" in shown
         assert "is no time" in edgepool("org", "rotate", cloud, "--overlap", "soon", code=2)
+        hanging = edgepool("member", "revoke", cloud, "mill", "--timeout", "1", code=1)
+        assert "pool cell has 2 members and needs all of them, mill too" in hanging
         assert "this peer invites nobody" in edgepool("org", "rotate", tmp_path / "mill", code=2)

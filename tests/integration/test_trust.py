@@ -12,12 +12,13 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
-from peer_cell import NETWORK, open_cell
+from peer_cell import NETWORK, Cell, open_cell
 
 from edgepool import DataKey, Peer
 from edgepool.config import KnownPeer, PeerSettings
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import ChainId, PeerId, parse_address
+from edgepool.model.pool import Member
 from edgepool.model.record import DataDemand
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer
 from edgepool.peer.verify import verify_chain
@@ -147,6 +148,36 @@ async def test_a_member_is_revoked_while_it_votes_and_transfers(tmp_path: Path) 
         # What it has written before stays, and stays verifiable.
         assert [entry.holder for entry in state.offers(KEY)] == [liar.id]
     assert verify_chain(tmp_path / "m0", cell.chain).problem == ""
+
+
+async def test_a_revocation_that_cannot_be_decided_is_said_to_be_one(tmp_path: Path) -> None:
+    async with open_cell(tmp_path, 2) as cell:
+        thief, other = cell.machines
+        assert "needs all of them, m0 too" in cell.cloud.trusting.hindrance(thief.id)
+        assert cell.cloud.trusting.hindrance(PeerId("a client")) == ""
+        await cell.cloud.change_members(cell.chain, admit=await fourth(cell))
+        await until(lambda: len(cell.cloud.chain_state(cell.chain).next_roster) == 4)
+        for number in range(2):  # it has a vote from the second block on
+            await other.submit(DataDemand(KEY, number, "", ""), chain=cell.chain)
+        await until(lambda: cell.cloud.trusting.hindrance(thief.id) == "")
+        await cell.cloud.trusting.change(RevokePeer(thief.id))
+        await until(lambda: other.trust().revoked)
+
+
+async def fourth(cell: Cell) -> Member:
+    witness = await cell.join("witness-1", role="witness")
+    await until(lambda: cell.cloud.member(witness.id))
+    member = cell.cloud.member(witness.id)
+    assert member is not None
+    return member
+
+
+async def test_a_member_that_is_away_is_named_before_a_revocation_hangs(tmp_path: Path) -> None:
+    async with open_cell(tmp_path, 3) as cell:
+        thief, away, _ = cell.machines
+        assert cell.cloud.trusting.hindrance(thief.id) == ""
+        await away.__aexit__()
+        await until(lambda: "m1 cannot be reached" in cell.cloud.trusting.hindrance(thief.id))
 
 
 async def test_trust_survives_a_restart(tmp_path: Path) -> None:
