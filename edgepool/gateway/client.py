@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -22,18 +22,15 @@ import msgspec
 from edgepool.config import CONFIG_FILE, BudgetSettings
 from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
+from edgepool.gateway.answers import answer_as, foreign
 from edgepool.gateway.registrar import InvitationView, NewInvitation
-from edgepool.gateway.rotationplan import RotationStatus
+from edgepool.gateway.trustclient import ANSWER_TIMEOUT_S, TrustCalls
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
-from edgepool.peer.trustview import TrustStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
-ANSWER_TIMEOUT_S = 30
-
-_T = TypeVar("_T")
 
 _ERRORS: dict[str, type[EdgepoolError]] = {
     "refused": Refused,
@@ -45,7 +42,7 @@ _ERRORS: dict[str, type[EdgepoolError]] = {
 }
 
 
-class ApiClient:
+class ApiClient(TrustCalls):
     """A caller of the API at `url` with `token`; use it as an async context manager."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -78,20 +75,20 @@ class ApiClient:
 
     async def status(self) -> PeerStatus:
         """Return the peer's status."""
-        return _as(PeerStatus, await self._get("/v1/status"))
+        return answer_as(PeerStatus, await self._get("/v1/status"))
 
     async def chains(self) -> list[ChainStatus]:
         """Return the chains that the peer keeps."""
-        return _as(list[ChainStatus], await self._get("/v1/chains"))
+        return answer_as(list[ChainStatus], await self._get("/v1/chains"))
 
     async def block(self, chain: str, height: int) -> dict[str, Any]:
         """Return a block (views.block_view) of the chain with this id or name."""
         path = f"/v1/chains/{quote(chain, safe='')}/blocks/{height}"
-        return _as(dict[str, Any], await self._get(path))
+        return answer_as(dict[str, Any], await self._get(path))
 
     async def members(self, chain: str) -> PoolMembers:
         """Return who is in the pool of a chain (its id or name), and what is to change."""
-        return _as(PoolMembers, await self._get(f"/v1/chains/{quote(chain, safe='')}/members"))
+        return answer_as(PoolMembers, await self._get(f"/v1/chains/{quote(chain, safe='')}/members"))
 
     async def change_members(
         self,
@@ -116,71 +113,34 @@ class ApiClient:
         }
         path = f"/v1/chains/{quote(chain, safe='')}/members"
         answer = await self._post(path, body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
-        return _as(dict[str, Any], answer)
+        return answer_as(dict[str, Any], answer)
 
     async def approve_change(self, chain: str, proposer: str = "") -> dict[str, Any]:
         """Have the peer approve what `proposer` has open ('': the only change); return views.change_view."""
         path = f"/v1/chains/{quote(chain, safe='')}/members/approve"
         answer = await self._post(path, {"proposer": proposer}, timeout_s=2 * ANSWER_TIMEOUT_S)
-        return _as(dict[str, Any], answer)
+        return answer_as(dict[str, Any], answer)
 
     async def invite(
         self, *, name: str, role: str = "machine", machine_type: str = "", pool: str = "", valid_ms: int
     ) -> NewInvitation:
         """Have a registrar invite a gateway; the answer holds the code, which is shown this once."""
         body = {"name": name, "role": role, "machine_type": machine_type, "pool": pool, "valid_ms": valid_ms}
-        return _as(NewInvitation, await self._post("/v1/invitations", body, timeout_s=ANSWER_TIMEOUT_S))
-
-    async def trust(self) -> TrustStatus:
-        """Return whom the peer trusts, and what is open about that."""
-        return _as(TrustStatus, await self._get("/v1/trust"))
-
-    async def change_trust(
-        self, step: str, what: str, *, from_ms: int = 0, reason: str = "", pool: str = ""
-    ) -> dict[str, Any]:
-        """Have the peer propose 'admit' (a root in PEM), 'retire' (a root) or 'revoke' (a peer).
-
-        Returns `subject` (what it is about), and where the peer's word stands.
-        """
-        body = {"step": step, "what": what, "from_ms": from_ms, "reason": reason, "pool": pool}
-        return _as(dict[str, Any], await self._post("/v1/trust", body, timeout_s=2 * ANSWER_TIMEOUT_S))
-
-    async def hindrance(self, who: str) -> str:
-        """Return why the revocation of a peer (name or id) cannot be decided as things stand, or ''."""
-        answer = await self._get(f"/v1/trust/hindrance/{quote(who, safe='')}")
-        return _as(dict[str, str], answer)["hindrance"]
-
-    async def approve_trust(self, change: str = "") -> dict[str, Any]:
-        """Have the peer approve an open change of trust by the beginning of its id ('': the only one)."""
-        body = {"change": change}
-        return _as(
-            dict[str, Any], await self._post("/v1/trust/approve", body, timeout_s=2 * ANSWER_TIMEOUT_S)
-        )
-
-    async def rotate(self, overlap_s: int | None, leave_behind: bool) -> RotationStatus:
-        """Have a registrar rotate its organisation's root, or go on with it; see Rotation.begin."""
-        body = {"overlap_s": overlap_s, "leave_behind": leave_behind}
-        return _as(
-            RotationStatus, await self._post("/v1/trust/rotation", body, timeout_s=2 * ANSWER_TIMEOUT_S)
-        )
-
-    async def rotation(self) -> RotationStatus:
-        """Return how far a registrar is with the rotation of its organisation's root."""
-        return _as(RotationStatus, await self._get("/v1/trust/rotation"))
+        return answer_as(NewInvitation, await self._post("/v1/invitations", body, timeout_s=ANSWER_TIMEOUT_S))
 
     async def invitations(self) -> list[InvitationView]:
         """Return a registrar's invitations, the oldest first."""
-        return _as(list[InvitationView], await self._get("/v1/invitations"))
+        return answer_as(list[InvitationView], await self._get("/v1/invitations"))
 
     async def revoke(self, invitation: str) -> InvitationView:
         """Have a registrar revoke the invitation with this id."""
         path = f"/v1/invitations/{quote(invitation, safe='')}/revoke"
-        return _as(InvitationView, await self._post(path, {}, timeout_s=ANSWER_TIMEOUT_S))
+        return answer_as(InvitationView, await self._post(path, {}, timeout_s=ANSWER_TIMEOUT_S))
 
     async def publish(self, key: str, path: Path, *, version: int = 0, chain: str = "") -> dict[str, Any]:
         """Have the peer publish the file at `path`; return views.published_view."""
         body = {"key": key, "path": _absolute(path), "version": version, "chain": chain}
-        return _as(dict[str, Any], await self._post("/v1/publish", body, timeout_s=3600))
+        return answer_as(dict[str, Any], await self._post("/v1/publish", body, timeout_s=3600))
 
     async def request(
         self, key: str, *, version: int = 0, timeout_ms: int = 5_000, purpose: str = ""
@@ -188,37 +148,39 @@ class ApiClient:
         """Return who has `key`, best first, as views.offer_view."""
         body = {"key": key, "version": version, "timeout_ms": timeout_ms, "purpose": purpose}
         answer = await self._post("/v1/request", body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
-        return _as(list[dict[str, Any]], answer)
+        return answer_as(list[dict[str, Any]], answer)
 
     async def policies(self, key: str = "") -> list[PolicyView]:
         """Return the policies on the peer's chains, or those that are for `key`."""
         path = f"/v1/policies?key={quote(key, safe='')}" if key else "/v1/policies"
-        return _as(list[PolicyView], await self._get(path))
+        return answer_as(list[PolicyView], await self._get(path))
 
     async def set_policy(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Have the peer set a policy (rightsroutes.PolicyBody); return where it stands."""
         answer = await self._post("/v1/policies", body, timeout_s=4 * ANSWER_TIMEOUT_S)
-        return _as(list[dict[str, Any]], answer)
+        return answer_as(list[dict[str, Any]], answer)
 
     async def stored(self) -> list[StoredData]:
         """Return the data that the peer keeps, what was used last first."""
-        return _as(list[StoredData], await self._get("/v1/data"))
+        return answer_as(list[StoredData], await self._get("/v1/data"))
 
     async def pin(self, what: str, pinned: bool) -> list[StoredData]:
         """Have the peer pin data (a key or the beginning of a root), or unpin it; return it."""
         body = {"what": what, "pinned": pinned}
-        return _as(list[StoredData], await self._post("/v1/data/pin", body, timeout_s=ANSWER_TIMEOUT_S))
+        return answer_as(list[StoredData], await self._post("/v1/data/pin", body, timeout_s=ANSWER_TIMEOUT_S))
 
     async def evict(self, what: str = "", free_bytes: int = 0) -> list[StoredData]:
         """Have the peer drop data, or free so many bytes; return what went."""
         body = {"what": what, "free_bytes": free_bytes}
-        return _as(list[StoredData], await self._post("/v1/data/evict", body, timeout_s=ANSWER_TIMEOUT_S))
+        return answer_as(
+            list[StoredData], await self._post("/v1/data/evict", body, timeout_s=ANSWER_TIMEOUT_S)
+        )
 
     async def publish_live(self, key: str, lines: AsyncIterable[bytes], *, chain: str = "") -> int:
         """Have the peer publish lines (each with its end) as samples of a live stream; return how many."""
         path = f"/v1/live?key={quote(key, safe='')}&chain={quote(chain, safe='')}"
         async with self._call("POST", path, lines, timeout_s=None) as response:
-            return _as(dict[str, int], _decoded(await response.read()))["put"]
+            return answer_as(dict[str, int], _decoded(await response.read()))["put"]
 
     async def follow(
         self, key: str, *, cursor: str = "", oldest: bool = False
@@ -228,23 +190,23 @@ class ApiClient:
         path = f"/v1/live?key={quote(key, safe='')}{begin}"
         async with self._call("GET", path, None, timeout_s=None) as response:
             async for raw in response.content:
-                line = _as(dict[str, Any], _decoded(raw))
+                line = answer_as(dict[str, Any], _decoded(raw))
                 if "error" in line:
                     raise _error_of(line)
                 yield line
 
     async def budget(self) -> BudgetStatus:
         """Return the budget for bulk data that is in force."""
-        return _as(BudgetStatus, await self._get("/v1/budget"))
+        return answer_as(BudgetStatus, await self._get("/v1/budget"))
 
     async def set_budget(self, budget: BudgetSettings | None) -> BudgetStatus:
         """Have the peer take another budget, at once and durably; None is that of its settings file."""
         body = {"budget": msgspec.to_builtins(budget)}
-        return _as(BudgetStatus, await self._post("/v1/budget", body, timeout_s=ANSWER_TIMEOUT_S))
+        return answer_as(BudgetStatus, await self._post("/v1/budget", body, timeout_s=ANSWER_TIMEOUT_S))
 
     async def scrub(self, what: str = "") -> ScrubReport:
         """Have the peer read its data again, all of it or some, and return what it found."""
-        return _as(ScrubReport, await self._post("/v1/data/scrub", {"what": what}, timeout_s=24 * 3600))
+        return answer_as(ScrubReport, await self._post("/v1/data/scrub", {"what": what}, timeout_s=24 * 3600))
 
     async def fetch(
         self,
@@ -301,7 +263,7 @@ class ApiClient:
         """Return the last line of an answer of many, telling `progress` of the others."""
         async with self._call("POST", path, body, timeout_s=None) as response:
             async for raw in response.content:
-                line = _as(dict[str, Any], _decoded(raw))
+                line = answer_as(dict[str, Any], _decoded(raw))
                 if "error" in line:
                     raise _error_of(line)
                 if "done_bytes" not in line:
@@ -383,21 +345,7 @@ def _decoded(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _foreign() from None
-
-
-def _as(kind: type[_T], value: Any) -> _T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        raise _foreign() from None
-
-
-def _foreign() -> Unavailable:
-    return Unavailable(
-        f"what answers at the address in {ENDPOINT_FILE} is no peer of this version: "
-        "restart the peer, which writes that file anew"
-    )
+        raise foreign() from None
 
 
 def _absolute(path: Path) -> str:
