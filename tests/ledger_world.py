@@ -23,6 +23,7 @@ from edgepool.model.record import (
     confirmation_terms,
     join_terms,
     sign_record,
+    succession_terms,
 )
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import (
@@ -111,6 +112,18 @@ class World:
         tip = self.beacons[incoming.peer].tip
         terms = join_terms(NETWORK, self.genesis.chain, number, member, tip)
         return MembershipChange(number, left, member, tip, incoming.sign("join", terms), reason)
+
+    def succession(
+        self, old: Signer, new: Signer, number: int = 0, member: Member | None = None
+    ) -> MembershipChange:
+        """Return the change by which `old` goes on under the key `new`; unless `number` is given the next."""
+        number = number or self.state.change_number
+        same = next((one for one in self.state.next_roster if one.peer == old.peer), None)
+        member = member or Member(new.peer, same.name if same else "", same.machine_type if same else "", ())
+        tip = self.beacons[new.peer].tip
+        terms = succession_terms(NETWORK, self.genesis.chain, number, old.peer, member, tip)
+        by_new, by_old = (one.sign("succession", terms) for one in (new, old))
+        return MembershipChange(number, old.peer, member, tip, by_new, "", by_old)
 
     def decide(self, change: MembershipChange) -> Block:
         """Pack a block in which as many members as it takes say the same."""

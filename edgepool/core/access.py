@@ -52,7 +52,7 @@ class Access:
         for owner, chains in owners.items():
             refusals: dict[ChainId, str] = {}
             for chain in chains:
-                entry = self._chains[chain].state.policy(owner, key)
+                entry = self._policy(chain, owner, key)
                 reading = Reading(purpose, now_ms, pools, chain, self._default)
                 refusals[chain] = data_refusal(subject, _terms(entry), reading)
             if all(refusals.values()):
@@ -61,7 +61,7 @@ class Access:
         if not allowed:
             return None, UNOFFERED
         chosen = next((chain for chain in allowed if chain in pools), allowed[0])
-        if origin is not None and origin.owner not in owners:
+        if origin is not None and self.owner_of(origin) not in owners:
             reading = Reading(purpose, now_ms, pools, chosen, self._default)
             refused = data_refusal(subject, self._origin_terms(origin), reading)
             if refused:
@@ -75,17 +75,16 @@ class Access:
         """
         origin = self.origins.get(root)
         if origin is not None:
-            chain, key, owner = origin.chain, origin.key, origin.owner
+            chain, key, owner = origin.chain, origin.key, self.owner_of(origin)
         else:
             owner = self._owner(chain, key, root) or self._me
-        known = self._chains.get(chain)
-        entry = known.state.policy(owner, key) if known is not None else None
+        entry = self._policy(chain, owner, key) if chain in self._chains else None
         return (chain, entry) if entry is not None else None
 
     def hides(self, chain: ChainId, key: DataKey, root: bytes) -> bool:
         """Say whether an offer on `chain` is to be kept out of answers to others by its owner's policy."""
         owner = self._owner(chain, key, root)
-        terms = _terms(self._chains[chain].state.policy(owner, key)) if owner is not None else None
+        terms = _terms(self._policy(chain, owner, key)) if owner is not None else None
         return terms is not None and terms.hidden
 
     def _offers(self, key: DataKey, root: bytes) -> bool:
@@ -93,27 +92,51 @@ class Access:
 
         Else somebody could offer others' data under another key, for which there is no policy, and have it.
         """
-        chains = self._chains.values()
-        return any(chain.member and self._me in chain.state.holders(key, root) for chain in chains)
+        return any(
+            self._mine(chain) in chain.state.holders(key, root)
+            for chain in self._chains.values()
+            if self._votes(chain)
+        )
+
+    def _mine(self, chain: Chain) -> PeerId:
+        """Return the key that this peer has on a chain: its next one, where that has its place already."""
+        return chain.state.heir(self._me)
+
+    def _votes(self, chain: Chain) -> bool:
+        return self._mine(chain) in chain.state.members
+
+    def _policy(self, chain: ChainId, owner: PeerId, key: DataKey) -> PolicyEntry | None:
+        state = self._chains[chain].state
+        return state.policy(state.heir(owner), key)
 
     def _owners(self, key: DataKey, root: bytes) -> dict[PeerId, list[ChainId]]:
         """Return who owns data on chains where this peer is a member, with those chains."""
         owners: dict[PeerId, list[ChainId]] = {}
         for chain in self._chains:
-            owner = self._owner(chain, key, root) if self._chains[chain].member else None
+            owner = self._owner(chain, key, root) if self._votes(self._chains[chain]) else None
             if owner is not None:
                 owners.setdefault(owner, []).append(chain)
         return owners
 
     def _owner(self, chain: ChainId, key: DataKey, root: bytes) -> PeerId | None:
-        return next(iter(self._chains[chain].state.holders(key, root)), None)
+        known = self._chains[chain]
+        owner = next(iter(known.state.holders(key, root)), None)
+        return self._me if owner == self._mine(known) else owner
 
     def _origin_terms(self, origin: Origin) -> PolicyTerms | None:
         """Return the policy under which data came; the one that stands now, if this peer can see it."""
-        chain = self._chains.get(origin.chain)
+        chain, owner = self._chains.get(origin.chain), self.owner_of(origin)
         if chain is None:
             return origin.terms
-        return _terms(chain.state.policy(origin.owner, origin.key))
+        entry = chain.state.policy(owner, origin.key)
+        if entry is None and not chain.state.may_write(owner):
+            return origin.terms  # who has left takes nothing back, and its policies are forgotten
+        return _terms(entry)
+
+    def owner_of(self, origin: Origin) -> PeerId:
+        """Return whose the data is that came under a policy: the author's, under its present key."""
+        chain = self._chains.get(origin.chain)
+        return origin.owner if chain is None else chain.state.heir(origin.owner)
 
 
 def _belongs(peer: PeerId, chain: Chain) -> bool:

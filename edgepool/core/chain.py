@@ -100,7 +100,7 @@ class Chain:
         self.genesis = genesis
         self.id = genesis.chain
         self.state, self.handovers = load_state(genesis, source, height)
-        self._people = People(signer.peer, self.state, self.handovers)
+        self._people = People(signer.peer, self.state, self.handovers, lambda peer: who(peer) is not None)
         self._me = signer.peer
         self._watchers: dict[PeerId, None] = {}
         self._beacon = OwnBeacon(signer, genesis)
@@ -225,7 +225,8 @@ class Chain:
     def peer_down(self, peer: PeerId, now: Instant) -> list[Effect]:
         """The link to `peer` is gone."""
         self._watchers.pop(peer, None)
-        return self._take(self._fetcher.peer_down(peer, now.monotonic_ms), now)
+        fetching = self._take(self._fetcher.peer_down(peer, now.monotonic_ms), now)
+        return [*fetching, *self._people.link_lost(peer)]
 
     def wake(self, now: Instant) -> list[Effect]:
         """Do what is due."""

@@ -8,6 +8,7 @@ from edgepool.config import Default
 from edgepool.core.access import Access
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove, prove_kept
+from edgepool.core.ledger.succession import has_own
 from edgepool.core.machine import BlockSource
 from edgepool.core.rights import Subject
 from edgepool.model.ids import ChainId, PeerId
@@ -53,7 +54,9 @@ class ChainDirectory:
         if known is None:
             return ()
         proofs = []
-        for entry in known.state.offers(key, version)[:MAX_PROOFS]:
+        # What a holder's old key has signed leads to nobody: it says the same again under its new one.
+        own = [one for one in known.state.offers(key, version) if has_own(known.state, one)]
+        for entry in own[:MAX_PROOFS]:
             if not (outward and self.access.hides(chain, key, entry.offer.root)):
                 proofs.append(self._proof(known, entry.ref.height, entry.ref.index))
         return tuple(proof for proof in proofs if proof is not None)
@@ -93,6 +96,11 @@ class ChainDirectory:
             if found is not None:
                 return self.where_now(found)
         return None
+
+    def heir(self, peer: PeerId) -> PeerId:
+        """Return the key that `peer` has by now, as far as this peer's chains say: its own or a later one."""
+        heirs = (chain.state.heir(peer) for chain in self.chains.values())
+        return next((heir for heir in heirs if heir != peer), peer)
 
     def connected(self, peer: PeerId) -> bool:
         """Say whether a link to `peer` stands."""

@@ -18,6 +18,7 @@ from edgepool.core.machine import (
     Failed,
     Instant,
     Notify,
+    Succeed,
     TrustDecided,
 )
 from edgepool.core.membership import exclusion
@@ -25,7 +26,7 @@ from edgepool.core.pools.joining import Agreed, Joining, Output
 from edgepool.core.trusting import MainTrust
 from edgepool.model.ids import ChainId, PeerId
 
-Command = ChangeMembers | ApproveChange | ChangeTrust
+Command = ChangeMembers | ApproveChange | Succeed | ChangeTrust
 
 
 class Governing:
@@ -49,6 +50,8 @@ class Governing:
                 return self._change_members(ticket, chain, command, now)
             case ApproveChange(_, proposer):
                 return self._approve(ticket, chain, proposer, now)
+            case Succeed(_, change):
+                return chain.approve(ticket, change, now)
             case ChangeTrust(_, change):
                 return chain.trust(ticket, change, now)
 

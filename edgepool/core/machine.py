@@ -19,7 +19,7 @@ from edgepool.model.certifying import Certifying
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, OfferProof, Origin
 from edgepool.model.pool import Genesis, Invitation, Member
-from edgepool.model.record import SignedRecord, TransmissionConfirmation
+from edgepool.model.record import MembershipChange, SignedRecord, TransmissionConfirmation
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 
@@ -158,6 +158,17 @@ class ApproveChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Succeed:
+    """Put on a chain that a new key follows this peer's own there. Done(RecordRef) once that stands there.
+
+    It is decided, and in force, like any other change of the members.
+    """
+
+    chain: ChainId
+    change: MembershipChange
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeTrust:
     """Put this peer's word for a change of trust on a main chain. Done(RecordRef) once it stands there.
 
@@ -183,6 +194,7 @@ Command = (
     | FormPool
     | ChangeMembers
     | ApproveChange
+    | Succeed
     | ChangeTrust
     | Certify
 )
@@ -294,9 +306,10 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class WantLink:
-    """Keep a link to `member` from now on."""
+    """Keep a link to `member` from now on, and none any more to `instead_of`, its old key, if it has one."""
 
     member: Member
+    instead_of: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)

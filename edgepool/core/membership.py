@@ -1,10 +1,10 @@
 """What a member says of its own pool without being told: evidence, and which changes it approves [S3.6].
 
 Policy, not protocol. It approves the exclusion of whoever is convicted by evidence or revoked, what the one
-who leaves asks for itself, and, unless `approve` is 'manual', what the pool's coordinator proposes. It never
-approves that it be excluded itself, except where it asked for that. What it says under one number is stale
-once a change is decided, so all is worked out anew from the chain's state after each block; bodies are the
-same for all members, or they would not count together.
+who leaves asks for itself, a member's new key in the place of its old one, and, unless `approve` is 'manual',
+what the pool's coordinator proposes. It never approves that it be excluded itself, except where it asked for
+that. What it says under one number is stale once a change is decided, so all is worked out anew from the
+chain's state after each block; bodies are the same for all members, or they would not count together.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ class MembershipPolicy:
     ) -> bool:
         if change.outgoing == self._me:
             return False  # what it asked for itself is said already
+        if change.heir:  # both of its keys have signed
+            return change.outgoing not in guilty and change.heir not in guilty
         if change.incoming is not None and (
             change.incoming.peer in guilty or not self._is_as_named(change.incoming)
         ):
@@ -200,6 +202,7 @@ class Governance:
         bodies: list[MembershipChange | TrustChange | Equivocation] = [
             *self._evidence(state),
             *self._policy.changes(state, revoked),
+            *_leaving(self._signer.peer, state),
             *self._trust.changes(state, self.elsewhere),
         ]
         for body in bodies:
@@ -232,8 +235,10 @@ class Governance:
     def _evidence(self, state: ChainState) -> list[Equivocation]:
         """Return the evidence that neither stands nor waits; forget what is settled."""
         guilty, staying = state.convicted(), [member.peer for member in state.next_roster]
-        for member in [one for one in self._caught if one in guilty or one not in staying]:
-            del self._caught[member]
+        for caught in tuple(self._caught):
+            member = state.heir(caught)
+            if member in guilty or member not in staying:
+                del self._caught[caught]
         return [found for member, found in self._caught.items() if not self._intake.accuses(member)]
 
     def _sign(self, body: MembershipChange | TrustChange | Equivocation, now: Instant) -> SignedRecord:
@@ -241,3 +246,12 @@ class Governance:
         state = self._intake.state
         nonce = int.from_bytes(sha256(encode([state.height, body]))[:6], "big")
         return sign_record(self._signer, state.network, state.chain, body, now.wall_ms, nonce, state.height)
+
+
+def _leaving(me: PeerId, state: ChainState) -> list[MembershipChange]:
+    """Return what an old key says once more, in the one block on which it still votes: that it is succeeded.
+
+    So that there is such a block soon, on a chain that is idle else.
+    """
+    change = state.pending_change
+    return [change] if change is not None and change.heir and change.outgoing == me else []

@@ -47,6 +47,7 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
+    Succeed,
     WantLink,
     Woke,
 )
@@ -112,7 +113,7 @@ class Node:
         self._trusted: dict[PeerId, None] = {PeerId(peer): None for peer in settings.coordinators}
         if settings.role == "coordinator":
             self._trusted[signer.peer] = None
-        self._pools = PoolLifecycle(
+        self.pools = PoolLifecycle(
             signer=signer,
             network=settings.network,
             coordinators=self._trusted,
@@ -170,7 +171,7 @@ class Node:
                 self.directory.connected_peers.pop(peer, None)
                 self._joining.peer_down(peer)
                 self.rendezvous.peer_down(peer, now)
-                effects = self._merge(self._pools.peer_down(peer, now), now)
+                effects = self._merge(self.pools.peer_down(peer, now), now)
                 for chain in self.chains.values():
                     effects += self._merge(chain.peer_down(peer, now), now)
                 return effects + self._merge(self._resolver.peer_down(peer, now), now)
@@ -193,7 +194,7 @@ class Node:
     def wakeup_at(self) -> int | None:
         """Return the monotonic time in ms at which something is due, if anything is."""
         return earliest(
-            self._pools.deadline,
+            self.pools.deadline,
             self._resolver.deadline,
             self._joining.deadline,
             self._anchoring.deadline,
@@ -226,7 +227,7 @@ class Node:
             case Join() | JoinAnswer():
                 return self._merge(self._joining.receive(peer, message, now), now)
             case PoolInvite() | PoolAccept() | PoolDecline() | PoolFormed():
-                return self._merge(self._pools.receive(peer, message, now), now)
+                return self._merge(self.pools.receive(peer, message, now), now)
             case Query() if refused := refusal("search", self.directory.subject(peer)):
                 return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
@@ -252,7 +253,7 @@ class Node:
                 # It may have been away when the pool was formed.
                 effects.append(Send(peer, PoolFormed(chain.genesis)))
             effects += self._merge(chain.peer_up(peer, now), now)
-        effects += self._merge(self._pools.peer_up(peer, now), now)
+        effects += self._merge(self.pools.peer_up(peer, now), now)
         effects += self._merge(self._joining.peer_up(peer), now)
         return effects + self.rendezvous.tell(peer) + self._merge(self._resolver.peer_up(peer, now), now)
 
@@ -268,10 +269,10 @@ class Node:
             case ConfirmTransfer():
                 return self._merge(self._resolver.confirm(ticket, command, now), now)
             case FormPool(invitation):
-                return self._merge(self._pools.form(ticket, invitation, now), now)
+                return self._merge(self.pools.form(ticket, invitation, now), now)
             case Certify(peers, said):
                 return [Broadcast(peers, said)]
-            case ChangeMembers() | ApproveChange() | ChangeTrust():
+            case ChangeMembers() | ApproveChange() | Succeed() | ChangeTrust():
                 return self._merge(self._governing.submit(ticket, command, now), now)
             case _:
                 raise AssertionError(f"no route for {type(command).__name__}")
@@ -285,7 +286,7 @@ class Node:
     def _wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         self.rendezvous.wake(now)
-        for room in (self._pools, self._resolver, self._joining):
+        for room in (self.pools, self._resolver, self._joining):
             if room.deadline is not None and room.deadline <= now.monotonic_ms:
                 effects += self._merge(room.wake(now), now)
         for chain in list(self.chains.values()):
@@ -311,13 +312,11 @@ class Node:
                     effects += self._merge(self._governing.agreed(output, now), now)
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
-                case WantLink(member):
-                    effects += [
-                        WantLink(self.rendezvous.where_now(member)),
-                        *self.rendezvous.tell(member.peer),
-                    ]
+                case WantLink(member, instead_of):
+                    effects.append(WantLink(self.rendezvous.where_now(member), instead_of))
+                    effects += self.rendezvous.tell(member.peer)
                 case Notify(CameUnder(root, origin)):
-                    if origin.owner != self.peer:
+                    if self.directory.access.owner_of(origin) != self.peer:
                         self.directory.access.origins[root] = origin
                         effects.append(output)
                 case Notify(BlockCommitted(chain, certified)):
@@ -352,7 +351,7 @@ class Node:
         chain = self.chains.get(genesis.chain)
         if chain is None:
             full = len(self.chains) >= self._settings.limits.chains
-            return "it is in as many pools as limits.chains allows" if full else ""
+            return self.pools.closed or ("it is in as many pools as limits.chains allows" if full else "")
         voting = any(member.peer == self.peer for member in chain.state.next_roster)
         return "it is a member already" if voting else ""
 

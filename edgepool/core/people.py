@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import Effect, WantLink
@@ -16,33 +16,68 @@ ALL_HEIGHTS = 2**53
 
 
 class People:
-    """The people of one chain as its state says, in the eyes of `me`; `known` has them by peer id."""
+    """The people of one chain as its state says, in the eyes of `me`; `known` has them by peer id.
 
-    def __init__(self, me: PeerId, state: ChainState, handovers: Sequence[Handover]) -> None:
+    `linked` says to whom there is a link.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        state: ChainState,
+        handovers: Sequence[Handover],
+        linked: Callable[[PeerId], bool] = lambda _: False,
+    ) -> None:
         self.known: dict[PeerId, Member] = {}
         self._me = me
+        self._linked = linked
         self._present: tuple[Member, ...] = ()
+        self._formers: dict[PeerId, PeerId] = {}
+        self._wanted: dict[PeerId, None] = {}
         self.meet(state, handovers)
 
     def meet(self, state: ChainState, handovers: Sequence[Handover]) -> list[Effect]:
         """Take in who has to do with the chain by now; ask for links to those who are new."""
-        before = self.known
         observers = state.genesis.invitation.observers
-        self._present = (*state.roster, *state.next_roster, *observers, *state.newcomers())
-        self.known = {member.peer: member for member in self._present}
+        everybody = (*state.roster, *state.next_roster, *observers, *state.newcomers())
+        self.known = {member.peer: member for member in everybody}
         if state.former:
             left = RosterHistory(state.genesis, tuple(handovers)).former()
             self.known = {one.member.peer: one.member for one in left} | self.known
-        return [effect for effect in self.links() if effect.member.peer not in before]
+        self._formers = {one.heir: one.former for one in state.successions}
+        # A new key that has no vote yet is nobody of its own.
+        to_come = [state.pending_change, *(change for change, _ in state.open_changes())]
+        heirs = [change.heir for change in to_come if change is not None and change.heir]
+        voting = state.members
+        self._present = tuple(one for one in everybody if one.peer in voting or one.peer not in heirs)
+        return list(self._new_links())
 
     def present(self, peer: PeerId) -> Member | None:
         """Return `peer` as it is named last if it is to be linked with: not who has left."""
         return next((member for member in reversed(self._present) if member.peer == peer), None)
 
     def links(self) -> list[WantLink]:
-        """Ask for links to all who are to come together; who has left comes by itself if it needs to."""
-        people = {member.peer: member for member in self._present}
-        return [WantLink(member) for peer, member in people.items() if peer != self._me]
+        """Ask for links to all who are to come together; who has left comes by itself if it needs to.
+
+        A member that has changed its key is where it was: it is not looked for under the new key while it is
+        linked under the old one, and then no more under that.
+        """
+        self._wanted = {}
+        return self._new_links()
+
+    def link_lost(self, peer: PeerId) -> list[WantLink]:
+        """Ask for a link to the new key of who was linked under its old one."""
+        return self._new_links() if peer in self._formers.values() else []
+
+    def _new_links(self) -> list[WantLink]:
+        effects = []
+        for peer, member in {member.peer: member for member in self._present}.items():
+            former = self._formers.get(peer, PeerId(""))
+            still_former = former == self._me or (bool(former) and self._linked(former))
+            if peer != self._me and peer not in self._wanted and not still_former:
+                self._wanted[peer] = None
+                effects.append(WantLink(member, former or None))
+        return effects
 
 
 def listeners(state: ChainState) -> dict[PeerId, int]:

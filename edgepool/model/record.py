@@ -40,6 +40,7 @@ from edgepool.model.vote import Certificate, Equivocation
 MAX_RECORD_BYTES = 4096
 MAX_PAYLOAD_BYTES = 2048
 MAX_SHARES = 16
+SUCCESSION_DOMAIN = "succession"
 
 
 class MachiningRequirement(Wire, tag="requirement", frozen=True):
@@ -181,6 +182,10 @@ class MembershipChange(Wire, tag="membership", frozen=True):
     two thirds of the roster have the same body on the chain, and in force two heights later.
     `incoming_signature` (domain 'join', see `join_terms`) is the newcomer's, with its first beacon tip;
     both are empty when nobody comes. `reason` is for people.
+
+    With a `succession` the newcomer is the outgoing member itself under a new key: it takes over all that the
+    old key had on the chain. Both keys sign the same terms (domain 'succession', see `succession_terms`), the
+    old one in `succession` and the new one in `incoming_signature`, in place of 'join'.
     """
 
     number: Annotated[int, Meta(ge=1, le=2**31)]
@@ -189,20 +194,39 @@ class MembershipChange(Wire, tag="membership", frozen=True):
     beacon_tip: MaybeHash
     incoming_signature: MaybeSignature
     reason: Text
+    succession: MaybeSignature = b""
+
+    @property
+    def heir(self) -> PeerId:
+        """The new key of the outgoing member; '' if this is no succession."""
+        return self.incoming.peer if self.succession and self.incoming is not None else PeerId("")
 
     def terms_problem(self, network: str, chain: ChainId) -> str:
-        """Say why this is no well-formed change of that chain, or return ''; costs one signature check."""
+        """Say why this is no well-formed change of that chain, or return ''; costs two signature checks."""
         if self.incoming is None:
             if not self.outgoing:
                 return "the change names nobody"
+            if self.succession:
+                return "somebody is to be succeeded by nobody"
             return "nobody comes, yet somebody signs" if self.beacon_tip or self.incoming_signature else ""
         if self.incoming.peer == self.outgoing:
             return "the same peer leaves and comes"
-        terms = join_terms(network, chain, self.number, self.incoming, self.beacon_tip)
-        if len(self.beacon_tip) != HASH_BYTES or not verify(
-            self.incoming.peer, "join", terms, self.incoming_signature
-        ):
+        newcomer, signature = self.incoming.peer, self.incoming_signature
+        if len(self.beacon_tip) != HASH_BYTES:
             return "the newcomer's signature does not hold"
+        if self.succession:
+            return self._succession_problem(network, chain, self.incoming)
+        terms = join_terms(network, chain, self.number, self.incoming, self.beacon_tip)
+        return "" if verify(newcomer, "join", terms, signature) else "the newcomer's signature does not hold"
+
+    def _succession_problem(self, network: str, chain: ChainId, incoming: Member) -> str:
+        if not self.outgoing:
+            return "nobody is succeeded"
+        terms = succession_terms(network, chain, self.number, self.outgoing, incoming, self.beacon_tip)
+        signed = ((self.outgoing, self.succession, "old"), (incoming.peer, self.incoming_signature, "new"))
+        for peer, signature, which in signed:
+            if not verify(peer, SUCCESSION_DOMAIN, terms, signature):
+                return f"the {which} key has not signed the succession"
         return ""
 
 
@@ -330,6 +354,13 @@ def join_terms(
 ) -> list[object]:
     """Return what a newcomer signs (domain 'join') before it can be admitted to a standing pool."""
     return [network, chain, number, incoming, beacon_tip]
+
+
+def succession_terms(
+    network: str, chain: ChainId, number: int, outgoing: PeerId, incoming: Member, beacon_tip: bytes
+) -> list[object]:
+    """Return what both keys of a member sign (domain 'succession') whose new key is to follow its old one."""
+    return [network, chain, number, outgoing, incoming, beacon_tip]
 
 
 def kind_of(body: Body) -> str:

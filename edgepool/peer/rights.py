@@ -107,8 +107,8 @@ class DataRights:
         """Return the chains on which this peer offers data that fits, or has a policy of that pattern."""
         found = []
         for chain_id, chain in self._peer.node.chains.items():
-            offers = chain.state.offered_by(self._peer.id)
-            if any(fits(pattern, offer.key) for offer in offers) or self._standing(chain_id, pattern):
+            offers = chain.state.offers_by(self._peer.id)
+            if any(fits(pattern, offer.key) for _, _, offer in offers) or self._standing(chain_id, pattern):
                 found.append(chain_id)
         return found
 

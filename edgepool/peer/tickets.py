@@ -21,6 +21,7 @@ from edgepool.core.machine import (
     FormPool,
     SubmitRecord,
     Submitted,
+    Succeed,
 )
 from edgepool.errors import EdgepoolError, Refused, Unavailable
 
@@ -90,7 +91,7 @@ def _missed(command: Command, in_time: str) -> str:
             return f"{holder.name} did not confirm the transfer {in_time}"
         case FormPool(invitation):
             return f"pool '{invitation.name}' was not formed {in_time}"
-        case ChangeMembers() | ApproveChange():
+        case ChangeMembers() | ApproveChange() | Succeed():
             return f"the change of the pool's members was not on its chain {in_time}"
         case Certify():
             return "nobody waits for that"

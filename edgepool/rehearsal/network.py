@@ -158,6 +158,10 @@ class RehearsedTransport:
         if self._handler is not None:
             self._dial_soon(member.peer)
 
+    def unwant(self, peer: PeerId) -> None:
+        """Dial `peer` no more; a link that stands stays until it is lost."""
+        self._wanted.pop(peer, None)
+
     def send(self, peer: PeerId, frame: bytes) -> bool:
         """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
         if self._handler is None:

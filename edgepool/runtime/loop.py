@@ -286,7 +286,9 @@ class NodeLoop:
                 frame = encode(message)
                 for peer in peers:
                     self._transport.send(peer, frame)
-            case WantLink(member):
+            case WantLink(member, instead_of):
+                if instead_of:
+                    self._transport.unwant(instead_of)
                 self._transport.want(member)
             case Notify(Misbehaved() as notice):
                 self._count("refused_misbehaviour")

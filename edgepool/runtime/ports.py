@@ -44,6 +44,10 @@ class Transport(Protocol):
         """Keep a link to `member`: dial it, and again with back-off when it is lost."""
         ...
 
+    def unwant(self, peer: PeerId) -> None:
+        """Dial `peer` no more; a link that stands stays until it is lost."""
+        ...
+
     def send(self, peer: PeerId, frame: bytes) -> bool:
         """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
         ...

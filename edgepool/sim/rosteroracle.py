@@ -43,12 +43,14 @@ class RosterOracle:
         self._voters: dict[int, tuple[PeerId, ...]] = {1: genesis.members}
         self._number = 1
         self._words: list[tuple[MembershipChange, PeerId]] = []
+        self._new_keys: dict[int, MembershipChange] = {}
+        """The changes by which members go on under new keys, by the first height of these."""
 
     def copy(self) -> RosterOracle:
         """Return another one that knows the same."""
         other: RosterOracle = object.__new__(RosterOracle)
         other.__dict__.update(self.__dict__)
-        for name in ("tips", "news", "convicted", "_rosters", "_voters", "_words"):
+        for name in ("tips", "news", "convicted", "_rosters", "_voters", "_words", "_new_keys"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -74,6 +76,8 @@ class RosterOracle:
         number = self._number
         for signed in records:
             body = signed.record.body
+            if isinstance(body, MembershipChange) and self._says_again(height, body, signed.record.author):
+                continue
             if isinstance(body, MembershipChange):
                 problem = self._change_problem(height, body, signed.record.author)
                 if problem or self._number != number:
@@ -87,9 +91,10 @@ class RosterOracle:
                 problem = self._evidence_problem(height, body)
                 if problem:
                     return problem
-                self.convicted.append(body.member)
+                self.convicted.append(self._person(body.member))
                 self.news.append(body)
         self._count(height)
+        self._change_keys(height)
         left = (*self.members(height + 1), *self.members(height + 2))
         self.convicted = [peer for peer in self.convicted if peer in left]
         return ""
@@ -113,9 +118,51 @@ class RosterOracle:
             return "" if change.outgoing else "a change of nothing"
         if coming.peer in newest:
             return "somebody is to come who is a member"
+        if change.succession:
+            return self._key_problem(change, coming)
         terms = [self._network, self._chain, change.number, coming, change.beacon_tip]
         agreed = _verify(coming.peer, "join", terms, change.incoming_signature)
         return "" if agreed else "somebody is to come who has not agreed"
+
+    def _key_problem(self, change: MembershipChange, coming: Member) -> str:
+        """Say why a member cannot go on under the key of `coming`, or return ''."""
+        member = next((one for one in self.roster(self._height + 1) if one.peer == change.outgoing), None)
+        if member is None or member.peer == self._coordinator or member.peer in self.convicted:
+            return "a new key for somebody who cannot have one"
+        if (member.name, member.machine_type, member.role) != (coming.name, coming.machine_type, coming.role):
+            return "a new key for somebody who is somebody else then"
+        if self.has_voted(coming.peer):
+            return "a new key that is an old one"
+        terms = [
+            self._network,
+            self._chain,
+            change.number,
+            change.outgoing,
+            coming,
+            change.beacon_tip,
+        ]
+        signed = ((change.outgoing, change.succession), (coming.peer, change.incoming_signature))
+        held = all(_verify(peer, "succession", terms, signature) for peer, signature in signed)
+        return "" if held else "a new key that one of the two has not signed"
+
+    def _says_again(self, height: int, change: MembershipChange, author: PeerId) -> bool:
+        """Say whether an old key tells on its last height that it goes."""
+        return author == change.outgoing and self._new_keys.get(height + 1) == change
+
+    def _change_keys(self, height: int) -> None:
+        """Let the words of an old key be those of the new one that votes from the next height on."""
+        change = self._new_keys.get(height + 1)
+        if change is not None and change.incoming is not None:
+            old, new = change.outgoing, change.incoming.peer
+            self._words = [(one, new if by == old else by) for one, by in self._words]
+            self.convicted = [new if peer == old else peer for peer in self.convicted]
+
+    def _person(self, peer: PeerId) -> PeerId:
+        """Return the present key of who once voted with the key `peer`."""
+        for first, change in self._new_keys.items():
+            if change.outgoing == peer and change.incoming is not None and first <= self._height:
+                peer = change.incoming.peer
+        return peer
 
     def _make_room(self, change: MembershipChange, author: PeerId) -> str:
         """Drop a change that `author` opened before, if this is one too many; say why there is none."""
@@ -130,11 +177,15 @@ class RosterOracle:
         return "" if lonely else "one change too many"
 
     def _evidence_problem(self, height: int, found: Equivocation) -> str:
-        if found.member not in self.members(height + 1):
+        person = self._person(found.member)
+        if person not in self.members(height + 1):
             return "evidence against somebody who is no member"
-        if found.member in self.convicted:
+        if person in self.convicted:
             return "evidence against somebody who is convicted"
-        if not self._admitted(found.member) <= found.height <= height:
+        last = min(
+            (one - 1 for one, c in self._new_keys.items() if c.outgoing == found.member), default=height
+        )
+        if not self._admitted(found.member) <= found.height <= min(height, last):
             return "evidence of a height that its member did not vote on"
         said = {(one.block_id, one.valid_round) for one in (found.first, found.second)}
         if len(said) < 2:
@@ -169,5 +220,7 @@ class RosterOracle:
         coming = [] if change.incoming is None else [change.incoming]
         self._rosters[first] = (*roster[:place], *coming, *roster[place + 1 :])
         self._voters[first] = tuple(member.peer for member in self._rosters[first])
+        if change.succession:
+            self._new_keys[first] = change
         for member in coming:
             self.tips[member.peer, first] = change.beacon_tip

@@ -92,6 +92,10 @@ class MemoryTransport:
         self.wanted[member.peer] = member
         self._network.link_if_wanted(self.identity.peer, member.peer)
 
+    def unwant(self, peer: PeerId) -> None:
+        """Look for `peer` no more; a link that stands stays until it is lost."""
+        self.wanted.pop(peer, None)
+
     def send(self, peer: PeerId, frame: bytes) -> bool:
         """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
         outbox = self.links.get(peer)

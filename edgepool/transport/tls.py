@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError
@@ -143,6 +144,11 @@ class TlsTransport:
         elif self._keepalive is not None:
             self._dial_from_now_on(member)
 
+    def unwant(self, peer: PeerId) -> None:
+        """Dial `peer` no more; a link that stands stays until it is lost."""
+        if self._wanted.pop(peer, None) is not None and peer in self._diallers:
+            self._diallers.pop(peer).task.cancel()
+
     def send(self, peer: PeerId, frame: bytes) -> bool:
         """Queue `frame`; False (and it is counted) if there is no link or its outbox is full."""
         link = self._up.get(peer)
@@ -197,13 +203,11 @@ class TlsTransport:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait_until_closed(self, timeout_s: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._open:
                     self._all_closed.clear()
                     await self._all_closed.wait()
-        except TimeoutError:
-            pass
 
     # --- who may come in ----------------------------------------------------------------------
 
@@ -265,9 +269,8 @@ class TlsTransport:
             return refusals.DUPLICATE
         if link is None:
             return refusals.BUSY if len(self._up) >= self._limits.links else ""
-        age_s = asyncio.get_running_loop().time() - link.up_at_s
-        crossing = mine_comes_first and link.dialled and age_s < _CROSSING_S
-        return refusals.DUPLICATE if crossing else ""
+        young = asyncio.get_running_loop().time() - link.up_at_s < _CROSSING_S
+        return refusals.DUPLICATE if mine_comes_first and link.dialled and young else ""
 
     def _is_paused(self, peer: PeerId) -> bool:
         return self._paused_until_s.get(peer, 0.0) > asyncio.get_running_loop().time()
@@ -284,9 +287,8 @@ class TlsTransport:
 
     async def _dial(self, member: Member, address: str) -> bool:
         """Try one address of `member`; True once the other side has taken the link."""
-        if member.peer in self._identity.trust.revoked:
-            return False
-        if self._is_paused(member.peer) or len(self._up) >= self._limits.links + (member.peer in self._up):
+        full = len(self._up) >= self._limits.links + (member.peer in self._up)
+        if full or self._is_paused(member.peer) or member.peer in self._identity.trust.revoked:
             return False
         try:
             found = split_address(address)
@@ -314,8 +316,7 @@ class TlsTransport:
             doorway = self.libp2p.door(judge)
         elif over_libp2p or self._settings.transport == "libp2p":
             return False  # no road of ours
-        timeout_ms = self._limits.handshake_timeout_ms
-        welcomed = False
+        timeout_ms, welcomed = self._limits.handshake_timeout_ms, False
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 if self.libp2p is not None and isinstance(doorway, ProofDoor):
@@ -412,9 +413,8 @@ class TlsTransport:
     def _tick(self) -> None:
         """Look after all links: ping where this side is idle, end where the other side is silent."""
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
         for link in list(self._up.values()):
-            if not link.check_alive(now_s):
+            if not link.check_alive(loop.time()):
                 count(self._counters, refusals.SILENT)
                 link.end("nothing was heard of the other side")
         self._keepalive = loop.call_later(self._limits.keepalive_ms / 4000, self._tick)

@@ -40,7 +40,7 @@ def test_block_moves_the_state_on(world: World) -> None:
     assert state.tips[world.peers[1]] == block.header.reveal
     assert [state.reveals[peer] for peer in world.peers] == [0, 1, 0, 0]
     assert [state.packed[peer] for peer in world.peers] == [0, 1, 0, 0]
-    assert state.counts["demand"] == state.demands == 1
+    assert state.counts["demand"] == 1
     assert state.has_record(demand.id)
     assert not state.has_record(world.demand(2).id)
 

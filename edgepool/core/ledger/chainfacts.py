@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from edgepool.core.ledger.facts import (
     Facts,
     Offered,
@@ -18,6 +20,7 @@ from edgepool.core.ledger.facts import (
     task_entry,
 )
 from edgepool.core.ledger.root import Entry, EntrySum, Key
+from edgepool.core.ledger.support import rekeyed, renamed
 from edgepool.core.ledger.trust import Trust
 from edgepool.core.ledger.window import RecordWindow
 from edgepool.model.ids import ChainId, PeerId
@@ -45,9 +48,11 @@ class ChainFacts(Facts):
         for gone, count in self.window.close(ids):
             self.sum.remove(block_entry(gone, count))
         self.horizon = self.window.horizon
-        roster = self.roster.closed(height)
+        change, roster = self.roster.pending, self.roster.closed(height)
         if roster is not self.roster:
             self.roster = roster
+            if change is not None and change.heir:
+                self._pass_on(change.outgoing, change.heir)
             for author in [one for one in self._anchors if not roster.is_member(one)]:
                 self._changes(("anchors", author, ""))
                 del self._anchors[author]
@@ -165,6 +170,72 @@ class ChainFacts(Facts):
         super()._enter_offer(offered)
         if standing is not None and len(standing) > 1:
             self._replaced[key] = None
+
+    # --- a member's new key
+
+    def _pass_on(self, former: PeerId, heir: PeerId) -> None:
+        """Put `heir`, the new key of a member, wherever the state has `former`.
+
+        Records stay what they are: who proves one shows the key that has signed it.
+        """
+        self._pass_on_policies(former, heir)
+        if former in self._anchors:
+            for author in (former, heir):
+                self._changes(("anchors", author, ""))
+            self._anchors = rekeyed(self._anchors, former, heir)
+        for versions in self._offers.values():
+            for version, of_one in versions.items():
+                versions[version] = [self._offer_passed_on(offered, former, heir) for offered in of_one]
+        for task in self.tasks.values():
+            self._pass_on_steps(task, former, heir)
+        if any(former in authors for _, authors in self.trust.open):
+            still = tuple((one, renamed(authors, former, heir)) for one, authors in self.trust.open)
+            self.trust = replace(self.trust, open=still)
+        self.sum.settle()
+
+    def _offer_passed_on(self, offered: Offered, former: PeerId, heir: PeerId) -> Offered:
+        if offered[3] != former:
+            return offered
+        now: Offered = (*offered[:3], heir)
+        self.sum.remove(offer_entry(offered))
+        self.sum.add(offer_entry(now))
+        self.sum.relieve()
+        return now
+
+    def _pass_on_policies(self, former: PeerId, heir: PeerId) -> None:
+        """Hand over the policies of a member, and name its new key in all policies that name it."""
+        mine = self._policies.get(former, {})
+        for author in (former, heir):
+            for pattern in {**mine, **self._policies.get(heir, {})}:
+                self._changes(("policy", author, pattern))
+        if mine:
+            self._policies = rekeyed(self._policies, former, heir)
+        for author, known in self._policies.items():
+            for pattern, entry in known.items():
+                terms = entry.policy.terms
+                if terms is not None and former in terms.members:
+                    self._changes(("policy", author, pattern))
+                    named = replace(terms, members=renamed(terms.members, former, heir))
+                    known[pattern] = PolicyEntry(
+                        entry.height, entry.index, replace(entry.policy, terms=named)
+                    )
+
+    def _pass_on_steps(self, task: TaskState, former: PeerId, heir: PeerId) -> None:
+        for place, step in task.steps.items():
+            credited = step.credit is not None and step.credit[0] == former
+            inspected = [number for number, made in enumerate(step.inspections) if made[0] == former]
+            if not credited and not inspected and step.requirement.station != former:
+                continue
+            self._changes(("step", task.task, place))
+            if step.requirement.station == former:
+                step.requirement = replace(step.requirement, station=heir)
+            if credited and step.credit is not None:
+                step.credit = (heir, step.credit[1])
+            for number in inspected:
+                inspection = step.inspections[number][1]
+                self.sum.remove(inspection_entry(task.task, step, number, (former, inspection)))
+                step.inspections[number] = (heir, inspection)
+                self.sum.add(inspection_entry(task.task, step, number, (heir, inspection)))
 
     def _forget_tasks(self) -> None:
         """Drop complete tasks of which no record stands above the horizon."""

@@ -192,10 +192,13 @@ class InspectionContract:
 
 
 class OfferContract:
-    """A member offers data that it holds; all who offer one version mean the same bytes [S3.8]."""
+    """A member offers data that it holds; all who offer one version mean the same bytes [S3.8].
+
+    What its old key has offered a member may offer once more, so that it can be proved for the new one.
+    """
 
     name = "offer"
-    version = 1
+    version = 2
 
     def problem(self, view: View, signed: SignedRecord) -> str:
         """Say why this offer may not stand, or return ''."""
@@ -205,15 +208,17 @@ class OfferContract:
         if problem:
             return f"not a data key: {problem}"
         newest = view.newest_version(body.key)
-        if body.version < newest:
-            return f"version {body.version} is older than version {newest}, which is offered here"
         standing = view.offers(body.key, body.version) if newest else ()
+        mine = [entry.ref.height for entry in standing if entry.holder == signed.record.author]
+        since = view.roster.admitted_at(signed.record.author)
+        if mine and max(mine) > since:
+            return f"the holder offers version {body.version} already"
+        if body.version < newest and not mine:
+            return f"version {body.version} is older than version {newest}, which is offered here"
         if standing and standing[0].offer.root != body.root:
             return f"another root is offered here for version {body.version}"
         if standing and standing[0].offer.size_bytes != body.size_bytes:
             return f"another size is offered here for version {body.version}"
-        if any(entry.holder == signed.record.author for entry in standing):
-            return f"the holder offers version {body.version} already"
         return ""
 
 

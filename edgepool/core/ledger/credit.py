@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgepool.core.ledger.facts import StepState, TaskState
+from edgepool.core.ledger.support import rekeyed
 from edgepool.model.ids import PeerId
 from edgepool.model.record import MachiningProcedure, MachiningRequirement, QualityInspection, Record
 
@@ -105,6 +106,14 @@ class WorkAccount:
         self.missed = {cycle: turns for cycle, turns in self.missed.items() if cycle >= following - 2}
         self.pairs = {}
         self.booked = {member: self.booked[member] for member in members if member in self.booked}
+
+    def pass_on(self, former: PeerId, heir: PeerId) -> None:
+        """Give all that `former` has earned, missed, vouched for and booked to `heir`, its new key."""
+        for tables in (self.minutes, self.missed, self.pairs):
+            for name, table in tables.items():
+                tables[name] = rekeyed(table, former, heir)  # type: ignore[index]
+        self.pairs = rekeyed(self.pairs, former, heir)
+        self.booked = rekeyed(self.booked, former, heir)
 
     def work_for(self, height: int, members: Sequence[PeerId]) -> dict[PeerId, int]:
         """Return the minutes that count for the lottery of `height`, in the order of `members`.

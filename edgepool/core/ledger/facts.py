@@ -294,11 +294,12 @@ class Facts:
             case DataOffer():
                 self._enter_offer((height, index, body, author))
             case MembershipChange():
-                self.roster = self.roster.supported(author, body)
+                if body.number == self.roster.number:  # else it says again what is decided
+                    self.roster = self.roster.supported(author, body)
             case TrustChange():
                 self.trust = self.trust.supported(author, body, self.roster.voters, height)
             case Equivocation():
-                self.roster = self.roster.convict(body.member)
+                self.roster = self.roster.convict(self.roster.heir(body.member))
             case ChainAnchor():
                 self._enter_anchor(author, body)
             case Statement():
@@ -329,7 +330,7 @@ class Facts:
     def _enter_offer(self, offered: Offered) -> None:
         offer = offered[2]
         self._comes(offer_entry(offered))
-        self._newest[offer.key] = offer.version
+        self._newest[offer.key] = max(offer.version, self.newest_version(offer.key))
         versions = self._offers.get(offer.key)
         if versions is None:
             self._offers[offer.key] = {offer.version: [offered]}

@@ -18,16 +18,21 @@ from edgepool.model.vote import Equivocation
 
 
 class MembershipContract:
-    """Members, and the coordinator, say who should leave and who should come, one change at a time."""
+    """Members, and the coordinator, say who should leave and who should come, one change at a time.
+
+    A member that changes its key succeeds itself: nothing of it may be different but the key.
+    """
 
     name = "membership"
-    version = 1
+    version = 2
 
     def problem(self, view: View, signed: SignedRecord) -> str:
         """Say why this change may not stand, or return ''."""
         body = signed.record.body
         assert isinstance(body, MembershipChange)
         roster = view.roster
+        if roster.repeats(body, signed.record.author):
+            return ""
         if body.number != roster.number:
             decided = roster.number - 1
             return f"{decided} changes are decided here: the next is {roster.number}, not {body.number}"
@@ -35,7 +40,7 @@ class MembershipContract:
             return "this block has decided a change already: the next one can stand in the next block"
         if body.incoming is not None and view.trust.is_revoked(body.incoming.peer):
             return f"the membership of {body.incoming.peer} was revoked: it can come with a new key only"
-        misfit = roster.misfit(body) or _voter_problem(body)
+        misfit = roster.misfit(body) or _voter_problem(body) or _succession_problem(view, body)
         if misfit:
             return misfit
         authors = roster.supporters(body)
@@ -73,24 +78,28 @@ class TrustContract:
 
 
 class EvidenceContract:
-    """A member that has signed two different things at one place is convicted, once."""
+    """A member that has signed two different things at one place is convicted, once, whatever key it has."""
 
     name = "evidence"
-    version = 1
+    version = 2
 
     def problem(self, view: View, signed: SignedRecord) -> str:
         """Say why this evidence may not stand, or return ''."""
         body = signed.record.body
         assert isinstance(body, Equivocation)
         roster = view.roster
-        if body.member not in roster.next_members:
+        member = roster.heir(body.member)
+        if member not in roster.next_members:
             return f"{body.member} is no member"
-        if body.member in roster.convicted:
+        if member in roster.convicted:
             return f"there is evidence against {body.member} here already"
         if body.height > view.height + 1:
             return f"height {body.height} is to come: the chain is at {view.height}"
-        if body.height <= roster.admitted_at(body.member):
+        after, last = roster.votes_of(body.member)
+        if body.height <= after:
             return f"{body.member} was no member yet at height {body.height}"
+        if body.height > last:
+            return f"{body.member} was no member any more at height {body.height}"
         return _evidence_problem(view.network, view.chain, body)
 
 
@@ -121,6 +130,24 @@ def _voter_problem(body: MembershipChange) -> str:
     """Say why who is to come may not be a member by its role, or return ''."""
     incoming = body.incoming
     return "" if incoming is None else refusal("vote", Subject(incoming.peer, incoming.role))
+
+
+def _succession_problem(view: View, body: MembershipChange) -> str:
+    """Say why a member may not go on under the new key that `body` names, or return ''."""
+    incoming, old = body.incoming, body.outgoing
+    if not body.heir or incoming is None:
+        return ""
+    member = next(one for one in view.roster.following if one.peer == old)
+    if view.coordinator == old:
+        return "the coordinator of a pool keeps its key: the genesis names it"
+    if old in view.roster.convicted or view.trust.is_revoked(old):
+        return f"{old} is convicted or revoked: nobody succeeds it"
+    for what in ("name", "machine_type", "role"):
+        if getattr(incoming, what) != getattr(member, what):
+            return f"a new key does not change the {what.replace('_', ' ')} of a member"
+    if view.author(incoming.peer)[1] or view.roster.is_known(incoming.peer):
+        return f"{incoming.peer} has had to do with this pool before: a new key is one that nobody had"
+    return ""
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

@@ -17,6 +17,7 @@ from edgepool.core.ledger.support import (
     MAX_OPENED,
     first_decided,
     is_full_for,
+    renamed,
     supporters,
     with_support,
 )
@@ -33,8 +34,21 @@ MAX_OPEN = (MAX_MEMBERS + 2) * MAX_OPENED
 MAX_FORMER = 256
 """How many of those who have left are remembered, the newest."""
 
+MAX_HEIGHT = 2**53
+MAX_SUCCESSIONS = 256
+"""How many keys that have been succeeded are remembered, the newest."""
+
 _Members = Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
 _Authors = Annotated[tuple[PeerText, ...], Meta(min_length=1, max_length=MAX_MEMBERS + 2)]
+
+
+class Succession(Wire, frozen=True):
+    """A member with a new key: it voted as `former` above height `after` up to `last`, and is `heir` now."""
+
+    former: PeerText
+    heir: PeerText
+    after: KnownHeight
+    last: KnownHeight
 
 
 class Roster(Wire, frozen=True, dict=True, gc=True):
@@ -45,7 +59,8 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     under it, the oldest first, each with who wrote it, in their order. `decided` is what the block under
     way has decided; None between blocks. `admitted` says after which height each member of the two that
     the genesis does not name votes; of `convicted` there is evidence on the chain; `former` says up to
-    which height those who have left voted, the newest last.
+    which height those who have left voted, the newest last; `successions` are the keys whose place others
+    have by succession, each with the key that has it by now.
     """
 
     present: _Members
@@ -57,6 +72,7 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     admitted: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=2 * MAX_MEMBERS)]
     convicted: Annotated[tuple[PeerText, ...], Meta(max_length=2 * MAX_MEMBERS)]
     former: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=MAX_FORMER)]
+    successions: Annotated[tuple[Succession, ...], Meta(max_length=MAX_SUCCESSIONS)] = ()
 
     @once
     def members(self) -> tuple[PeerId, ...]:
@@ -80,8 +96,12 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
     @once
     def roles(self) -> dict[PeerId, Role]:
-        """The roles of who votes on the next height or the one after it."""
-        return {member.peer: member.role for member in (*self.present, *self.following)}
+        """The roles of who votes on the next height or the one after it.
+
+        A new key of a member is not among them before it has all that the old one has.
+        """
+        new = self.pending.heir if self.pending is not None else ""
+        return {member.peer: member.role for member in (*self.present, *self.following) if member.peer != new}
 
     @once
     def voters(self) -> dict[PeerId, None]:
@@ -102,6 +122,33 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def admitted_at(self, peer: PeerId) -> int:
         """Return the height after which `peer` votes; 0 for members from the beginning."""
         return dict(self.admitted).get(peer, 0)
+
+    def heir(self, peer: PeerId) -> PeerId:
+        """Return the key that has the place of `peer` by now: its own, unless it was succeeded."""
+        found = self._successions.get(peer)
+        return peer if found is None or self.may_write(peer) else found.heir
+
+    def votes_of(self, peer: PeerId) -> tuple[int, int]:
+        """Return (a, b): what `peer` signs at heights above a, up to b, it signs as a member."""
+        found = self._successions.get(peer)
+        if found is None or self.may_write(peer):
+            return self.admitted_at(peer), MAX_HEIGHT
+        return found.after, found.last
+
+    def is_known(self, peer: PeerId) -> bool:
+        """Say whether `peer` has left, or was succeeded, as far as that is remembered."""
+        return peer in self._successions or any(one == peer for one, _ in self.former)
+
+    @once
+    def _successions(self) -> dict[PeerId, Succession]:
+        return {one.former: one for one in self.successions}
+
+    def repeats(self, change: MembershipChange, author: PeerId) -> bool:
+        """Say whether `author`, whose old key is to go with the next block, says once more that it is so.
+
+        The block that this makes brings the change into force also where nobody else has anything to say.
+        """
+        return change == self.pending and bool(change.heir) and author == change.outgoing
 
     def supporters(self, change: MembershipChange) -> tuple[PeerId, ...]:
         """Return who has written `change`, if it is open."""
@@ -167,6 +214,7 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
         counted = self.counted()
         if counted.pending is None and counted.decided is None:
             return counted
+        counted = counted._succeeded(height)
         present, change = counted.following, counted.decided
         following = present
         admitted, former = dict(counted.admitted), dict(counted.former)
@@ -189,8 +237,27 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
             former=tuple((peer, at) for peer, at in former.items() if peer not in staying)[-MAX_FORMER:],
         )
 
+    def _succeeded(self, height: int) -> Roster:
+        """Return what this becomes when its pending change, if it is a succession, comes into force.
+
+        Whoever was convicted under the old key is so under the new one, and what the old key has written for
+        changes that are open is the new key's word.
+        """
+        change = self.pending
+        if change is None or not change.heir:
+            return self
+        former, heir = change.outgoing, change.heir
+        new = Succession(former, heir, self.admitted_at(former), height)
+        earlier = (replace(one, heir=heir) if one.heir == former else one for one in self.successions)
+        return replace(
+            self,
+            successions=(*(one for one in earlier if one.former != former), new)[-MAX_SUCCESSIONS:],
+            convicted=renamed(self.convicted, former, heir),
+            open=tuple((one, renamed(authors, former, heir)) for one, authors in self.open),
+        )
+
 
 def first_roster(genesis: Genesis) -> Roster:
     """Return the roster with which a chain begins."""
     members = genesis.invitation.members
-    return Roster(members, members, None, 1, (), None, (), (), ())
+    return Roster(members, members, None, 1, (), None, (), (), (), ())

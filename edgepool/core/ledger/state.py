@@ -14,6 +14,7 @@ from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.contracts import author_problem, record_problem
 from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount
 from edgepool.core.ledger.facts import Facts, OfferEntry, PolicyEntry, StepState, TaskState
+from edgepool.core.ledger.roster import Succession
 from edgepool.core.ledger.snapshot import (
     Core,
     Turns,
@@ -24,6 +25,7 @@ from edgepool.core.ledger.snapshot import (
     write_snapshot,
 )
 from edgepool.core.ledger.statements import check_registered, effects_of
+from edgepool.core.ledger.support import rekeyed
 from edgepool.core.ledger.trust import Trust, state_root
 from edgepool.errors import DecodeError
 from edgepool.model.beacon import first_beacon, next_beacon
@@ -47,9 +49,8 @@ from edgepool.model.twin import DataKey
 
 __all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
-
 
 _WORK_RECORDS = (MachiningRequirement, MachiningProcedure, QualityInspection)
 """What the work account looks at."""
@@ -134,6 +135,15 @@ class ChainState:
         """Up to which height each of those who left last has voted, and may be served."""
         return dict(self._facts.roster.former)
 
+    def heir(self, peer: PeerId) -> PeerId:
+        """Return the key that has the place of `peer` by now: its own, unless it was succeeded."""
+        return self._facts.roster.heir(peer)
+
+    @property
+    def successions(self) -> tuple[Succession, ...]:
+        """The keys that were succeeded, the newest last, as far as they are remembered."""
+        return self._facts.roster.successions
+
     def open_changes(self) -> tuple[tuple[MembershipChange, tuple[PeerId, ...]], ...]:
         """Return the changes that are on the chain and not decided, each with who has written it.
 
@@ -187,11 +197,6 @@ class ChainState:
             self._rest = sha256(self._facts.sum.value() + encode(self._core()))
         return state_root(self.trust, self._rest)
 
-    @property
-    def demands(self) -> int:
-        """How many data demands the chain holds."""
-        return self.counts["demand"]
-
     def has_record(self, record_id: bytes) -> bool:
         """Say whether the record with this id is on the chain, above the horizon."""
         return self._facts.has_record(record_id)
@@ -216,9 +221,9 @@ class ChainState:
         """Return who offers the data of this root under `key`, who did so first before the others."""
         return self._facts.holders(key, root)
 
-    def offered_by(self, holder: PeerId) -> list[DataOffer]:
-        """Return the offers of `holder` that stand, the oldest first."""
-        return [offered[2] for offered in self._facts.offered() if offered[3] == holder]
+    def offers_by(self, holder: PeerId) -> list[tuple[int, int, DataOffer]]:
+        """Return (height, index, offer) of the offers of `holder` that stand, the oldest first."""
+        return [one[:3] for one in self._facts.offered() if one[3] == holder]
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return (height, index) of the offers that stand at or below `height`, rising."""
@@ -276,10 +281,12 @@ class ChainState:
 
     def _close(self, ids: tuple[bytes, ...]) -> None:
         """End the block: the roster moves on, and with it everything that is kept for each member."""
-        before = self._facts.roster
+        change = self._facts.roster.pending
         self._facts.close(self.height, ids)
-        change = before.pending
         if change is not None:
+            if change.heir:
+                self._work.pass_on(change.outgoing, change.heir)
+                self.packed = rekeyed(self.packed, change.outgoing, change.heir)
             self.tips = {member: self.tips.get(member, change.beacon_tip) for member in self.members}
             self.reveals = {member: self.reveals.get(member, 0) for member in self.members}
             self.packed = {member: self.packed.get(member, 0) for member in self.members}
@@ -341,8 +348,7 @@ class ChainState:
         Believe it if its `root` is the one in a header of the next height that is certified. It knows
         the ids of no records up to its height, see `knows_window`.
         """
-        snapshot = read_snapshot(data)
-        core = snapshot.core
+        core = (snapshot := read_snapshot(data)).core
         if core.version != STATE_VERSION:
             raise DecodeError(f"it is of state version {core.version}, this edgepool has {STATE_VERSION}")
         state = cls(genesis)

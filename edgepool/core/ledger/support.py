@@ -12,6 +12,7 @@ from edgepool.model.ids import PeerId
 from edgepool.model.vote import quorum
 
 C = TypeVar("C")
+V = TypeVar("V")
 Open = tuple[tuple[C, tuple[PeerId, ...]], ...]
 
 MAX_OPENED = 16
@@ -51,3 +52,13 @@ def first_decided(opened: Open[C], voters: Collection[PeerId]) -> C | None:
         if sum(author in voters for author in authors) >= needed:
             return change
     return None
+
+
+def renamed(peers: tuple[PeerId, ...], former: PeerId, heir: PeerId) -> tuple[PeerId, ...]:
+    """Return `peers` with `heir` in the place of `former`, each once."""
+    return tuple(dict.fromkeys(heir if peer == former else peer for peer in peers))
+
+
+def rekeyed(table: dict[PeerId, V], former: PeerId, heir: PeerId) -> dict[PeerId, V]:
+    """Return `table` with what it has of `former` under `heir`, at the same place; `heir` has had nothing."""
+    return {heir if peer == former else peer: value for peer, value in table.items() if peer != heir}

@@ -33,7 +33,7 @@ from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Join, JoinAnswer
 from edgepool.model.pool import Genesis, Member
-from edgepool.model.record import MembershipChange, join_terms
+from edgepool.model.record import SUCCESSION_DOMAIN, MembershipChange, join_terms, succession_terms
 
 JOIN_TIMEOUT_MS = 10_000
 """How long somebody who is to come has to answer."""
@@ -44,6 +44,8 @@ WINDOW_MS = 10_000
 """How often one peer may ask this one: each yes costs the checks of a genesis, and a beacon chain."""
 TIPS_KEPT = 64
 PEERS_COUNTED = 1024
+SUCCEEDED = "its key was changed"
+"""The reason in the change of the members by which one goes on under a new key."""
 _REASON_CHARACTERS = 256
 
 
@@ -94,6 +96,19 @@ def present_secret(signer: Signer, genesis: Genesis, handovers: Sequence[Handove
     return (
         later_secret(signer, genesis.chain, number) if number else beacon_secret(signer, genesis.invitation)
     )
+
+
+def succession(
+    old: Signer, new: Signer, network: str, chain: ChainId, number: int, member: Member
+) -> MembershipChange:
+    """Return the change with `number` by which `new` takes the place of `old`; `member` names the new key.
+
+    Costs a beacon chain of 16,384 hashes.
+    """
+    tip = beacon_chain(later_secret(new, chain, number)).tip
+    terms = succession_terms(network, chain, number, old.peer, member, tip)
+    by_new, by_old = (one.sign(SUCCESSION_DOMAIN, terms) for one in (new, old))
+    return MembershipChange(number, old.peer, member, tip, by_new, SUCCEEDED, by_old)
 
 
 class OwnBeacon:

@@ -113,6 +113,10 @@ class PoolLifecycle:
         self._links: dict[PeerId, None] = {}
         self._forming: dict[bytes, _Forming] = {}
         self._invited: dict[bytes, _Invited] = {}
+        self.closed = ""
+        """Why this peer comes into no pool now, '' if it does."""
+        self.settled_ms = 0
+        """From when on no invitation taken so far can become a pool, in monotonic ms."""
 
     @property
     def deadline(self) -> int | None:
@@ -281,6 +285,8 @@ class PoolLifecycle:
             return "the coordinator's signature does not hold", True
         if all(member.peer != self._own for member in invitation.people()):
             return "this peer is neither a member nor an observer of the pool", False
+        if self.closed:
+            return self.closed, False
         if len(self._invited) >= self._limit:
             return f"{self._limit} invitations wait here already", False
         return self._content_problem(invitation), False
@@ -321,6 +327,7 @@ class PoolLifecycle:
         if len(partners) < len(invitation.members):
             invited = _Invited(invitation, now.monotonic_ms + DIAL_TIMEOUT_MS)
             self._invited[invitation.hash] = invited
+            self.settled_ms = max(self.settled_ms, invited.deadline_ms + FORM_TIMEOUT_MS)
             effects += self._accept_if_reached(invited)
         return effects
 
