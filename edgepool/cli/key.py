@@ -1,4 +1,4 @@
-"""`edgepool key encrypt|decrypt`: a peer's private key under a passphrase, or without one."""
+"""`edgepool key encrypt|decrypt|rotate`: a peer's key under a passphrase, or without one, or a new key."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgepool.cli.console import print_json, say
+from edgepool.cli.console import print_json, run_async, say
 
 if TYPE_CHECKING:
     from edgepool.gateway.keys import KeyChange
+
+LOOK_EVERY_S = 0.1
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +60,59 @@ def decrypt(folder: Folder, json: Json = False) -> None:
 
     change = decrypt_key(folder)
     _show(folder, change, "plain", json)
+
+
+@app.command()
+def rotate(
+    folder: Folder,
+    timeout: Annotated[float, typer.Option(min=1, max=3600, help="How long to wait, in seconds.")] = 60,
+    json: Json = False,
+) -> None:
+    """Give a running peer a new key, in its place: it stays the member that it is in all its pools.
+
+    The new key is made beside the old one, protected alike, and certified by a coordinator of the same
+    organisation. It takes the old one's place on every chain, which the members approve by themselves; then
+    the peer opens its doors again under the new key, and the old one is revoked and thrown away. A power cut
+    at any time harms nothing: the peer goes on with it when it runs again. Exit code 1 if it has not come to
+    its end in time; it goes on, and the same command tells how far it is.
+
+    Example: edgepool key rotate plant/mill-1
+    """
+    done = run_async(_rotate(folder, timeout))
+    if json:
+        print_json(done)
+    elif done["former"]:
+        say(f"the peer is {done['id']} now; its old key {done['former']} is revoked")
+    else:
+        say(f"the peer is {done['id']} now")
+
+
+async def _rotate(folder: Path, timeout_s: float) -> dict[str, str]:
+    """Have the key changed, and wait until the peer has settled under the new one."""
+    import asyncio
+    import time
+
+    from edgepool.errors import Unavailable
+    from edgepool.gateway.client import ApiClient, find_endpoint
+
+    async with ApiClient.of(folder) as client:
+        status = await client.rotate_key()
+    former = status.former or status.peer
+    deadline_s = time.monotonic() + timeout_s
+    while status.peer == former or status.state:
+        if time.monotonic() > deadline_s:
+            where = f" in {', '.join(status.waiting)}" if status.waiting else ""
+            why = f": {status.problem}" if status.problem else ""
+            raise Unavailable(f"the change of the key is not at its end yet ({status.state}{where}){why}")
+        await asyncio.sleep(LOOK_EVERY_S)
+        if find_endpoint(folder) is None:
+            continue  # it is just being opened again
+        try:
+            async with ApiClient.of(folder) as client:
+                status = await client.key_status()
+        except Unavailable:
+            continue
+    return {"id": status.peer, "former": former}
 
 
 def _show(folder: Path, change: KeyChange, state: str, json: bool) -> None:

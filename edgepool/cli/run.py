@@ -84,23 +84,42 @@ async def _run(folder: Path, json: bool, blocks: bool, last_resort: threading.Ti
             say(sentence)
 
     settings = await asyncio.to_thread(load_peer_settings, folder)
+    while await _run_once(settings, stop, tell, blocks):
+        pass
+
+
+async def _run_once(settings: PeerSettings, stop: asyncio.Event, tell: _Tell, blocks: bool) -> bool:
+    """Run the peer until it is told to stop; True if it is to run again, under its new key."""
+    from edgepool.transport.keychange import KeyChange
+
     stack = AsyncExitStack()
+    changing = asyncio.Event()
     try:
-        peer = await _open(settings, stack, tell)
+        peer = await _open(settings, stack, tell, changing)
         events = asyncio.create_task(_tell_events(peer, tell, blocks))
         stack.push_async_callback(_cancel, events)
-        await _wait(stop, events)
-        failed = not stop.is_set()
+        await _wait(stop, changing, events)
+        failed = not stop.is_set() and not changing.is_set()
         problems = "; ".join(peer.status().problems)
-        tell("ending", f"{peer.name} is ending", name=peer.name)
+        former = peer.rotation.former_key()
+        if changing.is_set():
+            tell("key", f"{peer.name} goes on under its new key", name=peer.name, former=peer.id)
+        else:
+            tell("ending", f"{peer.name} is ending", name=peer.name)
     finally:
         await stack.aclose()
     if failed:
         raise StorageError(problems or "the peer has stopped by itself: its log says why")
+    if changing.is_set():
+        await asyncio.to_thread(KeyChange(settings).make, former)
+    return changing.is_set() and not stop.is_set()
 
 
-async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> Peer:
-    """Start the peer, its API and the forming of its pools; say where it listens."""
+async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell, changing: asyncio.Event) -> Peer:
+    """Start the peer, its API and the forming of its pools; say where it listens.
+
+    `changing` is set when it is to be closed and opened again under a new key.
+    """
     from edgepool.gateway.app import ApiServer
     from edgepool.gateway.pools import form_fixed_pools
     from edgepool.gateway.registrar import open_registrar
@@ -108,7 +127,9 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     from edgepool.model.ids import with_peer
     from edgepool.peer.peer import Peer
 
-    peer = await stack.enter_async_context(Peer.open(settings))
+    opening = Peer.open(settings)
+    opening.rotation.on_ready = changing.set
+    peer = await stack.enter_async_context(opening)
 
     def tell_pools(text: str) -> None:
         tell("pools", text, text=text)
@@ -136,15 +157,15 @@ async def _open(settings: PeerSettings, stack: AsyncExitStack, tell: _Tell) -> P
     return peer
 
 
-async def _wait(stop: asyncio.Event, events: asyncio.Task[None]) -> None:
-    """Wait for a signal, or for the events to end, which they do when the peer fails."""
-    waiting = asyncio.create_task(stop.wait())
+async def _wait(stop: asyncio.Event, changing: asyncio.Event, events: asyncio.Task[None]) -> None:
+    """Wait for a signal, a new key, or for the events to end, which they do when the peer fails."""
+    waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(changing.wait())]
     try:
-        await asyncio.wait({waiting, events}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*waiting, events}, return_when=asyncio.FIRST_COMPLETED)
         if events.done():
             events.result()
     finally:
-        waiting.cancel()
+        await _cancel(*waiting)
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

@@ -34,6 +34,7 @@ from edgepool.gateway.budgetroutes import BudgetRoutes
 from edgepool.gateway.dataroutes import DataRoutes
 from edgepool.gateway.export import in_path
 from edgepool.gateway.fetchroutes import FetchRoutes
+from edgepool.gateway.keyroutes import KeyRoutes
 from edgepool.gateway.liveroutes import LiveRoutes
 from edgepool.gateway.metrics import CONTENT_TYPE, render_metrics
 from edgepool.gateway.rightsroutes import RightsRoutes
@@ -181,6 +182,7 @@ class ApiServer:
             *RotationRoutes(self._inviting, _read, _json).routes(),
             *BudgetRoutes(self._peer, _read, _json).routes(),
             *LiveRoutes(self._peer, _json, _write_line, _describe).routes(),
+            *KeyRoutes(self._peer, _json).routes(),
             *RightsRoutes(self._peer, _read, _json).routes(),
         ]
 

@@ -27,7 +27,7 @@ from edgepool.gateway.registrar import InvitationView, NewInvitation
 from edgepool.gateway.trustclient import ANSWER_TIMEOUT_S, TrustCalls
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
-from edgepool.peer.values import ChainStatus, PeerStatus, PoolMembers
+from edgepool.peer.values import ChainStatus, KeyStatus, PeerStatus, PoolMembers
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
@@ -114,6 +114,14 @@ class ApiClient(TrustCalls):
         path = f"/v1/chains/{quote(chain, safe='')}/members"
         answer = await self._post(path, body, timeout_s=timeout_ms / 1000 + ANSWER_TIMEOUT_S)
         return answer_as(dict[str, Any], answer)
+
+    async def key_status(self) -> KeyStatus:
+        """Return how far a change of the peer's key is."""
+        return answer_as(KeyStatus, await self._get("/v1/key"))
+
+    async def rotate_key(self) -> KeyStatus:
+        """Have the peer begin to change its key; return how far that is."""
+        return answer_as(KeyStatus, await self._post("/v1/key/rotate", {}, timeout_s=ANSWER_TIMEOUT_S))
 
     async def approve_change(self, chain: str, proposer: str = "") -> dict[str, Any]:
         """Have the peer approve what `proposer` has open ('': the only change); return views.change_view."""

@@ -198,6 +198,8 @@ class Fetches:
                 why = "; ".join(gathering.failures)[:600]
                 if len(gathering.denied) == len(gathering.failures) > 0:
                     raise Refused(why)
+                if await self._others(gathering, find_more) or await self._heirs_to_come(gathering):
+                    continue
                 raise Unavailable(f"no holder of {gathering.key} could hand it over ({why})")
             done, _ = await asyncio.wait(drawing, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -209,12 +211,27 @@ class Fetches:
                     gathering.failures.append(str(error) if denied else f"{holder.name}: {error}")
             if not done and len(drawing) < at_once:
                 pause_s = min(2 * pause_s, LOOK_AGAIN_MOST_S)
-                with suppress(Unavailable, Refused):  # those who send go on
-                    offers = await find_more()
-                    gathering.offers += [one for one in offers if offer_of(one).root == gathering.body.root]
+                await self._others(gathering, find_more)  # those who send go on
         ending = [task for task, offer in drawing.items() if offer.holder.peer in fetch.sources]
         if ending:
             await asyncio.wait(ending, timeout=1)
+
+    async def _others(self, gathering: _Gathering, find_more: FindOffers) -> bool:
+        """Look who has the data by now; say whether there is anybody who was not tried."""
+        with suppress(Unavailable, Refused):
+            offers = [one for one in await find_more() if offer_of(one).root == gathering.body.root]
+            fresh = [one for one in offers if one.holder.peer not in gathering.tried]
+            gathering.offers += fresh
+            return bool(fresh)
+        return False
+
+    async def _heirs_to_come(self, gathering: _Gathering) -> bool:
+        """Pause and say True if a holder goes on under another key, which has not offered the data yet."""
+        directory = self._peer.node.directory
+        if all(directory.heir(holder) in gathering.tried for holder in gathering.tried):
+            return False
+        await asyncio.sleep(PAUSE_S)
+        return True
 
     async def _stop(self, gathering: _Gathering) -> None:
         for task in gathering.drawing:
@@ -244,7 +261,8 @@ class Fetches:
                 reason = error.reason if isinstance(error, Refused) else ""
                 if reason == EXPIRED and not tries:
                     continue
-                again = reason == BUSY or (not reason and got_bytes)
+                gone = self._peer.node.directory.heir(holder) != holder  # it goes on under another key
+                again = not gone and (reason == BUSY or (not reason and got_bytes))
                 if not again or tries > MAX_TRIES:
                     raise
                 await asyncio.sleep(PAUSE_S * 2 ** min(tries, 3))

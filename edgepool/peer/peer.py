@@ -49,6 +49,7 @@ from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
 from edgepool.peer.rights import DataRights
+from edgepool.peer.rotation import KeyRotation
 from edgepool.peer.streams import Live
 from edgepool.peer.tickets import Tickets
 from edgepool.peer.trust import Trusting
@@ -132,6 +133,7 @@ class Peer(FetchingPeer):
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self.certifier = Certifier(self._identity, self._clock, self._loop.post, self._identities)
+        self.rotation = KeyRotation(self, self._identity, self._clock)
         self._tickets = Tickets(self._loop.post)
         self._watchers = Watchers()
         self._load_task: asyncio.Task[None] | None = None
@@ -172,6 +174,7 @@ class Peer(FetchingPeer):
         self._renewing = asyncio.create_task(self.certifier.run(), name=f"renewal of {self.name}")
         self.storage.start()
         self._foreign.start()
+        self.rotation.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -179,6 +182,7 @@ class Peer(FetchingPeer):
 
     async def _shut(self) -> None:
         self.budgets.close()
+        await self.rotation.close()
         await self.data.close()  # receipts may still be on their way
         self._open = False
         tasks = [task for task in (self._load_task, self._renewing) if task is not None]

@@ -358,6 +358,22 @@ class DecidedChange(Change, frozen=True, kw_only=True):
     in_force_height: int
 
 
+class KeyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a change of a peer's key is. `peer` is who it is now.
+
+    `state` is '' (none is under way), 'certifying', 'passing' (`next` takes its place, in the pools `waiting`
+    not yet), 'ready' (the peer is to be opened again) or 'settling' (`former` is being revoked).
+    `problem` is why it does not go on now, '' if it does.
+    """
+
+    peer: PeerId
+    state: str
+    next: str
+    former: str
+    waiting: list[str]
+    problem: str
+
+
 class PoolMembers(msgspec.Struct, frozen=True, kw_only=True):
     """Who is in a pool, and who is to come or to go. `members` vote on the height after `height`.
 

@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, DecodeError, RemoteError
-from edgepool.model.credential import Root, check_certificate, has_issued, identity_of, read_root
+from edgepool.model.credential import NotProven, Root, check_certificate, has_issued, identity_of, read_root
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, public_key_of
 from edgepool.runtime.clock import SystemClock
 from edgepool.storage.files import write_all
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
+from edgepool.transport.keychange import finish_change
 from edgepool.transport.keyfiles import (
     PASSPHRASE_VARIABLE,
     is_encrypted,
@@ -150,7 +151,8 @@ class Identity:
 
         A root that is trusted has issued it. LocalError if the files cannot be written, and stay as they are.
         """
-        await asyncio.to_thread(self._write, x509.load_der_x509_certificate(der))
+        path = self._settings.path(self._settings.identity.certificate)
+        await asyncio.to_thread(self._write, x509.load_der_x509_certificate(der), path)
         self.reload()
 
     async def follow(self, root: Root) -> None:
@@ -168,14 +170,28 @@ class Identity:
         kept = [present, root.certificate, *others][:MAX_OWN_ROOTS]
         replace_file(path, pem_of(kept), 0o644)
 
-    def _write(self, certificate: x509.Certificate) -> None:
+    async def keep_next(self, der: bytes, path: Path) -> None:
+        """Write a certificate (DER) that is for the next key of this peer to `path`, as `take` does."""
+        await asyncio.to_thread(self._write, x509.load_der_x509_certificate(der), path)
+
+    def has_next(self, peer: PeerId, path: Path) -> bool:
+        """Say whether a certificate for the key of `peer` is at `path` that proves it now."""
+        if not path.exists():
+            return False
+        try:
+            der = read_certificate(path).public_bytes(serialization.Encoding.DER)
+            return self.trust.check(der).peer == peer
+        except (ConfigError, NotProven):
+            return False
+
+    def _write(self, certificate: x509.Certificate, target: Path) -> None:
         settings = self._settings
         issuer = next(root for root in self.trust.roots if has_issued(root, certificate))
         path = settings.path(settings.identity.authority)
         older = [one for one in read_certificates(path) if one != issuer.certificate]
         # First the root: whatever happens between the two, the certificate that is there has its own.
         replace_file(path, pem_of([issuer.certificate, *older[: MAX_OWN_ROOTS - 1]]), 0o644)
-        replace_file(settings.path(settings.identity.certificate), pem_of([certificate]), 0o644)
+        replace_file(target, pem_of([certificate]), 0o644)
 
     def _named(self, installed: Iterable[Root]) -> PeerIdentity:
         now_ms = SystemClock().now().wall_ms
@@ -283,6 +299,7 @@ def read_own_key(settings: PeerSettings) -> tuple[Ed25519PrivateKey, bytes | Non
 
     A plain key is refused if the settings name a passphrase file: it is less safe than they say.
     """
+    finish_change(settings)
     path = settings.path(settings.identity.key)
     encrypted = is_encrypted(read_key_bytes(path, ConfigError))
     passphrase = own_passphrase(settings) if encrypted else None

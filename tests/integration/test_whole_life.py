@@ -126,6 +126,24 @@ def test_two_organisations_from_invitation_to_revocation(tmp_path: Path) -> None
         plant.hand_over("guest", "mill", "PART-3/model", b"of B" * 1000)
         plant.hand_over("mill", "guest", "PART-4/model", b"for B" * 1000)
 
+        # Its key has been in use for long: a new one takes its place while it votes and hands over data.
+        model, got = tmp_path / "model", tmp_path / "got"
+        model.write_bytes(os.urandom(12_000_000))
+        edgepool("publish", tmp_path / "mill", "PART-8/model", model)
+        edgepool("budget", "set", tmp_path / "lathe", "--mbit-s", "10")
+        words = [sys.executable, "-m", "edgepool", "fetch", tmp_path / "lathe", "PART-8/model", got]
+        buyer = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(lambda: any(one["outgoing"] for one in plant.ask("status", "mill")["transfers"]))
+        keys = plant.ask("key rotate", "mill")
+        edgepool("budget", "set", tmp_path / "lathe", "--mbit-s", "1000")
+        _, complaint = buyer.communicate(timeout=PATIENCE_S)
+        assert buyer.returncode == 0, complaint
+        assert got.read_bytes() == model.read_bytes()
+        for name in ("cloud", "lathe", "guest", "mill"):
+            until(lambda: plant.members(name).get("mill", {}).get("peer") == keys["id"])  # noqa: B023
+            until(lambda: keys["former"] in [one["peer"] for one in plant.ask("org list", name)["revoked"]])  # noqa: B023
+        plant.hand_over("mill", "guest", "PART-9/model", b"under the new key")
+
         # A gateway was off while its certificate lapsed: one command, one approval, the same peer as before.
         before = plant.members("cloud")["mill"]["peer"]
         plant.stop("mill")

@@ -1,0 +1,302 @@
+"""Gives a running peer a new key, step by step, so that a power cut in any of them harms nothing [S3.6].
+
+First the next key and its certificate are made beside the present ones. Then the new key takes the place of
+the old one on every chain on which the peer votes; each member approves that by itself. When it votes on all
+of them the program that runs this peer closes it, makes the change (transport/keychange.py) and opens it
+again: from then on it is its new key. That one offers again what the old one has offered, and puts the old
+one's own revocation on the main chains. See the decision record 0016.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgepool.core.chain import Chain
+from edgepool.core.ledger.succession import inherited_offers
+from edgepool.core.machine import Succeed
+from edgepool.core.pools.joining import succession
+from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
+from edgepool.model.crypto import Signer
+from edgepool.model.ids import PeerId
+from edgepool.model.pool import Genesis, Member
+from edgepool.model.record import DataOffer
+from edgepool.model.trust import RevokePeer, own_revocation
+from edgepool.model.vote import quorum
+from edgepool.peer.values import KeyStatus
+from edgepool.runtime.ports import Clock
+from edgepool.transport.identity import Identity, read_own_key
+from edgepool.transport.keychange import KeyChange
+
+if TYPE_CHECKING:
+    from edgepool.peer.peer import Peer
+
+LOOK_EVERY_S = 0.05
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+STEP_TIMEOUT_MS = 15_000
+AT_ONCE = 16
+"""How many offers are made again at the same time."""
+REASON = "its key was changed"
+COMES_INTO_NONE = "its key is being changed: ask again in a moment"
+"""Why the peer comes into no pool meanwhile."""
+
+_log = logging.getLogger(__name__)
+
+
+class KeyRotation:
+    """The change of one peer's key; it goes on by itself whenever the peer runs.
+
+    `on_ready` is called, at most once, when the peer is to be closed, changed and opened again. Without it,
+    in a program that cannot do so, no change is begun.
+    """
+
+    def __init__(self, peer: Peer, identity: Identity, clock: Clock) -> None:
+        self.on_ready: Callable[[], None] | None = None
+        self._peer = peer
+        self._identity = identity
+        self._clock = clock
+        self._files = KeyChange(peer.settings)
+        self._task: asyncio.Task[None] | None = None
+        self._next: Signer | None = None
+        self._settled_ms = 0
+        self._is_ready = False
+        self._beginning = False
+        self._problem = ""
+
+    # --- from outside ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go on with what was begun in an earlier life."""
+        if self._files.begun or self._files.is_made:
+            self._task = asyncio.create_task(self._run(), name=f"key of {self._peer.name}")
+
+    async def close(self) -> None:
+        """Stop; what is begun goes on when the peer is opened again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def begin(self) -> KeyStatus:
+        """Begin to change the key, or say how far that is; the rest goes on by itself.
+
+        Raises LocalError (not for this peer), Unavailable (nobody there to certify or to agree), Refused.
+        """
+        if self._task is None or self._task.done():
+            if self._beginning:
+                raise LocalError("the change of the key is being begun already")
+            self._beginning = True
+            try:
+                await self._begin()
+            finally:
+                self._beginning = False
+        return self.status()
+
+    def status(self) -> KeyStatus:
+        """Return how far the change is."""
+        chains = self._voting()
+        state, former, heir = "", "", ""
+        if self._files.is_made:
+            state, former = "settling", self._former_id()
+        elif self._next is not None:
+            heir = self._next.peer
+            state = "ready" if self._is_ready else "passing"
+        elif self._files.begun:
+            state = "certifying"
+        return KeyStatus(
+            peer=self._peer.id,
+            state=state,
+            next=heir,
+            former=former,
+            waiting=[chain.genesis.invitation.name for chain in chains] if state == "passing" else [],
+            problem=self._problem,
+        )
+
+    def former_key(self) -> RevokePeer:
+        """Return what the present key leaves behind for the time when it is the former one."""
+        return own_revocation(self._identity.signer, self._peer.settings.network)
+
+    # --- beginning ------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        problem = self._unfit()
+        if problem:
+            raise LocalError(problem)
+        lacking = [chain for chain in self._voting() if not self._has_quorum(chain)]
+        if lacking:
+            names = ", ".join(chain.genesis.invitation.name for chain in lacking)
+            raise Unavailable(
+                f"too few members of {names} are linked to agree now: 'edgepool status' names who is missing"
+            )
+        _, passphrase = await asyncio.to_thread(read_own_key, self._peer.settings)
+        await asyncio.to_thread(self._files.begin, passphrase)
+        try:
+            await self._certify()
+        except EdgepoolError:
+            await asyncio.to_thread(self._files.give_up)
+            self._next = None
+            raise
+        self._task = asyncio.create_task(self._run(), name=f"key of {self._peer.name}")
+
+    def _unfit(self) -> str:
+        settings = self._peer.settings
+        if self.on_ready is None:
+            return "the program in which this peer runs cannot open it again under a new key"
+        if settings.role == "coordinator":
+            return (
+                "a coordinator keeps its key: the genesis of each of its pools and the settings of their "
+                "members name it"
+            )
+        if settings.conduit.serve or settings.libp2p.relay:
+            return "a conduit or relay keeps its key: the settings of those that it serves name it"
+        watched = [pool.invitation.name for pool in self._peer.pools if self._observes(pool)]
+        if watched:
+            return f"an observer keeps its key: the genesis of {', '.join(watched)} names it"
+        return ""
+
+    def _observes(self, pool: Genesis) -> bool:
+        return any(one.peer == self._peer.id for one in pool.invitation.observers)
+
+    def _has_quorum(self, chain: Chain) -> bool:
+        linked = {one.peer for one in self._peer.connected()} | {self._peer.id}
+        return sum(peer in linked for peer in chain.state.members) >= quorum(len(chain.state.members))
+
+    async def _certify(self) -> None:
+        """See to it that there is a certificate for the next key."""
+        _, passphrase = await asyncio.to_thread(read_own_key, self._peer.settings)
+        key = await asyncio.to_thread(self._files.next_key, passphrase)
+        signer = Signer(key.private_bytes_raw())
+        if not self._identity.has_next(signer.peer, self._files.certificate):
+            certificate = await self._peer.certifier.ask(signer)
+            await self._identity.keep_next(certificate, self._files.certificate)
+        self._next = signer
+
+    # --- the way --------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Do what is left, with growing pauses where it fails."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                if self._files.is_made:
+                    await self._settle()
+                else:
+                    await self._pass_on()
+                self._problem = ""
+                return
+            except EdgepoolError as error:
+                if str(error) != self._problem:
+                    _log.warning("the change of the key waits: %s", error)
+                self._problem = str(error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _pass_on(self) -> None:
+        """Let the next key take the place of this one on all chains; then tell who runs this peer."""
+        pools = self._peer.node.pools
+        pools.closed, self._settled_ms = COMES_INTO_NONE, pools.settled_ms
+        await self._certify()
+        assert self._next is not None
+        while chains := self._voting():
+            for chain in chains:
+                if self._is_member_to_come(chain) and not self._has_said(chain):
+                    await self._propose(chain, self._next)
+            await asyncio.sleep(LOOK_EVERY_S)
+        if self._clock.now().monotonic_ms < self._settled_ms:
+            raise Unavailable("an invitation to a pool may still come true: it goes on in a few seconds")
+        await self._certify()  # it may have taken long
+        self._is_ready = True
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def _voting(self) -> list[Chain]:
+        """Return the chains on which the present key votes, now or soon."""
+        return [chain for chain in self._peer.node.chains.values() if chain.state.may_write(self._peer.id)]
+
+    def _is_member_to_come(self, chain: Chain) -> bool:
+        return any(one.peer == self._peer.id for one in chain.state.next_roster)
+
+    def _has_said(self, chain: Chain) -> bool:
+        """Say whether this peer's own word stands, or is on its way, under the present number."""
+        number = chain.state.change_number
+        said = [change for change, authors in chain.state.open_changes() if self._peer.id in authors]
+        return any(change.heir and change.outgoing == self._peer.id for change in said) or any(
+            getattr(body, "heir", "") and getattr(body, "number", 0) == number for body in chain.own_waiting
+        )
+
+    async def _propose(self, chain: Chain, heir: Signer) -> None:
+        number = chain.state.change_number
+        chain_id, network = chain.id, self._peer.settings.network
+        terms = (self._identity.signer, heir, network, chain_id, number, self._as_member(heir.peer))
+        change = await asyncio.to_thread(succession, *terms)
+        try:
+            await self._peer.command(Succeed(chain_id, change), STEP_TIMEOUT_MS)
+        except Refused:
+            if chain.state.change_number == number and chain.state.pending_change != change:
+                raise
+
+    def _as_member(self, heir: PeerId) -> Member:
+        """Return this peer as it is under its next key, at the same addresses."""
+        own = self._peer.member(self._peer.id)
+        assert own is not None
+        behind = f"/p2p/{self._peer.id}"
+        addresses = tuple(
+            f"{one.removesuffix(behind)}/p2p/{heir}" if one.endswith(behind) else one for one in own.addresses
+        )
+        return Member(heir, own.name, own.machine_type, addresses, own.role)
+
+    # --- afterwards -----------------------------------------------------------------------------
+
+    def _former_id(self) -> str:
+        try:
+            former = self._files.former()
+        except LocalError:
+            return ""
+        return former.peer if former is not None else ""
+
+    async def _settle(self) -> None:
+        """Offer again what the former key has offered, and have that key revoked; then forget it."""
+        former = await asyncio.to_thread(self._files.former)
+        if former is None:
+            return
+        for chain in tuple(self._peer.node.chains.values()):
+            if chain.member:
+                await self._offer_again(chain)
+        for chain in tuple(self._peer.node.chains.values()):
+            if chain.member and chain.genesis.invitation.kind == "fixed":
+                await self._revoke(chain, former)
+        await asyncio.to_thread(self._files.over)
+
+    async def _offer_again(self, chain: Chain) -> None:
+        """Offer under the present key what is held and stands under a former one."""
+        held = self._peer.node.directory.held
+        wanted = [one for one in inherited_offers(chain.state, self._peer.id) if one.root in held]
+        for start in range(0, len(wanted), AT_ONCE):
+            await asyncio.gather(*(self._offer(chain, one) for one in wanted[start : start + AT_ONCE]))
+
+    async def _offer(self, chain: Chain, offer: DataOffer) -> None:
+        addresses = self._peer.addresses
+        again = DataOffer(
+            offer.key,
+            offer.version,
+            offer.root,
+            offer.size_bytes,
+            addresses[0] if addresses else "",
+            offer.free_percent,
+        )
+        try:
+            await self._peer.submit(again, chain=chain.id)
+        except Refused:
+            if any(one.root == offer.root for one in inherited_offers(chain.state, self._peer.id)):
+                raise
+
+    async def _revoke(self, chain: Chain, former: RevokePeer) -> None:
+        while not chain.state.trust.is_revoked(former.peer):
+            said = [one for one, authors in chain.state.trust.open if self._peer.id in authors]
+            if not any(one.step == former for one in said):
+                await self._peer.trusting.change(
+                    former, reason=REASON, chain=chain.id, timeout_ms=STEP_TIMEOUT_MS
+                )
+            await asyncio.sleep(LOOK_EVERY_S)
