@@ -103,7 +103,8 @@ async def test_words_about_streams_that_are_not_there_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "say(Data(9, b'x'), Credit(8, 2**31), Finish(7), Reset(6, 'x'), Opened(4, ''), Found(PEER, 'x'),"
-    fake(monkeypatch, f"{up()}{words} Placed(PEER, ''), Beating(0, 1, 1, 1, 1, 1, 1, 4711)){STAYS}")
+    answers = "\nwhile parent.recv(65536): say(Beating(0, 1, 1, 1, 1, 1, 1, 4711))"
+    fake(monkeypatch, f"{up()}{words} Placed(PEER, '')){answers}")
     async with Libp2pRoad(tmp_path).peer("a") as a:
         await until(lambda: process_of(a).state.passed_bytes == 4711, PATIENCE_S)
         assert process_of(a).state.restarts == 0
