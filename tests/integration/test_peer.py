@@ -39,7 +39,7 @@ def demand(n: int) -> DataDemand:
     return DataDemand(KEY, n, "hole", "machining parameters")
 
 
-async def until(reached: object, timeout_s: float = 10) -> None:
+async def until(reached: object, timeout_s: float = 45) -> None:
     assert callable(reached)
     async with asyncio.timeout(timeout_s):
         while not reached():  # noqa: ASYNC110 - what is waited for is in other processes' hands
