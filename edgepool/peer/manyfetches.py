@@ -8,7 +8,6 @@ fetched alone.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -48,7 +47,7 @@ Find = Callable[[DataKey, str], Awaitable[Sequence[RankedOffer]]]
 
 @dataclass(eq=False, slots=True)
 class _Wanted:
-    """One key: who offers it, what came of it, or why nothing did."""
+    """One key: who offers it, who was asked in a bundle, what came of it, or why nothing did."""
 
     key: DataKey
     offers: list[RankedOffer] = field(default_factory=list)
@@ -56,16 +55,29 @@ class _Wanted:
     problem: str = ""
     confirmation: SignedRecord | None = None
     transfer: TransferProgress | None = None
+    asked: set[str] = field(default_factory=set)
 
     @property
     def body(self) -> DataOffer:
         """What is offered."""
         return offer_of(self.offers[0])
 
-    @property
-    def holder(self) -> RankedOffer | None:
-        """The best holder that can hand it over; None if none can."""
-        return next((one for one in self.offers if one.reachable and not one.refusal), None)
+    def forget(self, lost: set[PeerId]) -> bool:
+        """Ask those who are lost no more; say whether nobody else has it."""
+        rest = [one for one in self.offers if one.holder.peer not in lost]
+        if rest:
+            self.offers = rest
+        else:
+            self.problem = self.problem or "its holder was lost meanwhile: try again"
+        return not rest
+
+    def holder(self, lost: set[PeerId]) -> RankedOffer | None:
+        """The best holder that may have it in a bundle and was not asked for it; None if there is none."""
+        if self.got is not None or self.body.size_bytes > INLINE_BYTES:
+            return None
+        beside = self.asked | lost
+        good = (one for one in self.offers if one.reachable and not one.refusal)
+        return next((one for one in good if one.holder.peer not in beside), None)
 
 
 class ManyFetches:
@@ -98,18 +110,16 @@ class ManyFetches:
         await _side_by_side(AT_ONCE, wanted, lambda one: self._find(one, chain, purpose))
         found = [one for one in wanted if not one.problem]
         count = _Counting(found, progress)
-        by_holder: dict[PeerId, list[_Wanted]] = defaultdict(list)
         for one in found:
             if self._blobs.has(one.body.root):
                 self._peer.storage.used(one.body.root)
                 one.got = Got(self._blobs.path(one.body.root), {})
                 count.came(one.body.size_bytes)
-            elif one.body.size_bytes <= INLINE_BYTES and one.holder is not None:
-                by_holder[PeerId(one.holder.holder.peer)].append(one)
-        for holder, theirs in by_holder.items():
-            for start in range(0, len(theirs), BUNDLE_ITEMS):
-                await self._bundle(holder, theirs[start : start + BUNDLE_ITEMS], chain, purpose, count)
-        alone = [one for one in found if one.got is None]
+        lost: set[PeerId] = set()
+        while groups := _bundles(found, lost):
+            for offer, theirs in groups:
+                await self._bundle(offer, theirs, lost, chain, purpose, count)
+        alone = [one for one in found if one.got is None and not one.forget(lost)]
         await _side_by_side(ALONE_AT_ONCE, alone, lambda one: self._alone(one, chain, purpose, count))
         duration_ms = self._now_ms() - started_ms
         fetched = [_fetched(one, one.got, duration_ms) for one in wanted if one.got is not None]
@@ -135,13 +145,20 @@ class ManyFetches:
             one.problem = f"{one.key} is a live stream: follow it, with subscribe or 'edgepool live follow'"
 
     async def _bundle(
-        self, holder: PeerId, wanted: Sequence[_Wanted], chain: ChainId, purpose: str, count: _Counting
+        self,
+        offer: RankedOffer,
+        wanted: Sequence[_Wanted],
+        lost: set[PeerId],
+        chain: ChainId,
+        purpose: str,
+        count: _Counting,
     ) -> None:
-        """Get small data from one holder; what does not come is left, with the reason."""
-        await _side_by_side(AT_ONCE, wanted, lambda one: self._confirm(one, purpose))
+        """Get small data from the holder of `offer`; what does not come is left, with the reason."""
+        holder = PeerId(offer.holder.peer)
+        await _side_by_side(AT_ONCE, wanted, lambda one: self._confirm(one, offer, lost, purpose))
         confirmed = [one for one in wanted if one.confirmation is not None]
-        if len(confirmed) < 2:
-            return  # it comes alone
+        if not confirmed:
+            return
         size_bytes = sum(one.body.size_bytes for one in confirmed)
         await self._peer.storage.make_room(size_bytes)
         for one in confirmed:
@@ -150,7 +167,7 @@ class ManyFetches:
         started_ms = self._now_ms()
         failures: dict[int, EdgepoolError] = dict.fromkeys(range(len(confirmed)), Unavailable("given up"))
         try:
-            failures = await self._draw(holder, confirmed, group, count)
+            failures = await self._draw(offer, confirmed, group, count)
             await asyncio.to_thread(group.finish)
         except (Refused, RemoteError, Unavailable) as error:
             failures = dict.fromkeys(range(len(confirmed)), error)
@@ -162,18 +179,22 @@ class ManyFetches:
             self._end_transfers(confirmed, failures)
         duration_ms = self._now_ms() - started_ms
         for index, one in enumerate(confirmed):
+            one.confirmation = None
             if index in failures:
                 one.problem = str(failures[index])
+                if isinstance(failures[index], Unavailable):
+                    lost.add(holder)
                 continue
             shares = {holder: one.body.size_bytes}
             one.got = Got(self._blobs.path(one.body.root), shares, one.body.size_bytes)
             await self._fetches.arrived(one.key, one.body, shares, duration_ms, chain)
 
     async def _draw(
-        self, holder: PeerId, wanted: Sequence[_Wanted], group: BlobGroup, count: _Counting
+        self, offer: RankedOffer, wanted: Sequence[_Wanted], group: BlobGroup, count: _Counting
     ) -> dict[int, EdgepoolError]:
         """Have a holder send what it has confirmed, into `group`; return what did not come, and why."""
         loop, receiving = asyncio.get_running_loop(), self._peer.budgets.receiving
+        holder, addresses = PeerId(offer.holder.peer), offer.holder.addresses
 
         def keep(index: int, manifest: Manifest, data: memoryview) -> None:
             group.put(manifest, data)
@@ -182,18 +203,21 @@ class ManyFetches:
         def pace(index: int) -> PeerPace:
             return PeerPace(receiving, holder, wanted[index].key.kind)
 
-        best = wanted[0].holder
-        addresses = () if best is None else best.holder.addresses
         records = [one.confirmation for one in wanted if one.confirmation is not None]
         return await fetch_bundle(self._client, holder, addresses, records, keep, pace)
 
-    async def _confirm(self, one: _Wanted, purpose: str) -> None:
-        """Have the holder countersign."""
-        assert one.holder is not None
+    async def _confirm(self, one: _Wanted, offer: RankedOffer, lost: set[PeerId], purpose: str) -> None:
+        """Have the holder of `offer` countersign, unless it was lost meanwhile."""
+        holder = PeerId(offer.holder.peer)
+        one.asked.add(holder)
+        if holder in lost:
+            return
         try:
-            one.confirmation = await self._fetches.confirm(one.key, one.body, one.holder, purpose)
+            one.confirmation = await self._fetches.confirm(one.key, one.body, offer, purpose)
         except (Refused, RemoteError, Unavailable) as error:
             one.problem = str(error)
+            if isinstance(error, Unavailable):
+                lost.add(holder)
 
     def _end_transfers(self, wanted: Sequence[_Wanted], failures: dict[int, EdgepoolError]) -> None:
         for index, one in enumerate(wanted):
@@ -243,6 +267,21 @@ class _Counting:
     def _tell(self, sources: int) -> None:
         done_bytes = self._came_bytes + sum(self._alone.values())
         self._progress(FetchProgress(min(done_bytes, self._size_bytes), self._size_bytes, sources))
+
+
+def _bundles(wanted: Sequence[_Wanted], lost: set[PeerId]) -> list[tuple[RankedOffer, list[_Wanted]]]:
+    """Return what to ask from whom in bundles: of each key from its best holder, and two keys or more."""
+    groups: dict[PeerId, tuple[RankedOffer, list[_Wanted]]] = {}
+    for one in wanted:
+        offer = one.holder(lost)
+        if offer is not None:
+            groups.setdefault(PeerId(offer.holder.peer), (offer, []))[1].append(one)
+    return [
+        (offer, theirs[start : start + BUNDLE_ITEMS])
+        for offer, theirs in groups.values()
+        for start in range(0, len(theirs), BUNDLE_ITEMS)
+        if len(theirs) > 1
+    ]
 
 
 def _fetched(one: _Wanted, got: Got, duration_ms: int) -> Fetched:
