@@ -190,8 +190,7 @@ async def fetch_bundle(
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             receiver.stop()
-        if not fetching.done.done():
-            await asyncio.wait((ended,))  # then all is told of that has come
+            await asyncio.wait((ended,))  # then all is told of that has come, and nothing more is kept
     finally:
         transfer.end(fetching.done.done())
     outcomes = fetching.outcomes
