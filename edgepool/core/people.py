@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from edgepool.core.ledger.state import ChainState
+from edgepool.core.ledger.succession import heirs_to_come
 from edgepool.core.machine import Effect, WantLink
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import Handover
@@ -46,9 +47,7 @@ class People:
             self.known = {one.member.peer: one.member for one in left} | self.known
         self._formers = {one.heir: one.former for one in state.successions}
         # A new key that has no vote yet is nobody of its own.
-        to_come = [state.pending_change, *(change for change, _ in state.open_changes())]
-        heirs = [change.heir for change in to_come if change is not None and change.heir]
-        voting = state.members
+        heirs, voting = heirs_to_come(state), state.members
         self._present = tuple(one for one in everybody if one.peer in voting or one.peer not in heirs)
         return list(self._new_links())
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.succession import inherited_offers
-from edgepool.core.machine import Succeed
+from edgepool.core.machine import ApproveChange, Succeed
 from edgepool.core.pools.joining import succession
 from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
 from edgepool.model.crypto import Signer
-from edgepool.model.ids import PeerId
+from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import DataOffer
 from edgepool.model.trust import RevokePeer, own_revocation
@@ -207,9 +208,16 @@ class KeyRotation:
         if self._clock.now().monotonic_ms < self._settled_ms:
             raise Unavailable("an invitation to a pool may still come true: it goes on in a few seconds")
         await self._certify()  # it may have taken long
+        await self._durable()
         self._is_ready = True
         if self.on_ready is not None:
             self.on_ready()
+
+    async def _durable(self) -> None:
+        """Wait until all is durable that has happened up to now: the old key's last vote is not forgotten."""
+        with suppress(Refused):
+            # Any command does: it is answered when what came before it is stored.
+            await self._peer.command(ApproveChange(ChainId(""), PeerId("")), STEP_TIMEOUT_MS)
 
     def _voting(self) -> list[Chain]:
         """Return the chains on which the present key votes, now or soon."""

@@ -167,6 +167,15 @@ class World:
             if other.id != peer.id and other.up and self._shares_pool(peer, other):
                 self.at(self.now_ms + LINK_MS, partial(self._link, peer.id, other.id))
 
+    def change_key(self, peer: SimPeer, signer: Signer) -> SimPeer:
+        """Let `peer`, which is up, go on under another key: return who opens its store again."""
+        self.crash(peer)
+        store = peer.store
+        again = SimPeer(peer.name, peer.settings, signer, store, Node(peer.settings, signer, store), up=False)
+        self.peers[again.id] = again
+        self.restart(again)
+        return again
+
     # --- acting -----------------------------------------------------------------------------
 
     def command(self, peer: SimPeer, command: Command, limit_ms: int = 60_000) -> object:

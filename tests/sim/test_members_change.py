@@ -9,10 +9,12 @@ import pytest
 
 from edgepool.config import ConsensusSettings, Limits
 from edgepool.core.chain import Chain
-from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, Received, RecordRef
+from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, Received, RecordRef, Succeed
 from edgepool.core.membership import CONVICTED
+from edgepool.core.pools.joining import succession
 from edgepool.errors import Refused, Unavailable
 from edgepool.model.block import CertifiedBlock, roster_after
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.message import Votes
 from edgepool.model.pool import Genesis, Invitation
@@ -222,6 +224,57 @@ def test_a_member_is_replaced_in_its_place() -> None:
     assert pool.agreed(pool.members[0], *pool.members[2:], pool.new, pool.cloud)
     first, _, third, fourth = pool.genesis.members
     assert pool.roster(pool.new) == (first, pool.new.id, third, fourth)
+
+
+def succeed(pool: Pool, peer: SimPeer, name: str) -> tuple[Signer, MembershipChange]:
+    """Let `peer` say on the chain which key follows its own."""
+    heir = Signer(sha256(name.encode()))
+    chain = pool.chain(peer)
+    member = msgspec.structs.replace(peer.member, peer=heir.peer)
+    change = succession(peer.signer, heir, NETWORK, pool.id, chain.state.change_number, member)
+    assert isinstance(pool.world.command(peer, Succeed(pool.id, change), 120_000), RecordRef)
+    return heir, change
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("members", [1, 3, 4])
+def test_a_member_goes_on_under_a_new_key_and_an_idle_pool_lets_it(seed: int, members: int) -> None:
+    pool = Pool(members, seed)
+    peer = pool.members[0]
+    old = peer.id
+    heir, _ = succeed(pool, peer, "heir")
+    # Nobody else has anything to say: the old key's own word makes the block on which it votes last.
+    assert pool.world.run_until(lambda: heir.peer in pool.roster(peer), 60_000)
+    first = pool.decided_at(peer) + 2
+    assert pool.chain(peer).state.height == first - 1
+    peer = pool.members[0] = pool.world.change_key(peer, heir)
+    assert pool.world.run_until(lambda: peer.node.directory.connected(pool.cloud.id), 60_000)
+    # What it had not synced it is told again.
+    assert pool.world.run_until(lambda: heir.peer in pool.roster(peer), 60_000)
+    for by in pool.members:
+        pool.work(by)
+    assert pool.agreed(*pool.members)
+    seen = [pool.voters(peer, height) for height in range(1, pool.chain(peer).state.height + 1)]
+    assert all(heir.peer not in voters for voters in seen[: first - 1])
+    assert all(old not in voters for voters in seen[first - 1 :])
+    assert any(heir.peer in voters for voters in seen)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pool_of_four_goes_on_whenever_the_power_of_who_changes_its_key_fails(seed: int) -> None:
+    pool = Pool(4, seed)
+    peer, others = pool.members[0], pool.members[1:]
+    heir, _ = succeed(pool, peer, "heir")
+    pool.world.run_for(37 * seed)
+    pool.world.crash(peer)
+    pool.work(others[0], 4)
+    assert heir.peer in pool.roster(others[0]), "the others need nobody for that"
+    pool.world.restart(peer)
+    assert pool.world.run_until(lambda: heir.peer in pool.roster(peer), 60_000), "it hears of its end"
+    peer = pool.members[0] = pool.world.change_key(peer, heir)
+    pool.work(others[1])
+    pool.work(peer)
+    assert pool.agreed(*pool.members)
 
 
 def test_a_pool_of_one_becomes_one_of_two() -> None:

@@ -8,11 +8,15 @@ import msgspec
 import pytest
 from ledger_world import KEY, NETWORK, World, signer
 
+from edgepool.config import Limits
+from edgepool.core.intake import Intake
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.ledger.succession import has_own, inherited_offers
+from edgepool.core.machine import Instant
 from edgepool.core.membership import MembershipPolicy
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import PeerId
+from edgepool.model.message import Records
 from edgepool.model.policy import DataPolicy, PolicyTerms
 from edgepool.model.pool import Member
 from edgepool.model.record import MembershipChange
@@ -70,6 +74,20 @@ def test_a_new_key_writes_nothing_before_it_votes(world: World) -> None:
     demand = world.demand(0).record.body
     assert "no member" in world.state.draft().add(world.record(new, demand))
     assert world.state.draft().add(world.record(world.signers[1], demand)) == ""
+
+
+def test_what_a_new_key_writes_waits_where_its_vote_is_not_known_yet(world: World) -> None:
+    """Others may be a block ahead of this member; else they would hear that it refuses."""
+    new = world.newcomer("new key")
+    change = world.succession(world.signers[1], new)
+    world.decide(change)
+    intake = Intake(world.state, world.peers[0], Limits())
+    early = world.record(new, world.demand(0).record.body)
+    effects, added = intake.receive(new.peer, Records(world.state.chain, (early,)), Instant(0, 0))
+    assert (effects, added) == ([], True)
+    assert not intake.any_fit()
+    world.pack(world.record(world.signers[1], change))
+    assert intake.any_fit()
 
 
 def unsigned(change: MembershipChange) -> MembershipChange:

@@ -31,3 +31,9 @@ def inherited_offers(state: ChainState, holder: PeerId) -> list[DataOffer]:
         if not any(has_own(state, one) for one in others):
             found.setdefault((offer.key, offer.version), offer)
     return list(found.values())
+
+
+def heirs_to_come(state: ChainState) -> list[PeerId]:
+    """Return the new keys of members that have no vote yet: of successions that are open, or just decided."""
+    changes = [state.pending_change, *(change for change, _ in state.open_changes())]
+    return [change.heir for change in changes if change is not None and change.heir]
