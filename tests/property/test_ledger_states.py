@@ -9,14 +9,17 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_world import KEY, World
+from msgspec.structs import replace
 
 from edgepool.core.ledger import chainfacts, facts, statements
 from edgepool.core.ledger import window as window_module
 from edgepool.core.ledger.facts import PolicyEntry, TaskState
+from edgepool.core.ledger.snapshot import read_snapshot
 from edgepool.core.ledger.state import ChainState, Draft
 from edgepool.core.ledger.statements import register
 from edgepool.core.ledger.view import View
 from edgepool.model.block import Block, roster_after
+from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.policy import DataPolicy, PolicyTerms
@@ -56,7 +59,7 @@ def small() -> Iterator[World]:
 
 
 # What a record is about, its author, and two small numbers. Many are refused somewhere.
-ATTEMPT = st.tuples(st.integers(0, 14), st.integers(0, 5), st.integers(0, 1), st.integers(1, 3))
+ATTEMPT = st.tuples(st.integers(0, 15), st.integers(0, 5), st.integers(0, 1), st.integers(1, 3))
 CHAIN = st.lists(st.lists(ATTEMPT, min_size=1, max_size=8), min_size=1, max_size=20)
 
 
@@ -105,9 +108,20 @@ def all_written(world: World, attempts: list[tuple[int, int, int, int]]) -> list
             out, new = world.newcomer(NAMES[number]), world.newcomer(NAMES[4 + who % 2])
             change = world.change(out if number > 1 else None, new if step else None)
             records += [world.record(world.newcomer(name), change) for name in NAMES]
+        elif kind == 15:
+            change = world.succession(world.newcomer(NAMES[number]), world.newcomer(NAMES[4 + who % 2]))
+            records += [world.record(world.newcomer(name), change) for name in NAMES]
         else:
             records.append(written(world, (kind, who, step, number)))
     return records
+
+
+def named_in(state: ChainState, peer: PeerId) -> bool:
+    """Say whether a state has anything of a key, but that it was there once."""
+    snapshot = read_snapshot(state.snapshot())
+    roster = replace(snapshot.core.roster, successions=(), former=())
+    core = replace(snapshot.core, roster=roster, last_packer=PeerId(""))
+    return peer.encode() in encode(replace(snapshot, core=core))
 
 
 def without_credit(task: TaskState) -> TaskState:
@@ -180,6 +194,8 @@ def test_restored_state_goes_on_like_the_chain(
             if not records:
                 continue
             blocks.append(world.pack(*records, packer=number % len(world.state.members)))
+            gone = [one.former for one in world.state.successions if not world.state.may_write(one.former)]
+            assert not any(named_in(world.state, former) for former in gone)
             if restored is not None:
                 restored.apply(blocks[-1])
                 later += [record.id for record in records]
