@@ -2,9 +2,9 @@
 
 Decoders get mutated frames of every kind and may raise DecodeError only. One execution in
 `--node-share` goes through whole nodes instead, as a mutated or a hostile, well-signed message, and
-there nothing at all may be raised (fuzz_cell.py says what else is checked); a few go through proof
-files, states and stored folders (fuzz_files.py). The same seed, executions and processes make the same
-run, which `trace` shows.
+there nothing at all may be raised (fuzz_cell.py says what else is checked); as many go through proof
+files, states and stored folders (fuzz_files.py), and to the doors (fuzz_door.py). The same seed,
+executions and processes make the same run, which `trace` shows.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from random import Random
 from fuzz_captured import Puppeteer
 from fuzz_cell import Cell, Manner
 from fuzz_corpus import DEEDS, corpus, work
+from fuzz_door import Doors
 from fuzz_files import Folders, Proofs, States
 from fuzz_hostile import Hostile
 from fuzz_kinds import BODIES, MESSAGES, kinds_in, missing
@@ -66,7 +67,8 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What one process found. `nodes` of the executions went through a node, `files` through files.
+    """What one process found. `nodes` of the executions went through a node, `files` through
+    files, `doors` to doors.
 
     `kinds` counts the messages, and the bodies of records in them, that have reached nodes.
     """
@@ -75,6 +77,7 @@ class Outcome:
     accepted: int = 0
     nodes: int = 0
     files: int = 0
+    doors: int = 0
     blames: int = 0
     adopted: int = 0
     blocks: int = 0
@@ -106,7 +109,7 @@ class Fuzzer:
         self._corpus = corpus(self._rng)
         self._stages = [Stage(self._rng, manner) for manner in MANNERS]
         self._proofs, self._states = Proofs(self._rng), States(self._rng)
-        self._folders = Folders(self._rng)
+        self._folders, self._doors = Folders(self._rng), Doors(self._rng)
 
     def run(self) -> Outcome:
         """Do all executions; give up early if errors abound."""
@@ -114,6 +117,7 @@ class Fuzzer:
             self._run()
         finally:
             self._folders.close()
+            self._doors.close()
         for stage in self._stages:
             self._count(stage)
         return self.outcome
@@ -130,6 +134,8 @@ class Fuzzer:
                     self._through_node()
                 elif dice < 2:
                     self._through_files(dice - 1)
+                elif dice < 3:
+                    self._at_a_door()
                 else:
                     self._through_decoder()
                 outcome.executions += 1
@@ -160,6 +166,14 @@ class Fuzzer:
             outcome.trace = zlib.crc32(target.run(), outcome.trace)
         except Exception:
             self._unhandled(type(target).__name__.lower(), b"")
+
+    def _at_a_door(self) -> None:
+        outcome = self.outcome
+        outcome.doors += 1
+        try:
+            outcome.trace = zlib.crc32(self._doors.run(), outcome.trace)
+        except Exception:
+            self._unhandled("a door", b"")
 
     def _through_node(self) -> None:
         rng, outcome = self._rng, self.outcome
@@ -355,6 +369,7 @@ def main() -> int:
     print(f"per second        {done / spent_s:>12,.0f}")
     print(f"through a node    {sum(outcome.nodes for outcome in outcomes):>12,}")
     print(f"through files     {sum(outcome.files for outcome in outcomes):>12,}")
+    print(f"to the doors      {sum(outcome.doors for outcome in outcomes):>12,}")
     print(f"decoded           {sum(outcome.accepted for outcome in outcomes):>12,}")
     print(f"blocks committed  {sum(outcome.blocks for outcome in outcomes):>12,}")
     print(f"rosters changed   {sum(outcome.changes for outcome in outcomes):>12,}")

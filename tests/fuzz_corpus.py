@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from fuzz_cell import Cell, Manner
+from fuzz_door import door_words
 from fuzz_files import kept_records, made_world
 from fuzz_hostile import Hostile
 from fuzz_kinds import kinds_in, records_in
@@ -153,7 +154,7 @@ def corpus(rng: Random) -> Corpus:
             certified += message.blocks[:2]
     messages = [Seed(frame) for kind in sorted(by_kind) for frame in by_kind[kind]]
     # Messages come first and weigh most: they are what strangers can send.
-    return [(Message, messages)] * 6 + _stored(cell, certified, records)
+    return [(Message, messages)] * 6 + _stored(cell, certified, records) + door_words()
 
 
 def _stored(cell: Cell, certified: list[CertifiedBlock], records: dict[str, list[SignedRecord]]) -> Corpus:

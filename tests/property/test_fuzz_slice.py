@@ -12,6 +12,7 @@ from fuzz import MANNERS, Fuzzer, Job, Stage
 from fuzz_captured import Puppeteer
 from fuzz_cell import Cell
 from fuzz_corpus import corpus
+from fuzz_door import Doors
 from fuzz_files import Folders, Proofs, States
 from fuzz_hostile import Hostile
 from fuzz_judge import Broken, Judge
@@ -45,6 +46,7 @@ def test_mutated_frames_hostile_messages_and_damaged_files_raise_nothing() -> No
     assert outcome.executions == 60_000
     assert outcome.nodes > 1_000
     assert outcome.files > 1_000
+    assert outcome.doors > 1_000
     assert outcome.accepted > 5_000
     assert missing(outcome.kinds) == []
 
@@ -255,6 +257,26 @@ def test_proofs_states_and_folders_that_are_not_checked_are_found(monkeypatch: p
             _until_broken(folders)
     finally:
         folders.close()
+
+
+def test_doors_let_in_what_was_given_out_and_nothing_else() -> None:
+    doors = Doors(Random(22))
+    try:
+        for _ in range(3_000):
+            doors.run()
+    finally:
+        doors.close()
+
+
+@pytest.mark.parametrize("name", ["credential.has_issued", "channelproof.verify"])
+def test_a_door_that_does_not_look_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(f"edgepool.model.{name}", lambda *_: True)
+    doors = Doors(Random(23))
+    try:
+        with pytest.raises(Broken, match=r"nobody has issued|has not made|without the proof"):
+            _until_broken(doors)
+    finally:
+        doors.close()
 
 
 def test_a_seed_knows_all_places_in_its_frame() -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from edgepool.errors import DecodeError
 from edgepool.model.channelproof import MembershipProof, check_proof, make_proof
 from edgepool.model.codec import decode, encode
-from edgepool.model.credential import MAX_CERTIFICATE_BYTES, NotProven, Root, read_root
+from edgepool.model.credential import (
+    MAX_CERTIFICATE_BYTES,
+    NotProven,
+    Root,
+    check_certificate,
+    network_of,
+    read_root,
+)
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.runtime.clock import SystemClock
@@ -85,3 +95,53 @@ def test_no_proof_is_longer_than_a_certificate_may_be() -> None:
     proof = MembershipProof(bytes(MAX_CERTIFICATE_BYTES + 1), bytes(64))
     with pytest.raises(DecodeError):
         decode(MembershipProof, encode(proof))
+
+
+def odd_certificate(key: Ed25519PrivateKey, names: bytes) -> bytes:
+    """Return a certificate that has signed itself, with alternative names (DER) as they are given."""
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Test works")])
+    begin = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=36_500))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    )
+    if names:
+        oid = x509.SubjectAlternativeName.oid
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, names), critical=False)
+    return builder.sign(key, None).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("kind", range(9))
+def test_names_of_whatever_kind_are_refused_and_raise_nothing_else(tmp_path: Path, kind: int) -> None:
+    """A stranger shows such a certificate on the libp2p road before anything is known of it."""
+    root = make_root(tmp_path)
+    inside = bytes([0x80 | kind, 0]) if kind not in (0, 3, 4, 5) else bytes([0xA0 | kind, 2, 0x30, 0])
+    der = odd_certificate(
+        Ed25519PrivateKey.from_private_bytes(bytes(32)), bytes([0x30, len(inside)]) + inside
+    )
+    with pytest.raises(NotProven) as refused:
+        check_certificate(der, [root], NETWORK, 0)
+    assert refused.value.word in ("nameless", "unreadable")
+    assert network_of(der) == ""
+
+
+def test_a_root_has_one_form_and_one_fingerprint() -> None:
+    """The bits that a signature leaves unused at its end are signed by nobody."""
+    for seed in range(64):
+        der = odd_certificate(Ed25519PrivateKey.from_private_bytes(sha256(b"%d" % seed)), b"")
+        assert read_root(der).der == der
+        altered = der[:-65] + b"\x01" + der[-64:]
+        try:
+            x509.load_der_x509_certificate(altered).verify_directly_issued_by(
+                x509.load_der_x509_certificate(altered)
+            )
+        except Exception:
+            continue  # the library refuses it by itself
+        with pytest.raises(DecodeError, match="altered"):
+            read_root(altered)
