@@ -265,11 +265,7 @@ class Registrar:
 
     async def _certified(self, member: PeerIdentity, request: CertificateRequest) -> bytes:
         peer, settings = self._peer, self._peer.settings
-        problem = request_problem(request, settings.network, member.peer, peer.id)
-        if problem:
-            raise Refused(problem)
-        if member.root not in peer.certifier.own_roots:
-            raise Refused("it certifies members of its own organisation only")
+        # First what costs nothing: a member may ask as often as it likes.
         now_s = asyncio.get_running_loop().time()
         if now_s < self._certified_s.get(member.peer, -RENEW_EVERY_S) + RENEW_EVERY_S:
             raise Refused(f"it certifies one member every {RENEW_EVERY_S:g} s only")
@@ -278,6 +274,11 @@ class Registrar:
                 one: at for one, at in self._certified_s.items() if now_s < at + RENEW_EVERY_S
             }
         self._certified_s[member.peer] = now_s
+        problem = request_problem(request, settings.network, member.peer, peer.id)
+        if problem:
+            raise Refused(problem)
+        if member.root not in peer.certifier.own_roots:
+            raise Refused("it certifies members of its own organisation only")
         await self.rotation.issue_with_next()
         is_late = member.peer == peer.id and peer.certifier.keeps_root
         authority = self.admitting if is_late else self.issuing

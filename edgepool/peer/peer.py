@@ -408,6 +408,7 @@ class Peer(FetchingPeer):
         while True:
             network = self._accounting.network_load_percent(self._clock.now().monotonic_ms)
             self._loop.post(Load(network, processing_load_percent()))
+            self._identity.look_at_barred()
             self._identity.trust.tick()
             await self.rights.tend()
             await asyncio.sleep(_LOAD_EVERY_S)

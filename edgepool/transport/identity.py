@@ -23,9 +23,10 @@ from edgepool.errors import ConfigError, DecodeError, RemoteError
 from edgepool.model.credential import NotProven, Root, check_certificate, has_issued, identity_of, read_root
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.identity import PeerIdentity
-from edgepool.model.ids import PeerId, public_key_of
+from edgepool.model.ids import PeerId
 from edgepool.runtime.clock import SystemClock
 from edgepool.storage.files import write_all
+from edgepool.transport.barred import BarredFile
 from edgepool.transport.joindoor import JOIN_PROTOCOL, JoinDoor
 from edgepool.transport.keychange import finish_change
 from edgepool.transport.keyfiles import (
@@ -74,7 +75,8 @@ class Identity:
         self._settings = settings
         self._key = key
         self._own, installed = _checked_files(settings, key)
-        self.trust = TrustSet(self.network, installed, revoked_locally(settings))
+        self._barred = BarredFile(settings)
+        self.trust = TrustSet(self.network, installed, self._barred.peers)
         self.certificate = self._named(installed)
         self._contexts = self._made()
         self.join_door: JoinDoor | None = None
@@ -132,6 +134,11 @@ class Identity:
         self.certificate = self._named(installed)
         self.trust.install(installed)
         self._renew_contexts()
+
+    def look_at_barred(self) -> None:
+        """Bar whom the peer's own file names by now, without a restart."""
+        if self._barred.look():
+            self.trust.bar(self._barred.peers)
 
     @property
     def own_roots(self) -> tuple[bytes, ...]:
@@ -254,22 +261,6 @@ def installed_roots(settings: PeerSettings) -> tuple[Root, ...]:
 def pem_of(certificates: Iterable[x509.Certificate]) -> bytes:
     """Return certificates in PEM, one behind the other."""
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
-
-
-def revoked_locally(settings: PeerSettings) -> tuple[PeerId, ...]:
-    """Return the peers that the file `identity.revoked` names, one a line; ConfigError if it is unfit."""
-    path = settings.path(settings.identity.revoked)
-    if not path.exists():
-        return ()
-    lines = [
-        line.partition("#")[0].strip() for line in read_key_bytes(path, ConfigError).decode().splitlines()
-    ]
-    try:
-        for line in filter(None, lines):
-            public_key_of(PeerId(line))
-    except DecodeError as error:
-        raise ConfigError(f"{path}: {error}; it has a peer id on each line") from None
-    return tuple(PeerId(line) for line in lines if line)
 
 
 def _checked_files(

@@ -8,6 +8,7 @@ here, so that they end when their ground is gone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from edgepool.model.credential import POSSESSION, REVOKED, NotProven, Root, chec
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.runtime.clock import SystemClock
+
+_log = logging.getLogger(__name__)
 
 RETIRED = "retired"
 LAPSED = "lapsed"
@@ -33,6 +36,14 @@ class _Held:
     identity: PeerIdentity
     end: End
     is_over: Callable[[], bool]
+
+
+def _end(held: _Held, fault: str) -> None:
+    """End a connection; one that fails at it must not keep the others of a revoked peer alive."""
+    try:
+        held.end(fault)
+    except Exception:
+        _log.exception("a connection of %s, to be cut, has failed at its end", held.identity.name)
 
 
 class TrustSet:
@@ -154,6 +165,11 @@ class TrustSet:
         self._installed = tuple(installed)
         self._refresh()
 
+    def bar(self, revoked: Iterable[PeerId]) -> None:
+        """Take the peers that the peer's own file bars now."""
+        self._locally_revoked = frozenset(revoked)
+        self._refresh()
+
     def decide(self, decided: UnitedTrust) -> None:
         """Take what the members of this peer's main chains have decided by now."""
         self._decided = decided
@@ -190,8 +206,8 @@ class TrustSet:
         if changed:
             for tell in self._on_roots:
                 tell()
-        for one in self._held:
+        for one in tuple(self._held):
             fault = "" if one.is_over() else self._fault(one.identity, now_ms)
             if fault:
-                one.end(fault)
+                _end(one, fault)
         self._purge()

@@ -114,6 +114,9 @@ async def test_a_registrar_certifies_its_own_members_keys_that_are_proved(tmp_pa
             stranger = Signer(sha256(b"stranger")).peer
             answer = await registrar.certify(member, CertificateRequest(stranger, bytes(64)))
             assert (answer.certificate, answer.refusal) == (b"", "the new key has not signed the request")
+            # Whoever asks all the time is told so before its request costs anything.
+            answer = await registrar.certify(member, CertificateRequest(stranger, bytes(64)))
+            assert "every 2 s" in answer.refusal
             before_ms = mill._identity.valid_until_ms
             await asyncio.sleep(2)  # a member is certified so often, to whole seconds
             await mill.certifier.renew()

@@ -9,10 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgepool.core.ledger.trust import KnownRoot, UnitedTrust
+from edgepool.errors import ConfigError
+from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.credential import Root, read_root
 from edgepool.model.crypto import Signer
 from edgepool.model.identity import PeerIdentity
-from edgepool.transport.certificates import create_authority, issue_certificate
+from edgepool.transport.certificates import create_authority, issue_certificate, load_identity
 from edgepool.transport.trust import RETIRED, TrustSet
 
 NETWORK = "plant"
@@ -63,3 +65,41 @@ def test_a_link_that_rests_on_the_retired_root_alone_ends_with_it(tmp_path: Path
     held.trust.renewed(held.certificate("first", DAY_S + 60), held.identity)
     held.retire_the_first()
     assert held.ended == [RETIRED]
+
+
+def test_one_connection_that_fails_at_its_end_keeps_no_other_alive(tmp_path: Path) -> None:
+    held, cut = Held(tmp_path, DAY_S), list[str]()
+
+    def fail(_: str) -> None:
+        raise OSError("it was half open")
+
+    trust = TrustSet(NETWORK, held.roots)
+    trust.hold(held.identity, fail, lambda: False)
+    trust.hold(held.identity, cut.append, lambda: bool(cut))
+    trust.decide(UnitedTrust(revoked={held.mill: None}))
+    assert cut == ["revoked"]
+
+
+def test_whom_the_owners_file_names_is_cut_off_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_peer_folder(tmp_path / "hub", PeerPlan("hub", NETWORK), tmp_path / "first-of-hub")
+    identity, held, ended = load_identity(settings), Held(tmp_path, DAY_S), list[str]()
+    identity.trust.install(held.roots)
+    identity.trust.hold(held.identity, ended.append, lambda: bool(ended))
+    path = settings.path(settings.identity.revoked)
+    identity.look_at_barred()
+    assert not identity.trust.revoked
+    path.write_text(f"{held.mill}  # stolen\n")
+    identity.look_at_barred()
+    assert (ended, identity.trust.revoked) == (["revoked"], {held.mill})
+    for unfit in (b"nobody", b"\xff\xfe", b"# so long\n" * 10_000):  # and whoever is barred stays so
+        path.write_bytes(unfit)
+        identity.look_at_barred()
+        assert identity.trust.revoked == {held.mill}
+        with pytest.raises(ConfigError):
+            load_identity(settings)
+    assert caplog.text.count("nobody else is barred") == 3
+    path.unlink()
+    identity.look_at_barred()
+    assert not identity.trust.revoked
