@@ -87,19 +87,25 @@ class MembershipPolicy:
             if votes or (self._me == self._coordinator and guilty[peer] == REVOKED):
                 wanted.setdefault(exclusion(number, peer, guilty[peer]))
         if votes:
+            # A thief must not flee into another key while its coordinator asks for its revocation.
+            accused = [peer for peer, by in state.trust.to_be_revoked() if self._coordinator in by]
             for change, authors in opened:
-                if self._approves(change, authors, (*guilty, *revoked)):
+                if self._approves(change, authors, (*guilty, *revoked), accused):
                     wanted.setdefault(change)
         said = [change for change, authors in opened if self._me in authors]
         return [change for change in wanted if change not in said]
 
     def _approves(
-        self, change: MembershipChange, authors: Collection[PeerId], guilty: Collection[PeerId]
+        self,
+        change: MembershipChange,
+        authors: Collection[PeerId],
+        guilty: Collection[PeerId],
+        accused: Collection[str],
     ) -> bool:
         if change.outgoing == self._me:
             return False  # what it asked for itself is said already
         if change.heir:  # both of its keys have signed
-            return change.outgoing not in guilty and change.heir not in guilty
+            return not {change.outgoing, change.heir}.intersection((*guilty, *accused))
         if change.incoming is not None and (
             change.incoming.peer in guilty or not self._is_as_named(change.incoming)
         ):

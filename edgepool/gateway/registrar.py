@@ -279,6 +279,8 @@ class Registrar:
             raise Refused(problem)
         if member.root not in peer.certifier.own_roots:
             raise Refused("it certifies members of its own organisation only")
+        if member.peer in peer.trusting.revoked or peer.trusting.is_accused(member.peer):
+            raise Refused("its revocation is asked for")  # nor does a thief flee into another key
         await self.rotation.issue_with_next()
         is_late = member.peer == peer.id and peer.certifier.keeps_root
         authority = self.admitting if is_late else self.issuing

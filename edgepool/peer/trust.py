@@ -114,6 +114,14 @@ class Trusting:
         assert isinstance(ref, RecordRef)
         return ref
 
+    def is_accused(self, peer: PeerId) -> bool:
+        """Say whether a coordinator asks for the revocation of `peer` on a main chain, and it is open."""
+        return any(
+            accused == peer and chain.genesis.invitation.coordinator in by
+            for chain in self._main_chains()
+            for accused, by in chain.state.trust.to_be_revoked()
+        )
+
     def hindrance(self, who: PeerId) -> str:
         """Say why the revocation of `who` cannot be decided as things stand, and what to do, or return ''.
 

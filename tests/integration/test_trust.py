@@ -13,10 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 from peer_cell import NETWORK, Cell, open_cell
+from test_certificates_live import code_for, registrar_at
 
 from edgepool import DataKey, Peer
 from edgepool.config import KnownPeer, PeerSettings
+from edgepool.gateway.newcomer import join_network
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
+from edgepool.model.certifying import request_for
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId, parse_address
 from edgepool.model.pool import Member
 from edgepool.model.record import DataDemand
@@ -178,6 +182,26 @@ async def test_a_member_that_is_away_is_named_before_a_revocation_hangs(tmp_path
         assert cell.cloud.trusting.hindrance(thief.id) == ""
         await away.__aexit__()
         await until(lambda: "m1 cannot be reached" in cell.cloud.trusting.hindrance(thief.id))
+
+
+async def test_a_thief_gets_no_certificate_for_another_key_while_its_revocation_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with registrar_at(tmp_path, valid_s=3600) as (cloud, registrar):
+        await join_network(await code_for(registrar, pool="cell"), tmp_path / "mill")
+        async with Peer.open(tmp_path / "mill") as mill:
+            await until(lambda: cloud.pools[0].chain in mill.chains)
+            await until(lambda: len(cloud.chain_state(cloud.pools[0].chain).next_roster) == 2)
+            for number in range(2):  # it has a vote from the second block on
+                await cloud.submit(DataDemand(KEY, number, "", ""), chain=cloud.pools[0].chain)
+            await until(lambda: len(cloud.chain_state(cloud.pools[0].chain).members) == 2)
+            await cloud.trusting.change(RevokePeer(mill.id))  # which a pool of two cannot decide
+            assert cloud.trusting.is_accused(mill.id)
+            (member,) = cloud.connected()
+            new = Signer(bytes(32))
+            asked = request_for(new, mill.settings.network, mill.id, cloud.id)
+            answer = await registrar.certify(member, asked)
+            assert (answer.certificate, answer.refusal) == (b"", "its revocation is asked for")
 
 
 async def test_trust_survives_a_restart(tmp_path: Path) -> None:

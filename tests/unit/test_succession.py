@@ -170,6 +170,20 @@ def test_every_member_approves_a_succession_by_itself(world: World, approve: str
     assert change not in revoked.changes(world.state, [world.peers[1]])
 
 
+@pytest.mark.parametrize(("by_coordinator", "approved"), [(True, False), (False, True)])
+def test_a_thief_does_not_flee_into_another_key_while_its_revocation_is_asked_for(
+    by_coordinator: bool, approved: bool
+) -> None:
+    """The word of a mere member stops nobody: else each could keep every other from changing its key."""
+    world = World(kind="fixed")
+    revocation = TrustChange(RevokePeer(world.peers[1]), "stolen")
+    world.pack(world.record(world.coordinator if by_coordinator else world.signers[2], revocation))
+    change = world.succession(world.signers[1], world.newcomer("the thief's own"))
+    world.pack(world.record(world.signers[1], change))
+    mine = MembershipPolicy(world.peers[0], world.coordinator.peer, "coordinator")
+    assert (change in mine.changes(world.state)) is approved
+
+
 # --- what the new key has
 
 

@@ -72,6 +72,10 @@ class Trust(Wire, frozen=True, dict=True, gc=True):
         """Say whether the revocation of `peer` is decided."""
         return any(one == peer for one, _ in self.revoked)
 
+    def to_be_revoked(self) -> list[tuple[str, tuple[PeerId, ...]]]:
+        """Return whose revocation is open, each with who has written it."""
+        return [(change.step.peer, by) for change, by in self.open if isinstance(change.step, RevokePeer)]
+
     def misfit(self, step: TrustStep) -> str:
         """Say why a step cannot be decided after all that is decided, or return ''."""
         match step:
