@@ -106,6 +106,7 @@ class Rotation:
                 overlap = default_s if overlap_s is None else overlap_s
                 new = await asyncio.to_thread(self._planned, overlap, leave_behind)
                 await self._keep(new)
+                self._peer.certifier.keeps_root = True
                 self._say(f"the root of '{new.organisation}' rotates: the next authority is {new.folder}")
             else:
                 changes: dict[str, object] = {"leave_behind": plan.leave_behind or leave_behind}
@@ -175,7 +176,11 @@ class Rotation:
             except EdgepoolError as error:
                 if str(error) != self._problem:
                     self._problem = str(error)
-                    _log.warning("the root does not rotate yet: %s", error)
+                    _log.info("the root does not rotate yet: %s", error)
+            except Exception as fault:  # it must be told and tried again, and nothing else stops for it
+                if not self._problem:
+                    _log.exception("the rotation of the root has failed inside")
+                self._problem = f"an internal fault ({type(fault).__name__}: {fault}): the log says where"
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _go_on(self, plan: Plan) -> None:

@@ -292,3 +292,16 @@ def test_the_command_shows_who_has_renewed_and_a_killed_registrar_goes_on(tmp_pa
         hanging = edgepool("member", "revoke", cloud, "mill", "--timeout", "1", code=1)
         assert "pool cell has 2 members and needs all of them, mill too" in hanging
         assert "this peer invites nobody" in edgepool("org", "rotate", tmp_path / "mill", code=2)
+
+
+async def test_a_fault_inside_is_told_and_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_registrar(tmp_path)
+    async with registrar_in(tmp_path) as (_, registrar):
+        with monkeypatch.context() as patched:
+            patched.setattr(rotating, "make_next", lambda *_: 1 // 0)
+            await registrar.rotation.begin(0, WEEK_S, False)
+            await until(lambda: "ZeroDivisionError" in registrar.rotation.status().problem)
+        await until(lambda: stage(registrar) == "done" and not registrar.rotation.status().problem)
+    assert caplog.text.count("has failed inside") == 1
