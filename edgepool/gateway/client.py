@@ -9,6 +9,7 @@ Errors come back as the classes that the peer raised: LocalError, Refused, Unava
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
-from edgepool.config import CONFIG_FILE, BudgetSettings
-from edgepool.errors import EdgepoolError, LocalError, Refused, StorageError, Unavailable
+from edgepool.config import CONFIG_FILE, BudgetSettings, load_peer_settings
+from edgepool.errors import ConfigError, EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.answers import answer_as, foreign
 from edgepool.gateway.registrar import InvitationView, NewInvitation
@@ -28,9 +29,12 @@ from edgepool.gateway.trustclient import ANSWER_TIMEOUT_S, TrustCalls
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView
 from edgepool.peer.values import ChainStatus, KeyStatus, PeerStatus, PoolMembers
+from edgepool.transport.keychange import KeyChange
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
+OPENING_S = 5.0
+LOOK_EVERY_S = 0.05
 
 _ERRORS: dict[str, type[EdgepoolError]] = {
     "refused": Refused,
@@ -53,7 +57,7 @@ class ApiClient(TrustCalls):
     @classmethod
     def of(cls, folder: Path) -> ApiClient:
         """Return a client of the peer that runs from `folder`; LocalError if none does."""
-        endpoint = find_endpoint(folder)
+        endpoint = find_endpoint(folder) or _opened_again(folder)
         if endpoint is None:
             raise LocalError(f"the peer in '{folder}' is not running: start it with 'edgepool run {folder}'")
         return cls(endpoint.url, read_token(folder))
@@ -347,6 +351,21 @@ def find_endpoint(folder: Path) -> Endpoint | None:
         host = ""
     check_loopback(host)
     return endpoint if _runs(endpoint.pid) else None
+
+
+def _opened_again(folder: Path) -> Endpoint | None:
+    """Wait a little for a peer that is just being opened again under a new key; None if none is."""
+    try:
+        change = KeyChange(load_peer_settings(folder))
+    except ConfigError:
+        return None
+    deadline_s = time.monotonic() + OPENING_S
+    while change.begun or change.is_made:
+        endpoint = find_endpoint(folder)
+        if endpoint is not None or time.monotonic() > deadline_s:
+            return endpoint
+        time.sleep(LOOK_EVERY_S)
+    return find_endpoint(folder)
 
 
 def _decoded(raw: bytes) -> Any:

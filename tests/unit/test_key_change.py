@@ -1,0 +1,122 @@
+"""The files of a key that changes: wherever the power fails, the peer is the old key or the new one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgepool.config import PeerSettings
+from edgepool.errors import ConfigError, LocalError
+from edgepool.gateway.client import ApiClient
+from edgepool.model.crypto import Signer, sha256
+from edgepool.model.trust import own_revocation
+from edgepool.transport import keychange
+from edgepool.transport.keychange import KeyChange, finish_change
+from edgepool.transport.keyfiles import is_encrypted
+
+FORMER = own_revocation(Signer(sha256(b"old")), "works")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> PeerSettings:
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity/key.pem").write_bytes(b"old key")
+    (tmp_path / "identity/certificate.pem").write_bytes(b"old certificate")
+    return PeerSettings(name="mill", network="works", folder=tmp_path)
+
+
+def begun(settings: PeerSettings) -> KeyChange:
+    change = KeyChange(settings)
+    change.begin(None)
+    change.certificate.write_bytes(b"new certificate")
+    return change
+
+
+def held(settings: PeerSettings) -> tuple[bytes, bytes]:
+    return tuple((settings.folder / "identity" / f"{one}.pem").read_bytes() for one in ("key", "certificate"))  # type: ignore[return-value]
+
+
+def test_the_next_key_is_protected_as_the_present_one_and_stays_what_it_is(settings: PeerSettings) -> None:
+    change = KeyChange(settings)
+    change.begin(b"secret")
+    path = settings.folder / "identity/next-key.pem"
+    assert is_encrypted(path.read_bytes())
+    assert path.stat().st_mode & 0o777 == 0o600
+    first = change.next_key(b"secret").private_bytes_raw()
+    change.begin(b"secret")
+    assert change.next_key(b"secret").private_bytes_raw() == first
+    with pytest.raises(LocalError, match="passphrase is wrong"):
+        change.next_key(b"other")
+    change.give_up()
+    assert sorted(os.listdir(settings.folder / "identity")) == ["certificate.pem", "key.pem"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_one_rename_is_the_change(
+    settings: PeerSettings, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """The power fails after so many renames; what was marked before does not count."""
+    change = begun(settings)
+    new_key = (settings.folder / "identity/next-key.pem").read_bytes()
+    left, real = [None] * renames, keychange._rename
+
+    def cut(source: Path, target: Path) -> None:
+        if not left:
+            raise LocalError("the power fails")
+        left.pop()
+        real(source, target)
+
+    with monkeypatch.context() as power:
+        power.setattr(keychange, "_rename", cut)
+        try:
+            change.make(FORMER)
+        except LocalError:
+            assert renames < 2
+    finish_change(settings)
+    finish_change(settings)
+    again = KeyChange(settings)
+    if renames == 0:
+        assert held(settings) == (b"old key", b"old certificate")
+        assert again.begun
+        assert again.former() is None
+        again.make(FORMER)
+    assert held(settings) == (new_key, b"new certificate")
+    assert not again.begun
+    assert again.former() == FORMER
+    again.over()
+    assert sorted(os.listdir(settings.folder / "identity")) == ["certificate.pem", "key.pem"]
+
+
+def test_a_damaged_mark_is_told(settings: PeerSettings) -> None:
+    change = begun(settings)
+    change.make(FORMER)
+    (settings.folder / "identity/key.pem.former").write_bytes(b"garbage")
+    with pytest.raises(LocalError, match="member revoke"):
+        change.former()
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    settings: PeerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = begun(settings)
+    change.make(FORMER)
+    (settings.folder / "identity/next-key.pem").write_bytes(b"left behind")
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ConfigError, match="cannot be replaced"):
+        finish_change(settings)
+
+
+def test_a_command_waits_for_a_peer_that_is_being_opened_again_but_not_for_ever(
+    settings: PeerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepool.gateway.client.OPENING_S", 0.0)
+    (settings.folder / "edgepool.toml").write_text('name = "mill"\nnetwork = "works"\n')
+    begun(settings)
+    with pytest.raises(LocalError, match="is not running"):
+        ApiClient.of(settings.folder)
