@@ -187,7 +187,8 @@ async def _kill_and_restart(processes: Processes, outcome: Outcome) -> None:
     killed = monotonic()
     while monotonic() - killed < DOWN_AT_MOST_S and not processes.unexpected:
         await asyncio.sleep(LOOK_EVERY_S)
-        if monotonic() - killed >= DOWN_AT_LEAST_S and view.done_between(*outcome.down_ms):
+        done = view.done_between(*outcome.down_ms) or view.done_by_stations == len(view.tasks)
+        if monotonic() - killed >= DOWN_AT_LEAST_S and done:
             break
     finished = view.done_between(*outcome.down_ms)
     view.tell(f"{finished} parts were finished without the coordinator; it is started again")

@@ -118,6 +118,13 @@ def test_what_happened_while_the_coordinator_was_down() -> None:
     assert (report["tasks_done_while_down"], report["transfers_confirmed_while_down"]) == (1, 1)
 
 
+def test_nothing_is_missed_if_all_was_finished_just_before_the_coordinator_was_killed() -> None:
+    outcome = finished()
+    outcome.view.tasks["T002"].steps[-1].since_ms = outcome.killed_ms - 1
+    report = build_report(outcome, None, [])
+    assert (report["tasks_done_while_down"], report["ok"]) == (0, True)
+
+
 def test_cloud_mode_counts_what_the_relay_carried() -> None:
     cloud = build_report(finished(), finished(cloud=True), [])["cloud"]
     assert (cloud["bytes_direct"], cloud["bytes_via_coordinator"]) == (0, 12_000_000)
@@ -145,6 +152,10 @@ def break_process(outcome: Outcome) -> None:
     outcome.problems.append("process milling ended with code 1: it left nothing")
 
 
+def break_pools(outcome: Outcome) -> None:
+    outcome.view.tasks["T002"].steps[-1].since_ms = outcome.back_ms
+
+
 def break_path(outcome: Outcome) -> None:
     status_id = "coordinator-id"
     received = totals(bytes_received=9, received_by_holder={status_id: 9})
@@ -159,6 +170,7 @@ def break_path(outcome: Outcome) -> None:
         (break_chain, "chain pool-01 does not stand the check: DMU50-1: block 4: torn"),
         (break_demand, "1 of 4 demands failed"),
         (break_process, "process milling ended with code 1"),
+        (break_pools, "no task was finished while the coordinator was down"),
         (break_path, "9 bytes of twin data went through the coordinator"),
     ],
 )
