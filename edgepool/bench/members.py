@@ -21,6 +21,7 @@ from edgepool.errors import Refused, Unavailable
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import ChainId
 from edgepool.peer.peer import Peer
+from edgepool.runtime.collector import collect_rarely
 
 STAND_S = 15.0
 _REFUSED_PAUSE_S = 0.02
@@ -30,6 +31,7 @@ class Members:
     """The peers of this process, and what they are told to do on their one chain."""
 
     def __init__(self, folder: Path) -> None:
+        collect_rarely()  # as 'edgepool run' does
         self._folder = folder
         self._stack = AsyncExitStack()
         self._peers: list[Peer] = []

@@ -64,7 +64,9 @@ def _end_now() -> None:
 
 async def _run(folder: Path, json: bool, blocks: bool, last_resort: threading.Timer) -> None:
     from edgepool.config import load_peer_settings
+    from edgepool.runtime.collector import collect_rarely
 
+    collect_rarely()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
