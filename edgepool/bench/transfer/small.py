@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
@@ -14,17 +15,35 @@ from edgepool.bench.transfer.side import Copying, copying
 
 
 async def measure_rr_1k(order: Order, folder: Path, tell: Tell) -> dict[str, Any]:
-    """Return the p50 of 1 KB of data asked for and got on an open connection, and of a bare TLS echo."""
+    """Return the p50 of 1 KB of data asked for and got on an open connection, and of a bare TLS echo.
+
+    With both sides on one processor, and under 'apart' with each on one of its own.
+    """
     data = make_data(folder / "data", ECHO_BYTES)
+    processors = sorted(os.sched_getaffinity(0))
     async with AsyncExitStack() as stack:
         both = {means: await _pair(stack, folder, means, means, data) for means in ("lane", "bare_echo")}
-        p50s_s: dict[str, list[float]] = {means: [] for means in both}
-        for number in range(3 * order.rounds + 1):
-            tell(f"round {number} of {3 * order.rounds}")
-            for means, made in both.items():
-                told = await made.once(trips=order.trips)
-                if number:
-                    p50s_s[means].append(told["p50_s"])
+        together = await _trips(both, processors[:1], order, tell)
+        apart = await _trips(both, processors[:2], order, tell)
+    return {**together, "apart": apart}
+
+
+async def _trips(both: dict[str, Copying], processors: list[int], order: Order, tell: Tell) -> dict[str, Any]:
+    """Ask over and over, by both means in turn, with the sides of each on these processors; return the p50s.
+
+    Left to itself, a quiet machine runs the two sides of one means on one processor and those of the
+    other on two, where each waking of a processor that sleeps costs more than the rest.
+    """
+    for made in both.values():
+        os.sched_setaffinity(made.receiver.pid, {processors[0]})
+        os.sched_setaffinity(made.senders[0].pid, {processors[-1]})
+    p50s_s: dict[str, list[float]] = {means: [] for means in both}
+    for number in range(3 * order.rounds + 1):
+        tell(f"round {number} of {3 * order.rounds}, on {len(processors)} of the processors")
+        for means, made in both.items():
+            told = await made.once(trips=order.trips)
+            if number:
+                p50s_s[means].append(told["p50_s"])
     ours_s, bare_s = p50s_s.values()
     return {
         "p50_us": round(median(ours_s) * 1e6, 1),

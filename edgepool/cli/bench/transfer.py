@@ -30,6 +30,8 @@ _ROWS = (
     ("8 GiB into a file", "single.large.MBps", "MB/s"),
     ("1 KB there and back, p50", "rr_1k.p50_us", "us"),
     ("  bare TLS echo", "rr_1k.bare_p50_us", "us"),
+    ("  1 KB, each side on its own processor", "rr_1k.apart.p50_us", "us"),
+    ("  bare TLS echo, the same", "rr_1k.apart.bare_p50_us", "us"),
     ("small files", "small_files.MBps", "MB/s"),
     ("  one file of as many bytes", "small_files.one_file_MBps", "MB/s"),
     ("  small files, durable", "small_files.kept.MBps", "MB/s"),
