@@ -15,9 +15,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.vote import PROPOSAL, Equivocation
-
-MOST_OPENED = 16
-"""How many undecided changes one author has; one more drops its oldest that nobody else wants."""
+from edgepool.sim.words import room_for
 
 # Bound here, so that a canary that swaps it in the core does not swap it here.
 _verify = verify
@@ -166,15 +164,11 @@ class RosterOracle:
 
     def _make_room(self, change: MembershipChange, author: PeerId) -> str:
         """Drop a change that `author` opened before, if this is one too many; say why there is none."""
-        opened: dict[MembershipChange, list[PeerId]] = {}
-        for one, by in self._words:
-            opened.setdefault(one, []).append(by)
-        mine = [one for one, authors in opened.items() if authors[0] == author]
-        if change in opened or len(mine) < MOST_OPENED:
-            return ""
-        lonely = [one for one in mine if len(opened[one]) == 1]
-        self._words = [(one, by) for one, by in self._words if one not in lonely[:1]]
-        return "" if lonely else "one change too many"
+        words = room_for(self._words, change, author)
+        if words is None:
+            return "one change too many"
+        self._words = words
+        return ""
 
     def _evidence_problem(self, height: int, found: Equivocation) -> str:
         person = self._person(found.member)

@@ -14,9 +14,7 @@ from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
-
-MOST_OPENED = 16
-"""How many undecided changes one author has; one more drops its oldest that nobody else wants."""
+from edgepool.sim.words import room_for
 
 
 class TrustOracle:
@@ -88,15 +86,12 @@ class TrustOracle:
                 return from_ms < self.retired.get(root, 2**60)
 
     def _make_room(self, change: TrustChange, author: PeerId) -> str:
-        opened: dict[TrustChange, list[PeerId]] = {}
-        for one, by in self._words:
-            opened.setdefault(one, []).append(by)
-        mine = [one for one, authors in opened.items() if authors[0] == author]
-        if change in opened or len(mine) < MOST_OPENED:
-            return ""
-        lonely = [one for one in mine if len(opened[one]) == 1]
-        self._words = [(one, by) for one, by in self._words if one not in lonely[:1]]
-        return "" if lonely else "one change of trust too many"
+        """Drop a change that `author` opened before, if this is one too many; say why there is none."""
+        words = room_for(self._words, change, author)
+        if words is None:
+            return "one change of trust too many"
+        self._words = words
+        return ""
 
     def _count(self, height: int, voters: Sequence[PeerId]) -> None:
         """Decide whatever more than two thirds of `voters` have said, the oldest first."""
