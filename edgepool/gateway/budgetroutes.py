@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from aiohttp import web
 
 from edgepool.config import BudgetSettings
-from edgepool.gateway.dataroutes import Answer, Read
-
-if TYPE_CHECKING:
-    from edgepool.peer.peer import Peer
+from edgepool.gateway.routes import PeerRoutes
 
 
 class BudgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,13 +15,8 @@ class BudgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: BudgetSettings | None
 
 
-class BudgetRoutes:
-    """The routes under /v1/budget; `read` and `answer` are how the API takes bodies and gives JSON."""
-
-    def __init__(self, peer: Peer, read: Read, answer: Answer) -> None:
-        self._peer = peer
-        self._read = read
-        self._answer = answer
+class BudgetRoutes(PeerRoutes):
+    """The routes under /v1/budget."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return what to add to the API."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
 from edgepool.errors import LocalError
-
-if TYPE_CHECKING:
-    from edgepool.peer.peer import Peer
+from edgepool.gateway.routes import PeerRoutes
 
 _T = TypeVar("_T")
 _What = Annotated[str, Meta(max_length=128)]
-Read = Callable[[web.Request, type[Any]], Awaitable[Any]]
-Answer = Callable[[object], web.StreamResponse]
 
 
 class PinBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,13 +35,8 @@ class ScrubBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: _What = ""
 
 
-class DataRoutes:
-    """The routes under /v1/data; `read` and `answer` are how the API takes bodies and gives JSON."""
-
-    def __init__(self, peer: Peer, read: Read, answer: Answer) -> None:
-        self._peer = peer
-        self._read = read
-        self._answer = answer
+class DataRoutes(PeerRoutes):
+    """The routes under /v1/data."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return what to add to the API."""

@@ -13,9 +13,8 @@ from aiohttp import web
 from msgspec import Meta
 
 from edgepool.errors import EdgepoolError
-from edgepool.gateway.dataroutes import Answer, Read
 from edgepool.gateway.export import copy_all_out, copy_out, out_file, out_folder, out_path
-from edgepool.gateway.liveroutes import Describe, WriteLine
+from edgepool.gateway.routes import Answer, Describe, Read, WriteLine
 from edgepool.gateway.views import choose_chain, fetched_view
 from edgepool.model.ids import ChainId
 from edgepool.model.twin import DataKey

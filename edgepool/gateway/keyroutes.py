@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+
+from edgepool.gateway.routes import Answer
 
 if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class KeyRoutes:
     """The routes under /v1/key; `answer` is how the API gives JSON."""
 
-    def __init__(self, peer: Peer, answer: Callable[[object], web.StreamResponse]) -> None:
+    def __init__(self, peer: Peer, answer: Answer) -> None:
         self._peer = peer
         self._answer = answer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from aiohttp import web
 
 from edgepool.core.live.following import Item, Missed, Restarted, Sample
 from edgepool.errors import EdgepoolError, LocalError
-from edgepool.gateway.dataroutes import Answer
+from edgepool.gateway.routes import Answer, Describe, WriteLine
 from edgepool.gateway.views import choose_chain
 from edgepool.model.live import MAX_SAMPLE_BYTES
 from edgepool.model.twin import DataKey
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5
 """How often it is looked whether a client that follows is still there."""
-
-WriteLine = Callable[[web.Request, web.StreamResponse, object], Awaitable[None]]
-Describe = Callable[[EdgepoolError], tuple[int, dict[str, str]]]
 
 
 class LiveRoutes:

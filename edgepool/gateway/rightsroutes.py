@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
 from edgepool.errors import LocalError
-from edgepool.gateway.dataroutes import Answer, Read
+from edgepool.gateway.routes import PeerRoutes
 from edgepool.gateway.views import choose_chain
 from edgepool.model.identity import Role
 from edgepool.model.policy import (
@@ -19,9 +19,6 @@ from edgepool.model.policy import (
     PolicyTerms,
 )
 from edgepool.model.twin import DataKey
-
-if TYPE_CHECKING:
-    from edgepool.peer.peer import Peer
 
 _Word = Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -41,13 +38,8 @@ class PolicyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: Annotated[str, Meta(max_length=4096)] = ""
 
 
-class RightsRoutes:
-    """The routes under /v1/policies; `read` and `answer` are how the API takes bodies and gives JSON."""
-
-    def __init__(self, peer: Peer, read: Read, answer: Answer) -> None:
-        self._peer = peer
-        self._read = read
-        self._answer = answer
+class RightsRoutes(PeerRoutes):
+    """The routes under /v1/policies."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return what to add to the API."""

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from edgepool.gateway.rotationplan import Overlap
-from edgepool.gateway.trustroutes import Answer, Read
+from edgepool.gateway.routes import Answer, Read
 
 if TYPE_CHECKING:
     from edgepool.gateway.registrar import Registrar

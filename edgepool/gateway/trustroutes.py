@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
@@ -12,17 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
 from edgepool.errors import DecodeError, LocalError
+from edgepool.gateway.routes import PeerRoutes
 from edgepool.gateway.views import choose_chain
 from edgepool.model.credential import read_root
 from edgepool.model.crypto import sha256
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
 from edgepool.peer.trust import trust_change_id
-
-if TYPE_CHECKING:
-    from edgepool.peer.peer import Peer
-
-Read = Callable[[web.Request, type[Any]], Awaitable[Any]]
-Answer = Callable[[object], web.StreamResponse]
 
 
 class TrustBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,13 +35,8 @@ class ApproveTrustBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     change: Annotated[str, Meta(max_length=64)] = ""
 
 
-class TrustRoutes:
-    """The routes under /v1/trust; `read` and `answer` are how the API takes bodies and gives JSON."""
-
-    def __init__(self, peer: Peer, read: Read, answer: Answer) -> None:
-        self._peer = peer
-        self._read = read
-        self._answer = answer
+class TrustRoutes(PeerRoutes):
+    """The routes under /v1/trust."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return what to add to the API."""
