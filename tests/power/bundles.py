@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from kill import START_S, Validator, Wrong, make_folders
+from telling import tell
 
 from edgepool.errors import EdgepoolError
 from edgepool.gateway.client import ApiClient
@@ -188,17 +188,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgepool-bundles-") as folder:
         report = run(options.kills, options.seed, options.files, Path(folder))
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.kills} kills in {report.seconds} s, of holders {report.holders}, of requesters "
-            f"{report.requesters} ({report.over} fetches were over before); {report.visible} files were "
-            "visible then, all of them whole"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.kills} kills in {report.seconds} s, of holders {report.holders}, of requesters "
+        f"{report.requesters} ({report.over} fetches were over before); {report.visible} files were "
+        "visible then, all of them whole",
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -23,11 +22,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from ledger_model import Ledger, Loss
+from telling import tell
 
 from edgepool.errors import StorageError
 from edgepool.storage.store import FolderStore
@@ -257,17 +257,13 @@ def main() -> int:
     except Unsupported as why:
         print(f"not possible here: {why}", file=sys.stderr)
         return 3
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.cuts} cuts in {report.seconds} s: of {report.acknowledged} acknowledged items "
-            f"{report.lost} were lost; {report.torn} unfinished writes were set aside; "
-            f"{report.told} writers said that the disk does not work"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.cuts} cuts in {report.seconds} s: of {report.acknowledged} acknowledged items "
+        f"{report.lost} were lost; {report.torn} unfinished writes were set aside; "
+        f"{report.told} writers said that the disk does not work",
+    )
 
 
 if __name__ == "__main__":

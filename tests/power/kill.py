@@ -20,9 +20,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+
+from telling import tell
 
 from edgepool.config import FixedPool, KnownPeer
 from edgepool.core.consensus.ballot import SavedBallot
@@ -393,17 +395,13 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory(prefix="edgepool-kill-") as folder:
             report = run(options.kills, options.seed, Path(folder))
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.kills} kills in {report.seconds} s: of {report.acknowledged} acknowledged records "
-            f"{report.lost} were lost; {report.blocks} blocks, {report.votes} votes looked at, "
-            f"{report.torn} unfinished writes were set aside"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.kills} kills in {report.seconds} s: of {report.acknowledged} acknowledged records "
+        f"{report.lost} were lost; {report.blocks} blocks, {report.votes} votes looked at, "
+        f"{report.torn} unfinished writes were set aside",
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -25,6 +24,7 @@ from unittest.mock import patch
 from disk import Disk, PowerCut
 from diskcalls import root_of
 from rig import SEGMENT_BYTES, SYNCS, small_sizes
+from telling import tell
 
 from edgepool.core.machine import (
     CommitBlock,
@@ -279,17 +279,13 @@ def main() -> int:
     for seed in range(options.seed, options.seed + options.seeds):
         run_world(seed, report, options.heights, options.members, prunes=options.prunes)
     report.seconds = round(time.perf_counter() - began, 1)
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.seeds} pools lost power {report.cuts} times, {report.kills} processes were killed and "
-            f"{report.troubles} calls failed in {report.seconds} s: {report.blocks} blocks, "
-            f"{report.acknowledged} acknowledged records, {len(report.violations)} violations"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.seeds} pools lost power {report.cuts} times, {report.kills} processes were killed and "
+        f"{report.troubles} calls failed in {report.seconds} s: {report.blocks} blocks, "
+        f"{report.acknowledged} acknowledged records, {len(report.violations)} violations",
+    )
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -33,6 +32,7 @@ from unittest.mock import patch
 from disk import Disk, PowerCut
 from diskcalls import installed, root_of
 from ledger_model import Ledger, Loss
+from telling import tell
 
 from edgepool.errors import StorageError
 from edgepool.storage.store import FolderStore
@@ -248,17 +248,13 @@ def main() -> int:
             Rig(options.seed, lies).replay(options.disk)
         return 0
     report = run(options.cuts, options.seed, lies)
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.cuts} power cuts, {report.kills} kills and {report.troubles} failed calls in "
-            f"{report.seconds} s: of {report.acknowledged} acknowledged items {report.lost} were lost; "
-            f"{report.torn} unfinished writes were set aside"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.cuts} power cuts, {report.kills} kills and {report.troubles} failed calls in "
+        f"{report.seconds} s: of {report.acknowledged} acknowledged items {report.lost} were lost; "
+        f"{report.torn} unfinished writes were set aside",
+    )
 
 
 if __name__ == "__main__":

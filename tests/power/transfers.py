@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from kill import START_S, Validator, Wrong, make_folders
+from telling import tell
 
 from edgepool.bench.transfer.material import MIB, make_data
 from edgepool.errors import EdgepoolError
@@ -244,17 +244,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgepool-transfers-") as folder:
         report = run(options.kills, options.seed, options.mib * MIB, Path(folder))
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        print(
-            f"{report.kills} kills in {report.seconds} s, of holders {report.holders}, of requesters "
-            f"{report.requesters} ({report.over} fetches were over before); {report.kept >> 20} MiB were on "
-            f"disk then, {report.again >> 20} MiB came after"
-        )
-        for violation in report.violations:
-            print(violation)
-    return 1 if report.violations else 0
+    return tell(
+        report,
+        options.json,
+        f"{report.kills} kills in {report.seconds} s, of holders {report.holders}, of requesters "
+        f"{report.requesters} ({report.over} fetches were over before); {report.kept >> 20} MiB were on "
+        f"disk then, {report.again >> 20} MiB came after",
+    )
 
 
 if __name__ == "__main__":
