@@ -19,6 +19,7 @@ from edgepool.model.ids import PeerId
 from edgepool.model.transfer import TransferRequest
 from edgepool.model.twin import Manifest, chunk_bytes_for
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.dial import Way
 from edgepool.transport.identity import load_identity
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.tls import TlsTransport
@@ -76,7 +77,7 @@ class Answerer:
         """Send the frame back."""
         self._transport.send(peer, frame)
 
-    def _serve_data(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
+    def _serve_data(self, identity: PeerIdentity, request: TransferRequest, _: Way) -> TransferSource | str:
         if self._manifest is None:
             return "nothing to serve"
         return TransferSource(self._manifest, self._data, lambda size_bytes: None, lambda sent, failure: None)

@@ -29,7 +29,7 @@ def path_cells(link: LinkStatus) -> tuple[str, str, str, str]:
 
 
 def transfer_peer(transfer: TransferStatus) -> str:
-    """Return the other side of a transfer, and by which path its data comes if not directly."""
+    """Return the other side of a transfer, and by which path its data goes if not directly."""
     if not transfer.conduit:
         return transfer.name
     over = "" if transfer.road == "tls" else f", {transfer.road}"

@@ -313,9 +313,9 @@ class StatusScreen:
         table.add_row(
             "demands", Text.assemble(f"{totals.demands} made, {totals.answered} answered, ", failed)
         )
-        through = sum(totals.received_by_conduit.values())
-        note = f" ({size(through)} through conduits)" if through else ""
-        table.add_row("data", f"{size(totals.bytes_received)} received{note}, {size(totals.bytes_sent)} sent")
+        received = size(totals.bytes_received) + _through(totals.received_by_conduit, "received")
+        sent = size(totals.bytes_sent) + _through(totals.sent_by_conduit, "sent")
+        table.add_row("data", f"{received}, {sent}")
         stored = self._status.storage
         table.add_row(
             "stored",
@@ -341,6 +341,12 @@ def left(days: float) -> str:
     if days >= 2:
         return f"{days:.0f} days left"
     return f"{24 * days:.0f} hours left" if days * 24 >= 2 else f"{24 * 60 * days:.0f} minutes left"
+
+
+def _through(by_conduit: dict[str, int], moved: str) -> str:
+    """Return what of that which was `moved` went through conduits."""
+    through = sum(by_conduit.values())
+    return f" {moved} ({size(through)} through conduits)" if through else f" {moved}"
 
 
 def _verb(name: str) -> str:

@@ -11,13 +11,14 @@ from edgepool.model.ids import PeerId
 from edgepool.model.twin import DataKey
 from edgepool.peer.values import Totals, TransferEnded
 from edgepool.runtime.ports import Clock
+from edgepool.transport.dial import DIRECT, Way
 
 _WINDOW_MS = 2_000
 
 
 @dataclass(slots=True, eq=False)
 class TransferProgress:
-    """A transfer under way; an incoming one through `conduit`, if it is not direct: over libp2p or not."""
+    """A transfer under way, and how its data goes."""
 
     key: DataKey
     peer: PeerId
@@ -25,8 +26,7 @@ class TransferProgress:
     size_bytes: int
     started_ms: int
     done_bytes: int = 0
-    conduit: PeerId | None = None
-    libp2p: bool = False
+    way: Way = DIRECT
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class Accounting:
     received_by_kind: dict[str, int] = field(default_factory=dict)
     received_by_holder: dict[str, int] = field(default_factory=dict)
     received_by_conduit: dict[str, int] = field(default_factory=dict)
+    sent_by_conduit: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     under_way: dict[TransferProgress, None] = field(default_factory=dict)
     _recent: deque[tuple[int, int]] = field(default_factory=deque)
@@ -52,6 +53,10 @@ class Accounting:
         """Count bytes of a transfer as they move."""
         transfer.done_bytes += size_bytes
         self._recent.append((now_ms, size_bytes))
+        if transfer.way.conduit is not None:
+            conduit = str(transfer.way.conduit)
+            by_conduit = self.sent_by_conduit if transfer.outgoing else self.received_by_conduit
+            by_conduit[conduit] = by_conduit.get(conduit, 0) + size_bytes
         if transfer.outgoing:
             self.bytes_sent += size_bytes
             return
@@ -61,9 +66,6 @@ class Accounting:
         kind, holder = transfer.key.kind, str(transfer.peer)
         self.received_by_kind[kind] = self.received_by_kind.get(kind, 0) + size_bytes
         self.received_by_holder[holder] = self.received_by_holder.get(holder, 0) + size_bytes
-        if transfer.conduit is not None:
-            conduit = str(transfer.conduit)
-            self.received_by_conduit[conduit] = self.received_by_conduit.get(conduit, 0) + size_bytes
 
     def network_load_percent(self, now_ms: int) -> int:
         """Return the share of the uplink used by transfers over the last two seconds."""
@@ -85,6 +87,7 @@ class Accounting:
             received_by_kind=dict(self.received_by_kind),
             received_by_holder=dict(self.received_by_holder),
             received_by_conduit=dict(self.received_by_conduit),
+            sent_by_conduit=dict(self.sent_by_conduit),
             refused=dict(self.refused),
             first_data_ms=self.first_data_ms,
         )
@@ -98,10 +101,12 @@ class Transfers:
         self._clock = clock
         self._tell = tell
 
-    def begin(self, key: DataKey, peer: PeerId, outgoing: bool, size_bytes: int) -> TransferProgress:
-        """A transfer to or from `peer` begins."""
+    def begin(
+        self, key: DataKey, peer: PeerId, outgoing: bool, size_bytes: int, way: Way = DIRECT
+    ) -> TransferProgress:
+        """A transfer to or from `peer` begins; its data goes `way`, as far as that is known yet."""
         started_ms = self._clock.now().monotonic_ms
-        transfer = TransferProgress(key, peer, outgoing, size_bytes, started_ms)
+        transfer = TransferProgress(key, peer, outgoing, size_bytes, started_ms, way=way)
         self._accounting.under_way[transfer] = None
         return transfer
 

@@ -26,7 +26,7 @@ from edgepool.peer.values import Fetched, FetchedMany, FetchProgress, Published
 from edgepool.runtime.ports import Clock, PeerIdentity
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.space import size_of
-from edgepool.transport.dial import OpenStream
+from edgepool.transport.dial import OpenStream, Way
 from edgepool.transport.identity import Identity
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.transfer import TransferClient
@@ -109,8 +109,8 @@ class DataPlane:
 
     # --- serve ------------------------------------------------------------------------------
 
-    def serve(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
-        """Decide on a transfer request; a string is the condition that failed."""
+    def serve(self, identity: PeerIdentity, request: TransferRequest, way: Way) -> TransferSource | str:
+        """Decide on a transfer request that came this way; a string is the condition that failed."""
         record = request.confirmation
         body = record.record.body
         if not isinstance(body, TransmissionConfirmation):
@@ -127,7 +127,7 @@ class DataPlane:
         manifest = self._blobs.manifest(body.root)
         if manifest is None:
             return NOT_HERE
-        transfer = self._transfers.begin(body.key, identity.peer, True, manifest.size_bytes)
+        transfer = self._transfers.begin(body.key, identity.peer, True, manifest.size_bytes, way)
 
         def refusal() -> str:
             if body.valid_until_ms < self._clock.now().wall_ms:

@@ -133,9 +133,9 @@ class Fetches:
             return writers[-1]
 
         def moved(holder: PeerId, size_bytes: int) -> None:
-            way, transfer = self._client.way_to(holder), gathering.transfers[holder]
-            transfer.conduit, transfer.libp2p = way if way is not None else (None, False)
-            self._transfers.moved(gathering.transfers[holder], size_bytes)
+            transfer = gathering.transfers[holder]
+            transfer.way = self._client.way_to(holder)
+            self._transfers.moved(transfer, size_bytes)
             if progress is not None:
                 progress(FetchProgress(fetch.done_bytes, body.size_bytes, max(1, len(fetch.sources))))
 

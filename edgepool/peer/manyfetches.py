@@ -225,6 +225,7 @@ class ManyFetches:
                 continue
             failure = str(failures[index]) if index in failures else ""
             if not failure:
+                one.transfer.way = self._client.way_to(one.transfer.peer)
                 self._transfers.moved(one.transfer, one.body.size_bytes)
             self._transfers.end(one.transfer, failure)
 

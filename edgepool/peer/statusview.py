@@ -158,8 +158,9 @@ def _path_metrics(status: PeerStatus) -> dict[str, float]:
         metrics["edgepool_conduit_places"] = len(status.conduit.places)
         metrics["edgepool_conduit_circuits"] = status.conduit.circuits
         metrics["edgepool_conduit_passed_bytes_total"] = status.conduit.bytes
-    through = sum(status.totals.received_by_conduit.values())
-    metrics["edgepool_data_received_through_conduits_bytes_total"] = through
+    for moved in ("received", "sent"):
+        through: dict[str, int] = getattr(status.totals, f"{moved}_by_conduit")
+        metrics[f"edgepool_data_{moved}_through_conduits_bytes_total"] = sum(through.values())
     return metrics
 
 
@@ -205,7 +206,7 @@ def _transfers(
         identity = identities.get(transfer.peer)
         member = node.directory.member(transfer.peer)
         name = identity.name if identity else member.name if member else short(transfer.peer)
-        conduit = transfer.conduit
+        conduit = transfer.way.conduit
         elapsed_ms = max(1, now.monotonic_ms - transfer.started_ms)
         rows.append(
             TransferStatus(
@@ -213,7 +214,7 @@ def _transfers(
                 peer=transfer.peer,
                 name=name,
                 conduit="" if conduit is None else names.get(conduit, short(conduit)),
-                road="libp2p" if transfer.libp2p else "tls",
+                road="libp2p" if transfer.way.libp2p else "tls",
                 outgoing=transfer.outgoing,
                 done_bytes=transfer.done_bytes,
                 size_bytes=transfer.size_bytes,

@@ -238,7 +238,7 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A transfer under way; `conduit` is the name of the one that an incoming one comes through, or ''.
+    """A transfer under way; `conduit` is the name of the one that its data goes through, or ''.
 
     `road` says over what that conduit passes it: "libp2p" if it is a relay, else "tls". The data is sealed.
     """
@@ -258,8 +258,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What this peer has done since it started.
 
     `demands` counts fetches asked for, `answered` those that ended whole, `failed` the others.
-    `received_by_kind` and `received_by_holder` (peer id) split `bytes_received`; `received_by_conduit` (peer
-    id) is what did not come directly. `refused` counts
+    `received_by_kind` and `received_by_holder` (peer id) split `bytes_received`; `received_by_conduit` and
+    `sent_by_conduit` (peer id) are what did not come, or go, directly. `refused` counts
     what was turned away, by reason; `first_data_ms` is the wall time at which the first byte of
     twin data arrived (0 if none has).
     """
@@ -275,6 +275,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int]
     first_data_ms: int
     received_by_conduit: dict[str, int] = {}
+    sent_by_conduit: dict[str, int] = {}
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

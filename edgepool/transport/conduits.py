@@ -19,7 +19,7 @@ from edgepool.model.ids import PeerId, format_address, short, split_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.conduitline import ConduitLine
 from edgepool.transport.conduitwire import CIRCUIT_NAME, Offered
-from edgepool.transport.dial import OpenStream, open_tcp
+from edgepool.transport.dial import OpenStream, Way, open_tcp
 from edgepool.transport.dialler import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.identity import CONDUIT_PROTOCOL, Identity
@@ -34,8 +34,8 @@ COMING_AT_ONCE = 32
 
 _NOT_TAKEN = "it has ended the connection: it is no conduit, or refuses this peer"
 
-Arrive = Callable[[socket.socket, str], None]
-"""Takes a connection from a peer that has come through the conduit with this name."""
+Arrive = Callable[[socket.socket, Way], None]
+"""Takes a connection from a peer that has come this way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,10 @@ class Conduits:
 
     def name_of(self, address: str) -> str:
         """Return the name of the conduit on the way to an address, '' if there is none."""
-        conduit = split_address(address).conduit
+        return self.named(split_address(address).conduit)
+
+    def named(self, conduit: PeerId | None) -> str:
+        """Return the name of a conduit, '' for none."""
         return "" if conduit is None else self.names.get(conduit, short(conduit))
 
     def places(self) -> list[ConduitPlace]:
@@ -179,7 +182,7 @@ class Conduits:
         except (OSError, ValueError):
             return  # the asker will see that nobody comes
         assert self._arrive is not None
-        self._arrive(connection, self.names.get(place.peer, short(place.peer)))
+        self._arrive(connection, Way(place.peer))
 
 
 class _Place:

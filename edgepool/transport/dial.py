@@ -9,14 +9,25 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
-from edgepool.model.ids import split_address
+from edgepool.model.ids import PeerId, split_address
 
 OpenStream = Callable[[str], Awaitable[socket.socket]]
 """Opens a stream to a multiaddr; returns a connected, non-blocking TCP socket that its caller owns.
 
 Raises OSError (which TimeoutError is), ValueError or DecodeError if that fails.
 """
+
+
+class Way(NamedTuple):
+    """How a stream goes: through which conduit (None: directly), and whether that is a relay of libp2p's."""
+
+    conduit: PeerId | None = None
+    libp2p: bool = False
+
+
+DIRECT = Way()
 
 
 async def open_direct(address: str) -> socket.socket:

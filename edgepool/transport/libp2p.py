@@ -16,6 +16,7 @@ from edgepool.config import PeerSettings
 from edgepool.errors import LocalError
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_address
+from edgepool.transport.dial import Way
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
 from edgepool.transport.libp2p_child.messages import Begin, LookAround
@@ -50,7 +51,7 @@ class Libp2pRoad:
         self._identity = identity
         self._counters = counters
         self._admit = admit
-        self.arrived: Callable[[socket.socket, str], None] | None = None
+        self.arrived: Callable[[socket.socket, Way], None] | None = None
         self._arriving: set[asyncio.Task[None]] = set()
         self._doors: dict[ProofDoor, None] = {}
         self._proven: dict[PeerId, None] = {}
@@ -146,7 +147,7 @@ class Libp2pRoad:
             raise OSError(0, "somebody else is there, or lets nobody in")
         return await side.as_socket()
 
-    def _pipe(self, conduit: str) -> StreamSide:
+    def _pipe(self, relay: PeerId) -> StreamSide:
         """Take a byte stream of another peer, which comes through a relay, as if it had come to the port."""
 
         async def arrive() -> None:
@@ -154,7 +155,7 @@ class Libp2pRoad:
             if self.arrived is None:
                 connection.close()
             else:
-                self.arrived(connection, conduit)
+                self.arrived(connection, Way(relay or None, libp2p=True))
 
         side = StreamSide()
         task = asyncio.get_running_loop().create_task(arrive(), name="edgepool bytes over libp2p")
@@ -173,7 +174,7 @@ class Libp2pRoad:
             serve = self.serving.get(protocol)
             taker: asyncio.BufferedProtocol | None
             if protocol == BYTES_STREAM:
-                taker = self._pipe(relay)
+                taker = self._pipe(stream.relay)
             else:
                 taker = self._admit(identity, protocol) if serve is None else serve(identity)
             if taker is not None:

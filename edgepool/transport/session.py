@@ -33,6 +33,7 @@ from edgepool.model.transfer import (
 )
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
+from edgepool.transport.dial import Way
 from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.lane import LaneKey, choose
 from edgepool.transport.packing import Base, open_base
@@ -66,8 +67,11 @@ logger = logging.getLogger(__name__)
 class Session(asyncio.BufferedProtocol):
     """The holder's end of one connection, on which a requester opens transfers."""
 
-    def __init__(self, server: TransferServer, identity: PeerIdentity, terms: tuple[str, PeerId]) -> None:
+    def __init__(
+        self, server: TransferServer, identity: PeerIdentity, terms: tuple[str, PeerId], way: Way
+    ) -> None:
         self.identity = identity
+        self._way = way
         self._server = server
         self._terms = [*terms, identity.peer]
         self._loop = asyncio.get_running_loop()
@@ -217,7 +221,7 @@ class Session(asyncio.BufferedProtocol):
         """Ask the owner; DecodeError if the request names no confirmation."""
         confirmation_of(request.confirmation)
         try:
-            return self._server.handler(self.identity, request)
+            return self._server.handler(self.identity, request, self._way)
         except Exception:
             count(self._server.counters, refusals.HANDLER)
             logger.exception("the owner failed when asked for a transfer by %s", self.identity.name)

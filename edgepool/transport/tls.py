@@ -14,6 +14,7 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError
@@ -24,6 +25,7 @@ from edgepool.transport import refusals
 from edgepool.transport.conduit import Conduit
 from edgepool.transport.conduits import Conduits
 from edgepool.transport.conduitwire import CIRCUIT_NAME
+from edgepool.transport.dial import DIRECT, Way
 from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
 from edgepool.transport.identity import (
@@ -211,35 +213,32 @@ class TlsTransport:
 
     # --- who may come in ----------------------------------------------------------------------
 
-    def _arrived(self, connection: socket.socket, conduit: str) -> None:
-        """Somebody has come through the conduit with this name: it is let in as at the port."""
+    def _arrived(self, connection: socket.socket, way: Way) -> None:
+        """Somebody has come through a conduit: it is let in as at the port."""
         if self._closing:
             connection.close()
-            return
-
-        def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            return self._judge_inbound(identity, protocol, conduit)
-
-        self._listener.take(connection, judge)
+        else:
+            self._listener.take(connection, partial(self._judge_inbound, way=way))
 
     def _judge_inbound(
-        self, identity: PeerIdentity, protocol: str, conduit: str = ""
+        self, identity: PeerIdentity, protocol: str, way: Way = DIRECT
     ) -> asyncio.BufferedProtocol | None:
         if self._closing:
             return None
         if protocol == LINK_PROTOCOL:
             refusal = self._link_refusal(identity.peer)
             if not refusal:
+                conduit = self.conduits.named(way.conduit)
                 return Link(identity, False, self, self._limits, self._counters, conduit)
             count(self._counters, refusal)
             return None
-        if protocol == CONDUIT_PROTOCOL and conduit:
+        if protocol == CONDUIT_PROTOCOL and way != DIRECT:
             count(self._counters, refusals.NESTED)
             return None
         if protocol == CONDUIT_PROTOCOL and self.conduit is not None:
             return self.conduit.connection(identity)
         if protocol == TRANSFER_PROTOCOL and self._transfers is not None:
-            return self._transfers.connection(self._identity.network, self._identity.peer, identity)
+            return self._transfers.connection(self._identity.network, self._identity.peer, identity, way)
         if protocol == LIVE_PROTOCOL and self._live is not None:
             return self._live.connection(identity)
         count(self._counters, refusals.STRANGER)

@@ -18,7 +18,7 @@ from edgepool.model.transfer import (
     TransferAccept,
 )
 from edgepool.runtime.ports import PeerIdentity
-from edgepool.transport.dial import OpenStream, open_direct
+from edgepool.transport.dial import DIRECT, OpenStream, Way, open_direct
 from edgepool.transport.door import Doorway, connect
 from edgepool.transport.identity import TRANSFER_PROTOCOL, Identity
 from edgepool.transport.transfer_connection import HolderConnection, OpenTransfer
@@ -77,16 +77,13 @@ class TransferClient:
                     raise
         return await ask(await self._connect(holder, addresses))
 
-    def way_to(self, holder: PeerId) -> tuple[PeerId | None, bool] | None:
-        """Return the conduit (None without one) of the connection to `holder`, and whether it is libp2p's.
-
-        None if there is no connection.
-        """
+    def way_to(self, holder: PeerId) -> Way:
+        """Return how the connection to `holder` goes; DIRECT if there is none."""
         connection = self._connections.get(holder)
         if connection is None:
-            return None
+            return DIRECT
         found = split_address(connection.address)
-        return found.conduit, found.libp2p
+        return Way(found.conduit, found.libp2p)
 
     def cut(self, peer: PeerId, reason: str) -> None:
         """End the connection to `peer`, and all transfers on it, at once."""

@@ -18,6 +18,7 @@ from edgepool.model.transfer import (
 )
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
+from edgepool.transport.dial import DIRECT, Way
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.serving import Sending, TransferSource
 from edgepool.transport.session import Session
@@ -28,8 +29,8 @@ CONNECTIONS = 4
 
 logger = logging.getLogger(__name__)
 
-TransferHandler = Callable[[PeerIdentity, TransferRequest], TransferSource | str]
-"""Decides about a request: what to serve, or the reason why not (it is sent to the requester)."""
+TransferHandler = Callable[[PeerIdentity, TransferRequest, Way], TransferSource | str]
+"""Decides about a request that came this way: what to serve, or why not (it is sent to the requester)."""
 
 
 class TransferServer:
@@ -46,7 +47,7 @@ class TransferServer:
         self.small = SmallData()
 
     def connection(
-        self, network: str, own: PeerId, identity: PeerIdentity
+        self, network: str, own: PeerId, identity: PeerIdentity, way: Way = DIRECT
     ) -> asyncio.BufferedProtocol | None:
         """Return what takes over a connection of `identity`; None (counted) if there is no room.
 
@@ -59,7 +60,7 @@ class TransferServer:
                 return None
             idle.fail("its place is needed")
             self.closed(idle)
-        return Session(self, identity, (network, own))
+        return Session(self, identity, (network, own), way)
 
     def take(self, connection: socket.socket, token: bytes) -> bool:
         """Take a data connection by the token that it began with; each is good once."""

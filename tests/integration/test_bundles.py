@@ -30,6 +30,7 @@ from edgepool.model.transfer import (
 from edgepool.model.twin import DataKey, Manifest, small_manifest
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.bundles import BundleReceiver, fetch_bundle
+from edgepool.transport.dial import Way
 from edgepool.transport.lane import LAST, LaneKey, Sealer, put_item_header
 from edgepool.transport.serving import TransferSource
 from edgepool.transport.smalldata import DAMAGED, SmallData
@@ -63,7 +64,7 @@ class Shelf:
         self.client = TransferClient(self.requester.identity, limits)
         self.kept: dict[int, bytes] = {}
 
-    def _decide(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
+    def _decide(self, identity: PeerIdentity, request: TransferRequest, _: Way) -> TransferSource | str:
         root = confirmation_of(request.confirmation).root
         if root in self.refuses:
             return self.refuses[root]

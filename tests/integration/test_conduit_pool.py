@@ -87,8 +87,16 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
         # The surface of a part: bytes that nobody finds by chance.
         data = secrets.token_bytes(1_280_000)
         await machines[0].publish("PTVA1-1/surface", data=data)
-        fetched = await machines[1].fetch("PTVA1-1/surface")
+        shown: set[tuple[str, bool, str, str]] = set()
+
+        def look(_: object) -> None:
+            for peer in machines[:2]:
+                rows = peer.status().transfers
+                shown.update((peer.name, row.outgoing, row.conduit, row.road) for row in rows)
+
+        fetched = await machines[1].fetch("PTVA1-1/surface", progress=look)
         assert fetched.read() == data
+        assert shown == {("m0", True, "cloud", "tls"), ("m1", False, "cloud", "tls")}
         assert fetched.holder == machines[0].id
         # Back again, too: the holder is the other side of the circuit now.
         answer = secrets.token_bytes(128_000)
@@ -98,6 +106,16 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
         totals = machines[1].status().totals
         assert totals.received_by_conduit == {cloud.id: len(data)}
         assert machines[1].metrics()["edgepool_data_received_through_conduits_bytes_total"] == len(data)
+        assert machines[0].status().totals.sent_by_conduit == {cloud.id: len(data)}
+        assert machines[0].metrics()["edgepool_data_sent_through_conduits_bytes_total"] == len(data)
+
+        # Small data of one holder, which comes at once, is counted alike.
+        for n in range(3):
+            await machines[0].publish(f"PTVA1-{n}/features", data=b"few" * 100)
+        many = [f"PTVA1-{n}/features" for n in range(3)]
+        assert len((await machines[1].fetch_many(many)).fetched) == 3
+        assert machines[0].status().totals.sent_by_conduit == {cloud.id: len(data) + 900}
+        assert machines[1].status().totals.received_by_conduit == {cloud.id: len(data) + 900}
 
         paths = {link.name: link.conduit for link in machines[0].status().links}
         assert paths == {"cloud": "", "m1": "cloud", "m2": "cloud"}

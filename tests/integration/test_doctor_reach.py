@@ -19,12 +19,13 @@ from edgepool.model.transfer import TransferRequest
 from edgepool.peer.peer import Peer
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.certificates import load_identity
+from edgepool.transport.dial import Way
 from edgepool.transport.transfer_server import TransferServer
 
 PEER = "12D3KooWPSjwuwUkYKvFUSk8zv5LVBxUcTVX3aSK5vqMmMeibTBL"
 
 
-def no_transfers(_: PeerIdentity, __: TransferRequest) -> str:
+def no_transfers(_: PeerIdentity, __: TransferRequest, ___: Way) -> str:
     return "not now"
 
 

@@ -28,7 +28,7 @@ from edgepool.model.transfer import (
 )
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.runtime.ports import PeerIdentity
-from edgepool.transport.dial import open_direct
+from edgepool.transport.dial import Way, open_direct
 from edgepool.transport.fetching import Fetch, fetch
 from edgepool.transport.lane import LANE, LaneKey
 from edgepool.transport.receiving import ChunkSink, WrongChunk
@@ -141,7 +141,7 @@ class Holder:
         settings = make_settings(folder.parent, f"holder{folder.name}", limits=limits)
         self.peer = TlsPeer(settings, self.server)
 
-    def decide(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
+    def decide(self, identity: PeerIdentity, request: TransferRequest, _: Way) -> TransferSource | str:
         self.asked.append(identity.name)
         if self.refusal:
             return self.refusal

@@ -30,6 +30,7 @@ from edgepool.runtime.ports import PeerIdentity
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.partial import PartialBlob
 from edgepool.transport.bundles import fetch_bundle
+from edgepool.transport.dial import Way
 from edgepool.transport.fetching import Fetch, fetch_small
 from edgepool.transport.identity import load_identity
 from edgepool.transport.packing import open_base
@@ -87,7 +88,7 @@ class Sender:
     def frame_received(self, peer: PeerId, frame: bytes) -> None:
         """Nobody asks over links here."""
 
-    def _serve(self, identity: PeerIdentity, request: TransferRequest) -> TransferSource | str:
+    def _serve(self, identity: PeerIdentity, request: TransferRequest, _: Way) -> TransferSource | str:
         if not self._vouched.authentic(request.confirmation):
             return "the confirmation is not signed"
         manifest, path = self._held[confirmation_of(request.confirmation).root]

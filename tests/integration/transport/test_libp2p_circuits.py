@@ -121,16 +121,17 @@ async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) ->
         await pool_stands(pool, everybody, timeout_s=60)
         data = Random(7).randbytes(2_000_000)  # which cannot be packed
         await machines[0].publish("PTVA10212-01/model", data)
-        ways = dict[tuple[str, str], None]()
+        ways = dict[tuple[bool, str, str], None]()
 
         def look(_: object) -> None:
-            ways.update({(one.conduit, one.road): None for one in machines[1].status().transfers})
+            for peer in machines:
+                ways.update({(one.outgoing, one.conduit, one.road): None for one in peer.status().transfers})
 
         fetched = await machines[1].fetch("PTVA10212-01/model", progress=look)
         assert await asyncio.to_thread(fetched.path.read_bytes) == data
         links = {link.name: link for link in machines[1].status().links}
         assert (links["m0"].road, links["m0"].conduit) == ("libp2p", "cloud")
-        assert list(ways) == [("cloud", "libp2p")]
+        assert set(ways) == {(True, "cloud", "libp2p"), (False, "cloud", "libp2p")}
         assert [(one.name, one.kept) for one in machines[1].status().conduits] == [("cloud", True)]
         assert not machines[1].status().problems
 
