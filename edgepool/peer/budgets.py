@@ -59,7 +59,7 @@ class Budgets:
         )
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """Let nothing more move under a budget; who waits is told so."""
         self.sending.close()
         self.receiving.close()
 
@@ -78,7 +78,7 @@ class PeerPace:
         return self.pacer.limits
 
     def wait(self, size_bytes: int) -> None:
-        """Return when so many bytes may move; blocks a thread."""
+        """Return when so many bytes may move; blocks a thread. Raises PaceEnded."""
         self.pacer.wait(self.peer, self.kind, size_bytes)
 
 

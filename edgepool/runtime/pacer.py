@@ -7,6 +7,7 @@ move when is decided by core/transfer/budget.py; only clocks and waiting are her
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import threading
 import time
@@ -19,6 +20,13 @@ from edgepool.runtime.ports import Clock
 
 LONGEST_WAIT_MS = 1_000
 """Who waits looks again after this time: another hour of the day, or another plan, may have begun."""
+
+
+class PaceEnded(OSError):
+    """Nothing more moves: this peer is closing."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECANCELED, "this peer is closing")
 
 
 class Pacer:
@@ -36,7 +44,7 @@ class Pacer:
     @property
     def limits(self) -> bool:
         """Whether anything is limited, now or at another time of the day."""
-        return self._limits and not self._closed
+        return self._limits
 
     @property
     def waiting(self) -> int:
@@ -57,7 +65,7 @@ class Pacer:
             wake()
 
     def close(self) -> None:
-        """Nobody waits any more: what moves is about to be ended."""
+        """Let nothing more move under this budget: whoever waits, or asks later, gets PaceEnded."""
         with self._lock:
             self._closed = True
             waiting = list(self._waiting.values())
@@ -65,7 +73,10 @@ class Pacer:
             wake()
 
     def wait(self, peer: PeerId, kind: str, size_bytes: int) -> None:
-        """Return when so many bytes of a kind of data may move to or from `peer`; blocks a thread."""
+        """Return when so many bytes of a kind of data may move to or from `peer`; blocks a thread.
+
+        Raises PaceEnded.
+        """
         if not self.limits:
             return
         woken = threading.Event()
@@ -78,7 +89,7 @@ class Pacer:
             self._forget(ticket)
 
     async def take(self, peer: PeerId, kind: str, size_bytes: int) -> None:
-        """Return when so many bytes of a kind of data may move to or from `peer`."""
+        """Return when so many bytes of a kind of data may move to or from `peer`. Raises PaceEnded."""
         if not self.limits:
             return
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -103,10 +114,12 @@ class Pacer:
         """Grant what may move by now; return how long `ticket` has to wait before it asks again, or 0."""
         with self._lock:
             now_ms, minute = self._now()
-            for done in self._budget.advance(now_ms, minute):
+            for done in () if self._closed else self._budget.advance(now_ms, minute):
                 self._waiting.pop(done)()
-            if ticket not in self._waiting or self._closed:
+            if ticket not in self._waiting:
                 return 0
+            if self._closed:
+                raise PaceEnded
             at_ms = self._budget.wakeup_at(now_ms)
             return LONGEST_WAIT_MS if at_ms is None else min(LONGEST_WAIT_MS, max(1, at_ms - now_ms))
 

@@ -24,6 +24,7 @@ from edgepool.errors import DecodeError, RemoteError, Unavailable
 from edgepool.model.crypto import data_hash
 from edgepool.model.ids import PeerId
 from edgepool.model.twin import Manifest
+from edgepool.runtime.pacer import PaceEnded
 from edgepool.transport.lane import (
     FRAME_BYTES,
     HEADER_BYTES,
@@ -193,6 +194,8 @@ class Receiving(ABC):
         except DecodeError as wrong:
             # Anybody on the way can have done this, so nobody is blamed.
             error = Unavailable(f"the data connection to {self._holder} was disturbed: {wrong}")
+        except PaceEnded as closing:
+            error = Unavailable(str(closing.strerror))
         except OSError as lost:
             error = self._ended_early(f" ({lost.strerror or lost})")
         except Exception as other:

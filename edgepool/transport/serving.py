@@ -43,7 +43,7 @@ class Pace(Protocol):
         ...
 
     def wait(self, size_bytes: int) -> None:
-        """Return when so many bytes may move; blocks a thread."""
+        """Return when so many bytes may move; blocks a thread. Raises OSError if this peer is closing."""
         ...
 
 

@@ -4,10 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from edgepool.core.machine import Instant
 from edgepool.core.transfer.budget import BudgetPlan, burst_bytes
 from edgepool.model.ids import PeerId
-from edgepool.runtime.pacer import Pacer
+from edgepool.runtime.pacer import PaceEnded, Pacer
 
 PEER = PeerId("a")
 RATE = 1_000_000
@@ -63,7 +65,7 @@ async def test_another_plan_frees_at_once_who_waits_under_the_old_one() -> None:
     assert pacer.waiting == 0
 
 
-async def test_closing_lets_everybody_go_and_giving_up_leaves_nothing_behind() -> None:
+async def test_closing_lifts_no_budget_and_giving_up_leaves_nothing_behind() -> None:
     pacer = Pacer(BudgetPlan(RATE), HandClock())
     await pacer.take(PEER, "model", BURST)
     given_up = asyncio.create_task(pacer.take(PEER, "model", RATE))
@@ -73,8 +75,25 @@ async def test_closing_lets_everybody_go_and_giving_up_leaves_nothing_behind() -
     assert pacer.waiting == 0
     task = asyncio.create_task(pacer.take(PEER, "model", RATE))
     assert not await turns(task)
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pacer.wait(PEER, "model", RATE)
+        except PaceEnded as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
     pacer.close()
-    await task
+    with pytest.raises(PaceEnded, match="this peer is closing"):
+        await task
+    await asyncio.to_thread(thread.join)
+    assert len(ended) == 1
+    assert pacer.limits, "who looks first whether there is a budget comes to know, too"
+    with pytest.raises(PaceEnded):
+        pacer.wait(PEER, "model", 1)
+    assert pacer.waiting == 0
 
 
 async def test_what_is_asked_for_comes_when_its_time_has_come() -> None:
