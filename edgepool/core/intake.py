@@ -36,6 +36,7 @@ from edgepool.model.pool import Member
 from edgepool.model.record import (
     MAX_RECORD_BYTES,
     Body,
+    DataOffer,
     MembershipChange,
     SignedRecord,
 )
@@ -189,6 +190,11 @@ class Intake:
         self._underway.block_committed(now.monotonic_ms)
         effects: list[Effect] = []
         ids = [signed.id for signed in block.records]
+        surprises = [
+            _said(signed.record.body)
+            for signed in block.records
+            if signed.record.author == self._me and signed.id not in self._underway
+        ]
         self._mempool.discard(ids)
         for index, record_id in enumerate(ids):
             self._unfit_since_ms.pop(record_id, None)
@@ -200,6 +206,17 @@ class Intake:
         if any(isinstance(signed.record.body, governs) for signed in block.records):
             self._mempool.share_among(_authors(self.state))
             effects += self._drop_outdated(governs)
+        return effects + (self._drop_repeated(surprises) if surprises else [])
+
+    def _drop_repeated(self, surprises: Sequence[object]) -> list[Effect]:
+        """Give up what this peer says once more because it did not know that it was on its way already.
+
+        Before it died it had sent the record, which stands now.
+        """
+        effects: list[Effect] = []
+        for signed in list(self._underway):
+            if _said(signed.record.body) in surprises and (reason := self.state.draft().add(signed)):
+                effects += self._give_up(signed.id, reason)
         return effects
 
     def _drop_outdated(self, kinds: tuple[type[Body], ...]) -> list[Effect]:
@@ -302,6 +319,11 @@ class Intake:
 def _authors(state: ChainState) -> int:
     """Return among how many the room for waiting records is shared: members, observers and one more."""
     return len(state.next_roster) + len(state.genesis.invitation.observers) + 1
+
+
+def _said(body: Body) -> object:
+    """Return what a record says: of an offer which data, wherever it is had from."""
+    return (body.key, body.version) if isinstance(body, DataOffer) else body
 
 
 def _parts(records: Sequence[SignedRecord]) -> list[tuple[SignedRecord, ...]]:
