@@ -45,7 +45,7 @@ class Hostile(Liar):
             *(self._status, self._status, self._blocks, self._records, self._records, self._refused),
             *(self._query, self._answer, self._load_query, self._load_report, self._confirm_request),
             *(self._certify, self._confirm_answer, self._invite, self._accept, self._decline, self._formed),
-            *(self._hello, self._reachable, self._ping, self._join, self._join_answer),
+            *(self._hello, self._lineage, self._reachable, self._ping, self._join, self._join_answer),
             *(self._snapshot_head, self._snapshot_head, self._snapshot_request, self._snapshot_page),
         )
 

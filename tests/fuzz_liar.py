@@ -6,6 +6,7 @@ invitations are believed; a stranger has only a link.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from fuzz_cell import Cell
@@ -33,6 +34,7 @@ from edgepool.model.certifying import CertificateAnswer, CertificateRequest, Cer
 from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.lineage import MAX_LINE, Lineage, follow
 from edgepool.model.message import (
     MAX_VISITED,
     ConfirmAnswer,
@@ -323,6 +325,14 @@ class Liar(Governing):
 
     def _hello(self) -> Message:
         return Hello(self._one(((), ("/" * 256,) * 8, ("/ip4/10.0.0.1/tcp/99999",), ("\0",))))
+
+    def _lineage(self) -> Message:
+        """Return which keys the hostile had before: true words of keys that it has, or not."""
+        keys = [self._signer() for _ in range(self._one((2, 2, 3, MAX_LINE + 1)))]
+        line = tuple(follow(one, later, NETWORK) for one, later in pairwise(keys))
+        if not self._often():
+            line = tuple(self._changed(one, heir=self._peer(), heir_signature=bytes(64)) for one in line)
+        return Lineage(line)
 
     def _reachable(self) -> Message:
         """Return where somebody is, signed by itself or not: what only a coordinator is believed."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgepool.core.chain import Chain
 from edgepool.core.deadlines import earliest
+from edgepool.core.machine import Instant
 from edgepool.model.block import CertifiedBlock
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import PoolKind
-from edgepool.model.record import ChainAnchor
+from edgepool.model.record import ChainAnchor, SignedRecord, sign_record
 from edgepool.model.vote import Certificate
 
 QUIET_MS = 2_000
@@ -107,6 +110,21 @@ class Anchoring:
             head.pause_ms = min(2 * head.pause_ms, MOST_RETRY_MS)
             head.tries += 1
         return anchors
+
+    def records(
+        self, signer: Signer, main_chains: Sequence[Chain], now: Instant
+    ) -> list[tuple[Chain, SignedRecord]]:
+        """Return what `wake` returns, as records of `signer`'s, each with the chain that it is for."""
+        if self.deadline is None or self.deadline > now.monotonic_ms:
+            return []
+        chains = {chain.id: chain for chain in main_chains}
+        made = list[tuple[Chain, SignedRecord]]()
+        for main, anchor in self.wake(now.monotonic_ms, tuple(chains)):
+            state = chains[main].state
+            nonce = int.from_bytes(sha256(anchor.certificate.block_id)[:6], "big")
+            record = sign_record(signer, state.network, main, anchor, now.wall_ms, nonce, state.height)
+            made.append((chains[main], record))
+        return made
 
     def _sub_block(
         self, chain: ChainId, certified: CertifiedBlock, members: tuple[PeerId, ...], now_ms: int

@@ -350,6 +350,14 @@ class TrustDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class KeySucceeded:
+    """The key `heir` has the place of `former`, which the settings name, or which has followed such a key."""
+
+    former: PeerId
+    heir: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Certified:
     """A linked peer said something about certificates: the shell answers, the core has no part in it."""
 
@@ -392,7 +400,7 @@ class Misbehaved:
 
 
 _DataNotice = Confirmed | AccessRefused | CameUnder
-_PeerNotice = TrustDecided | Certified | Misbehaved
+_PeerNotice = TrustDecided | KeySucceeded | Certified | Misbehaved
 Notice = Done | Failed | BlockCommitted | PoolJoined | _DataNotice | _PeerNotice
 
 

@@ -15,6 +15,7 @@ from edgepool.core.chain import Chain
 from edgepool.core.deadlines import earliest
 from edgepool.core.directory import ChainDirectory
 from edgepool.core.governing import Governing, failed
+from edgepool.core.heirs import Heirs
 from edgepool.core.ledger.proof import proof_problem
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import (
@@ -34,6 +35,7 @@ from edgepool.core.machine import (
     FormPool,
     Holding,
     Instant,
+    KeySucceeded,
     Load,
     Misbehaved,
     NewChain,
@@ -59,8 +61,9 @@ from edgepool.core.rights import Standing, Subject, refusal
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
-from edgepool.model.crypto import Signer, sha256
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import PeerId
+from edgepool.model.lineage import Line, Lineage
 from edgepool.model.message import (
     Blocks,
     ConfirmAnswer,
@@ -92,16 +95,19 @@ from edgepool.model.message import (
 )
 from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import Genesis, Member
-from edgepool.model.record import SignedRecord, sign_record
+from edgepool.model.record import SignedRecord
 
 SELF_PROVING = (Blocks, Status, SnapshotHead, SnapshotPage)
 """What a chain takes from anybody: who is on it may have changed in blocks that this peer lacks."""
 
 
 class Node:
-    """The decisions of one peer, over all its chains. `source` reads what was persisted."""
+    """The decisions of one peer, over all its chains. `source` reads what was persisted.
 
-    def __init__(self, settings: PeerSettings, signer: Signer, source: BlockSource) -> None:
+    `line` says which keys this peer had before.
+    """
+
+    def __init__(self, settings: PeerSettings, signer: Signer, source: BlockSource, line: Line = ()) -> None:
         self.peer = signer.peer
         self.network = settings.network
         self._settings = settings
@@ -110,13 +116,11 @@ class Node:
         self._self = Subject(signer.peer, settings.role)
         self.directory = ChainDirectory(signer.peer, source, settings.rights.default)
         self.chains = self.directory.chains
-        self._trusted: dict[PeerId, None] = {PeerId(peer): None for peer in settings.coordinators}
-        if settings.role == "coordinator":
-            self._trusted[signer.peer] = None
+        self.heirs = Heirs(settings, signer.peer, line)
         self.pools = PoolLifecycle(
             signer=signer,
             network=settings.network,
-            coordinators=self._trusted,
+            coordinators=self.heirs.coordinators,
             known=self.chains.__contains__,
             who=self._who,
             chains_limit=settings.limits.chains,
@@ -132,14 +136,14 @@ class Node:
         self._joining = Joining(
             signer=signer,
             network=settings.network,
-            coordinators=self._trusted,
+            coordinators=self.heirs.coordinators,
             own=self._as_member,
             problem=self._following_problem,
         )
         self._anchoring = Anchoring(signer.peer, settings.limits.chains)
         self._governing = Governing(signer.peer, self.chains, self._joining)
         self.rendezvous = Rendezvous(
-            signer, settings.network, self._trusted, self.directory, lambda: self.trust.revoked
+            signer, settings.network, self.heirs.coordinators, self.directory, lambda: self.trust.revoked
         )
         self.directory.where_now = self.rendezvous.where_now
 
@@ -170,6 +174,7 @@ class Node:
             case PeerDown(peer):
                 self.directory.connected_peers.pop(peer, None)
                 self._joining.peer_down(peer)
+                self.heirs.peer_down(peer)
                 self.rendezvous.peer_down(peer, now)
                 effects = self._merge(self.pools.peer_down(peer, now), now)
                 for chain in self.chains.values():
@@ -234,6 +239,8 @@ class Node:
                 return self._merge(self._resolver.receive(peer, message, now), now)
             case CertificateRequest() | CertificateAnswer() | CertificateShown() | RootFollows():
                 return [Notify(Certified(peer, message))]
+            case Lineage():
+                return self._merge(self.heirs.receive(self.directory.subject(peer), message), now)
             case Hello() | Reachable():
                 return self.rendezvous.receive(peer, message, now)
             case Ping() | Pong():
@@ -244,7 +251,7 @@ class Node:
     def _peer_up(self, subject: Subject, now: Instant) -> list[Effect]:
         peer = subject.peer
         self.directory.connected_peers[peer] = subject
-        effects = self.rendezvous.peer_up(peer, now)
+        effects = self.heirs.peer_up(peer) + self.rendezvous.peer_up(peer, now)
         for chain in self.chains.values():
             if not self._follows(peer, chain):
                 continue
@@ -319,6 +326,8 @@ class Node:
                     if self.directory.access.owner_of(origin) != self.peer:
                         self.directory.access.origins[root] = origin
                         effects.append(output)
+                case Notify(KeySucceeded(_, heir)):
+                    effects += [output, *self.rendezvous.followed(heir, now)]
                 case Notify(BlockCommitted(chain, certified)):
                     effects.append(output)
                     effects += self._after_block(self.chains[chain], certified, now)
@@ -367,17 +376,9 @@ class Node:
         return effects + self._merge(self._governing.renew_wishes(chain, now), now)
 
     def _anchor(self, now: Instant) -> list[Effect]:
-        deadline = self._anchoring.deadline
-        if deadline is None or deadline > now.monotonic_ms:
-            return []
         effects: list[Effect] = []
-        mains = [chain for chain in self.directory.main_chains() if self.chains[chain].member]
-        for main, anchor in self._anchoring.wake(now.monotonic_ms, mains):
-            chain = self.chains[main]
-            nonce = int.from_bytes(sha256(anchor.certificate.block_id)[:6], "big")
-            record = sign_record(
-                self._signer, self.network, main, anchor, now.wall_ms, nonce, chain.state.height
-            )
+        mains = [self.chains[chain] for chain in self.directory.main_chains() if self.chains[chain].member]
+        for chain, record in self._anchoring.records(self._signer, mains, now):
             effects += self._merge(chain.submit(0, record, now), now)
         return effects
 
@@ -413,7 +414,7 @@ class Node:
         return not refusal("follow chain", self.directory.subject(peer), standing)
 
     def _proof_problem(self, proof: OfferProof) -> str:
-        return proof_problem(proof, self.network, self._trusted)
+        return proof_problem(proof, self.network, self.heirs.coordinators)
 
     def _policy_problem(self, proof: OfferProof) -> str:
-        return proof_problem(proof, self.network, self._trusted, DataPolicy)
+        return proof_problem(proof, self.network, self.heirs.coordinators, DataPolicy)

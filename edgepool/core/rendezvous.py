@@ -32,7 +32,10 @@ WORDS_OF_A_LINK = 4
 
 
 class Rendezvous:
-    """Both sides of it, for one peer. `directory` and `revoked` are looked at, never changed."""
+    """Both sides of it, for one peer. `directory` and `revoked` are looked at, never changed.
+
+    `coordinators` are those who are trusted at any time; others may take their places.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,11 @@ class Rendezvous:
         if peer in self._coordinators and self.addresses:
             effects.append(self._own(peer, now))
         return effects
+
+    def followed(self, heir: PeerId, now: Instant) -> list[Effect]:
+        """A key has the place of one that the settings name: if it is a coordinator's, say where we are."""
+        is_new = heir in self._coordinators and heir in self._linked
+        return [self._own(heir, now)] if is_new and self.addresses else []
 
     def peer_down(self, peer: PeerId, now: Instant) -> None:
         """The link is gone: from now on, what is known of the peer ages."""

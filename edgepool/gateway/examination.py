@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgepool.config import PeerSettings, load_peer_settings
+from edgepool.core.heirs import Heirs
 from edgepool.errors import ConfigError, EdgepoolError
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint
 from edgepool.gateway.client import ApiClient, find_endpoint
@@ -55,7 +56,6 @@ from edgepool.gateway.ways import (
 )
 from edgepool.model.ids import PeerId, on_tcp, parse_address
 from edgepool.model.pool import Member
-from edgepool.peer.known import known_members
 from edgepool.peer.values import PeerStatus
 from edgepool.storage.store import list_chains
 from edgepool.transport.door import reachable_host
@@ -255,7 +255,7 @@ def _ports(settings: PeerSettings, running: bool) -> list[Finding]:
 
 def _others(settings: PeerSettings, own: PeerId | None) -> list[Member]:
     """Return whom this peer is to reach: those of the settings, and the members of its pools."""
-    others = {member.peer: member for member in known_members(settings)}
+    others = {member.peer: member for member in Heirs(settings, own or PeerId("")).known_members()}
     try:
         others |= {member.peer: member for member in stored_members(settings.folder, own) if member.addresses}
     except EdgepoolError:

@@ -28,6 +28,7 @@ from edgepool.model.fields import (
     TimeMs,
 )
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.lineage import Lineage
 from edgepool.model.policy import DataPolicy, PolicyTerms, Purpose
 from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord
@@ -378,6 +379,7 @@ Message = (
     | CertificateShown
     | RootFollows
     | Hello
+    | Lineage
     | Reachable
     | Ping
     | Pong

@@ -45,7 +45,6 @@ from edgepool.peer.fetches import ProgressCallback
 from edgepool.peer.fetching import FetchingPeer
 from edgepool.peer.foreign import Foreign
 from edgepool.peer.keeper import DataKeeper, blobs_of
-from edgepool.peer.known import known_members
 from edgepool.peer.members import Membership
 from edgepool.peer.paths import conduit_to
 from edgepool.peer.rights import DataRights
@@ -168,7 +167,7 @@ class Peer(FetchingPeer):
         except BaseException:
             await self._shut()
             raise
-        for member in known_members(self.settings):
+        for member in self._node.heirs.known_members():
             self._transport.want(member)
         self._load_task = asyncio.create_task(self._measure_load(), name=f"load of {self.name}")
         self._renewing = asyncio.create_task(self.certifier.run(), name=f"renewal of {self.name}")

@@ -145,7 +145,7 @@ class Joining:
     ) -> None:
         self._signer = signer
         self._network = network
-        self._coordinators = frozenset(coordinators)
+        self._coordinators = coordinators
         self._own = own
         self._problem = problem
         self._links: dict[PeerId, None] = {}

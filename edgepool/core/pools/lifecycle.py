@@ -106,7 +106,7 @@ class PoolLifecycle:
         self._signer = signer
         self._own = signer.peer
         self._network = network
-        self._coordinators = frozenset(coordinators)
+        self._coordinators = coordinators
         self._known = known
         self._who = who
         self._limit = chains_limit
