@@ -152,6 +152,12 @@ def check_authority_key(problem: str) -> Finding:
     return Finding("authority key", "ok", "there, for its owner alone")
 
 
+def check_lineage(problem: str) -> list[Finding]:
+    """Judge what tells others of a peer's former keys; `problem` is a sentence, '' for none."""
+    advice = "others whose settings name a former key do not find this peer under its present one"
+    return [Finding("lineage", "warn", problem, advice)] if problem else []
+
+
 def check_clock(now_ms: int, not_before_ms: int, chains: Iterable[ChainFacts]) -> Finding:
     """Judge this machine's clock by what must lie in the past; `not_before_ms` is the certificate's start."""
     if now_ms < not_before_ms:

@@ -25,6 +25,7 @@ from edgepool.gateway.doctor import (
     check_filesystem,
     check_folder,
     check_identity,
+    check_lineage,
     check_room,
     check_sync,
     check_time_service,
@@ -37,6 +38,7 @@ from edgepool.gateway.gathering import (
     descriptor_limit,
     filesystem,
     identity_facts,
+    lineage_problem,
     room,
     stored_members,
     sync_time,
@@ -95,6 +97,8 @@ async def examine(folder: Path) -> Examination:
         findings += status_findings
         facts = await asyncio.to_thread(identity_facts, settings)
         findings += check_identity(facts, _now_ms(), running)
+        if facts.peer is not None and not running:  # a running peer says it of itself
+            findings += check_lineage(await asyncio.to_thread(lineage_problem, settings, facts.peer))
         findings += _lifetimes(settings, status)
         if settings.authority.folder:
             findings.append(check_authority_key(await asyncio.to_thread(authority_key_problem, settings)))

@@ -37,6 +37,7 @@ from edgepool.storage.segments import list_segments
 from edgepool.storage.store import list_chains, read_genesis
 from edgepool.transport.certificates import AUTHORITY_KEY
 from edgepool.transport.identity import check_issuer, check_names, read_certificate, read_own_key
+from edgepool.transport.keychange import KeyChange
 from edgepool.transport.keyfiles import is_encrypted, own_passphrase, read_key_bytes, refuse_open_key_file
 
 LAST_BLOCKS = 16
@@ -85,6 +86,11 @@ def identity_facts(settings: PeerSettings) -> IdentityFacts:
         match_problem=match_problem,
         names_problem=names_problem,
     )
+
+
+def lineage_problem(settings: PeerSettings, own: PeerId) -> str:
+    """Say why the keys that a peer had before are not known, or ''."""
+    return _tried(lambda: KeyChange(settings).line(own))[1]
 
 
 def authority_key_problem(settings: PeerSettings) -> str:

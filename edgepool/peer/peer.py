@@ -112,7 +112,8 @@ class Peer(FetchingPeer):
         )
         self._membership = Membership(self, self._transport, self._clock)
         self._source = fresh = FreshBlocks(self._store)
-        self._node = Node(settings, self._identity.signer, fresh)
+        self.rotation = KeyRotation(self, self._identity, self._clock)
+        self._node = Node(settings, self._identity.signer, fresh, self.rotation.line)
         self.rights = DataRights(self, self._clock, self._membership.pick)
         self.budgets = Budgets(settings, self._clock)
         self.storage = DataKeeper(self, self._blobs, fresh, self._clock)
@@ -132,7 +133,6 @@ class Peer(FetchingPeer):
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self.certifier = Certifier(self._identity, self._clock, self._loop.post, self._identities)
-        self.rotation = KeyRotation(self, self._identity, self._clock)
         self._tickets = Tickets(self._loop.post)
         self._watchers = Watchers()
         self._load_task: asyncio.Task[None] | None = None

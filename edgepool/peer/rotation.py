@@ -22,6 +22,7 @@ from edgepool.core.pools.joining import succession
 from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.lineage import Line, follow
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import DataOffer
 from edgepool.model.trust import RevokePeer, own_revocation
@@ -60,6 +61,8 @@ class KeyRotation:
         self._identity = identity
         self._clock = clock
         self._files = KeyChange(peer.settings)
+        self.line, self.line_problem = self._read_line()
+        """Which keys this peer had before, as it tells others; and why nothing is known of that, or ''."""
         self._task: asyncio.Task[None] | None = None
         self._next: Signer | None = None
         self._settled_ms = 0
@@ -118,6 +121,13 @@ class KeyRotation:
     def former_key(self) -> RevokePeer:
         """Return what the present key leaves behind for the time when it is the former one."""
         return own_revocation(self._identity.signer, self._peer.settings.network)
+
+    def _read_line(self) -> tuple[Line, str]:
+        try:
+            return self._files.line(self._identity.peer), ""
+        except LocalError as error:
+            _log.warning("%s", error)
+            return (), str(error)
 
     # --- beginning ------------------------------------------------------------------------------
 
@@ -208,6 +218,8 @@ class KeyRotation:
         if self._clock.now().monotonic_ms < self._settled_ms:
             raise Unavailable("an invitation to a pool may still come true: it goes on in a few seconds")
         await self._certify()  # it may have taken long
+        follows = follow(self._identity.signer, self._next, self._peer.settings.network)
+        await asyncio.to_thread(self._files.note, follows)
         await self._durable()
         self._is_ready = True
         if self.on_ready is not None:

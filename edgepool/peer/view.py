@@ -17,6 +17,7 @@ from edgepool.peer.datavalues import LiveStatus
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.lifeview import overdue_problem
 from edgepool.peer.members import Membership
+from edgepool.peer.rotation import KeyRotation
 from edgepool.peer.statusview import metrics_of, status_of
 from edgepool.peer.trust import Trusting
 from edgepool.peer.trustview import TrustStatus
@@ -34,6 +35,7 @@ class PeerView:
     storage: DataKeeper
     trusting: Trusting
     certifier: Certifier
+    rotation: KeyRotation
     _node: Node
     _source: FreshBlocks
     _transport: Transport
@@ -119,7 +121,7 @@ class PeerView:
             live=self._live_status(),
             certificate=certificate,
             roots=self.trusting.lives(now_ms),
-            problems=[*status.problems, *filter(None, [late])],
+            problems=[*status.problems, *filter(None, [late, self.rotation.line_problem])],
         )
 
     def metrics(self) -> dict[str, float]:

@@ -3,11 +3,13 @@
 Beside the key and the certificate, in the same folder and named after them, there are for a while
 
     next-<key>, next-<certificate>   the key to come, protected as the present one, and its certificate
+    <key>.lineage                    which keys were before, as others are told; it stays
     <key>.former                     which key was before, and its own revocation, to be put on chains
 
-in this order: next key, its certificate (the pools agree now), the former key's word. Then the next
-certificate is renamed to the certificate. That is the change: up to it the peer is who it was, and from it on
-`finish_change` puts the next key in the place of the old one at every start, until it is done.
+in this order: next key, its certificate (the pools agree now), the lineage, the former key's word. Then the
+next certificate is renamed to the certificate. That is the change: up to it the peer is who it was, and from
+it on `finish_change` puts the next key in the place of the old one at every start, until it is done. What the
+lineage says of a change that is not made is passed over as long as the old key is in its place.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, DecodeError, LocalError
 from edgepool.model.codec import decode, encode
+from edgepool.model.ids import PeerId
+from edgepool.model.lineage import MAX_LINE, KeyFollows, Line, Lineage, line_problem
 from edgepool.model.trust import RevokePeer
 from edgepool.storage.files import sync_folder
 from edgepool.transport.keyfiles import key_pem, read_key_bytes, read_private_key, replace_file
@@ -36,6 +40,8 @@ class KeyChange:
         self.certificate = _next(self._certificate)
         """Where the next certificate is, once there is one."""
         self._former = self._key.with_name(f"{self._key.name}.former")
+        self._lineage = self._key.with_name(f"{self._key.name}.lineage")
+        self._network = settings.network
 
     @property
     def begun(self) -> bool:
@@ -61,6 +67,34 @@ class KeyChange:
         for path in (self._former, self.certificate, self._next_key):
             path.unlink(missing_ok=True)
         sync_folder(self._key.parent)
+
+    def line(self, own: PeerId) -> Line:
+        """Return which keys the present one, `own`, has followed; LocalError if that is damaged."""
+        if not self._lineage.exists():
+            return ()
+        try:
+            line = decode(Lineage, read_key_bytes(self._lineage, LocalError)).line
+        except DecodeError:
+            line = ()
+        if line and line[-1].former == own:  # a change that is not made yet, or was given up
+            line = line[:-1]
+            if not line:
+                return ()
+        problem = line_problem(line, self._network, own)
+        if problem:
+            raise LocalError(
+                f"{self._lineage} is damaged, so nobody hears of the keys that this peer had before: put "
+                "back a copy of it, or remove it and correct the settings of others that name such a key"
+            )
+        return line
+
+    def note(self, follows: KeyFollows) -> None:
+        """Write down that the next key follows the present one; it counts once the change is made."""
+        try:
+            line = self.line(follows.former)
+        except LocalError:
+            line = ()  # what cannot be read any more ends here
+        replace_file(self._lineage, encode(Lineage((*line, follows)[-MAX_LINE:])))
 
     def make(self, former: RevokePeer) -> None:
         """Change the key. The peer must not run: it opens again as who it is then."""

@@ -196,7 +196,9 @@ async def test_whatever_dies_the_change_goes_on(
             "authority.pem",
             "certificate.pem",
             "key.pem",
+            "key.pem.lineage",
         ]
+        assert [(one.former, one.heir) for one in new.rotation.line] == [(old, new.id)]
 
 
 async def test_who_is_named_by_its_key_keeps_it(tmp_path: Path) -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, LocalError
 from edgepool.gateway.client import ApiClient
+from edgepool.gateway.doctor import check_lineage
+from edgepool.gateway.gathering import lineage_problem
+from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
+from edgepool.model.lineage import MAX_LINE, Lineage, follow
 from edgepool.model.trust import own_revocation
 from edgepool.transport import keychange
 from edgepool.transport.keychange import KeyChange, finish_change
 from edgepool.transport.keyfiles import is_encrypted
 
-FORMER = own_revocation(Signer(sha256(b"old")), "works")
+OLD, NEW, NEXT = (Signer(sha256(name.encode())) for name in ("old", "new", "next"))
+FORMER = own_revocation(OLD, "works")
+FIRST, SECOND = follow(OLD, NEW, "works"), follow(NEW, NEXT, "works")
 
 
 @pytest.fixture
@@ -87,6 +95,79 @@ def test_one_rename_is_the_change(
     assert again.former() == FORMER
     again.over()
     assert sorted(os.listdir(settings.folder / "identity")) == ["certificate.pem", "key.pem"]
+
+
+def test_a_line_counts_once_the_change_is_made(settings: PeerSettings) -> None:
+    """Wherever the power fails: under the old key nobody is told of a change, under the new one all are."""
+    change = begun(settings)
+    assert change.line(OLD.peer) == ()
+    change.note(FIRST)
+    change.note(FIRST)
+    assert change.line(OLD.peer) == ()
+    assert change.line(NEW.peer) == (FIRST,)
+    change.make(FORMER)
+    change.over()
+    change.begin(None)
+    assert change.line(NEW.peer) == (FIRST,)
+    change.note(SECOND)
+    assert change.line(NEW.peer) == (FIRST,)
+    assert change.line(NEXT.peer) == (FIRST, SECOND)
+    other = follow(NEW, OLD, "works")
+    change.note(other)  # the next key was thrown away by hand, and another made
+    assert change.line(NEW.peer) == (FIRST,)
+
+
+def test_a_power_cut_in_the_writing_of_a_line_leaves_the_old_or_the_new_one(
+    settings: PeerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = KeyChange(settings)
+    change.note(FIRST)
+
+    def cut(source: object, target: object) -> None:
+        raise OSError(5, "the power fails")
+
+    with monkeypatch.context() as power:
+        power.setattr(os, "replace", cut)
+        with pytest.raises(LocalError, match=r"key\.pem\.lineage cannot be written"):
+            change.note(SECOND)
+    assert change.line(NEW.peer) == (FIRST,)
+    change.note(SECOND)
+    assert change.line(NEW.peer) == (FIRST,)
+    assert change.line(NEXT.peer) == (FIRST, SECOND)
+
+
+def test_the_newest_changes_are_kept(settings: PeerSettings) -> None:
+    change = KeyChange(settings)
+    keys = [Signer(sha256(str(n).encode())) for n in range(MAX_LINE + 3)]
+    for one, later in pairwise(keys):
+        change.note(follow(one, later, "works"))
+    line = change.line(keys[-1].peer)
+    assert len(line) == MAX_LINE
+    assert (line[0].former, line[-1].heir) == (keys[2].peer, keys[-1].peer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        encode(Lineage(())),
+        encode(Lineage((follow(OLD, NEXT, "works"),))),
+        encode(Lineage((follow(OLD, NEW, "other works"),))),
+        encode(Lineage((replace(FIRST, former_signature=bytes(64)),))),
+    ],
+)
+def test_a_damaged_line_is_told_and_begun_anew(settings: PeerSettings, content: bytes) -> None:
+    change = KeyChange(settings)
+    (settings.folder / "identity/key.pem.lineage").write_bytes(content)
+    with pytest.raises(LocalError, match=r"key\.pem\.lineage is damaged, so nobody hears") as told:
+        change.line(NEW.peer)
+    assert "\n" not in str(told.value)
+    assert lineage_problem(settings, NEW.peer) == str(told.value)
+    (finding,) = check_lineage(str(told.value))
+    assert finding.level == "warn"
+    change.note(SECOND)
+    assert change.line(NEXT.peer) == (SECOND,)
 
 
 def test_a_damaged_mark_is_told(settings: PeerSettings) -> None:
