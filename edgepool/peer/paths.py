@@ -46,6 +46,17 @@ def places_of(transport: Transport) -> list[PlaceStatus]:
     ]
 
 
+def found_elsewhere(transport: Transport) -> list[str]:
+    """Say of each peer that is not linked, and in whose place another was found, who that is."""
+    found = transport.found.all() if isinstance(transport, TlsTransport) else []
+    return [
+        f"at {one.address}, an address of {one.wanted.name}, another peer answers, {one.there.name} "
+        f"({one.there.peer}), and does not say that its key follows the one that is wanted there "
+        f"({one.wanted.peer}): correct the address, or the id behind it"
+        for one in found
+    ]
+
+
 def conduit_of(transport: Transport) -> ConduitStatus | None:
     """Return what this peer does as a conduit; None if it is none. The pairs that passed last come first."""
     conduit = transport.conduit if isinstance(transport, TlsTransport) else None

@@ -14,7 +14,7 @@ from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.lifeview import days_left
-from edgepool.peer.paths import conduit_of, libp2p_of, paths_of, places_of
+from edgepool.peer.paths import conduit_of, found_elsewhere, libp2p_of, paths_of, places_of
 from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity, Transport
@@ -56,7 +56,12 @@ def status_of(
         chains=chains,
         transfers=_transfers(node, identities, accounting, now),
         totals=accounting.totals(),
-        problems=[*_problems(chains, failure), *keeper.problems(), *_unreachable(settings, places)],
+        problems=[
+            *_problems(chains, failure),
+            *keeper.problems(),
+            *_unreachable(settings, places),
+            *found_elsewhere(transport),
+        ],
         storage=keeper.status(),
         conduits=places,
         conduit=conduit_of(transport),

@@ -28,6 +28,7 @@ from edgepool.transport.conduitwire import CIRCUIT_NAME
 from edgepool.transport.dial import DIRECT, Way
 from edgepool.transport.dialler import GRACE_S, Dialler, State
 from edgepool.transport.door import Doorway, Listener, connect
+from edgepool.transport.found import FoundElsewhere
 from edgepool.transport.identity import (
     CONDUIT_PROTOCOL,
     LINK_PROTOCOL,
@@ -40,17 +41,15 @@ from edgepool.transport.libp2p import LINK_STREAM, Libp2pRoad
 from edgepool.transport.link import Link
 from edgepool.transport.live_server import LiveServer
 from edgepool.transport.paths import LinkPath, Paths
+from edgepool.transport.pauses import Pauses
 from edgepool.transport.proofdoor import ProofDoor
 from edgepool.transport.refusals import Counters, count
 from edgepool.transport.transfer_server import TransferServer
 
-RELINK_PAUSE_S = 2.0
-"""For so long a peer whose link was ended for misbehaviour is neither dialled nor let in."""
 CLOSE_S = 1.0
 """How long `close` waits for what is queued."""
 
 _CROSSING_S = 2.0
-_MAX_PAUSED = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +78,7 @@ class TlsTransport:
         self.conduits = conduits or Conduits(settings, identity, counters)
         self.conduit = Conduit(settings, identity, counters) if settings.conduit.serve else None
         self._paths = Paths()
+        self.found = FoundElsewhere()
         self._listener = Listener(identity, settings.limits, counters, self._judge_tls)
         if transfers is not None:
             self._listener.plain[LANE] = transfers.take
@@ -95,7 +95,7 @@ class TlsTransport:
         self._awaiting_welcome: dict[PeerId, Link] = {}
         self._open: dict[Link, None] = {}
         self._all_closed = asyncio.Event()
-        self._paused_until_s: dict[PeerId, float] = {}
+        self._pauses = Pauses()
         self._keepalive: asyncio.TimerHandle | None = None
 
     # --- the port -----------------------------------------------------------------------------
@@ -148,6 +148,7 @@ class TlsTransport:
 
     def unwant(self, peer: PeerId) -> None:
         """Dial `peer` no more; a link that stands stays until it is lost."""
+        self.found.settle(peer)
         if self._wanted.pop(peer, None) is not None and peer in self._diallers:
             self._diallers.pop(peer).task.cancel()
 
@@ -170,12 +171,8 @@ class TlsTransport:
 
         The handler's link_down follows in a later turn of the loop.
         """
-        now_s = asyncio.get_running_loop().time()
-        if len(self._paused_until_s) >= _MAX_PAUSED:
-            self._paused_until_s = {p: t for p, t in self._paused_until_s.items() if t > now_s}
-        self._paused_until_s[peer] = now_s + RELINK_PAUSE_S
-        link = self._up.get(peer)
-        if link is not None:
+        self._pauses.begin(peer)
+        if (link := self._up.get(peer)) is not None:
             link.end(reason)
 
     async def close(self) -> None:
@@ -260,7 +257,7 @@ class TlsTransport:
         """Say for which reason an accepted connection of `peer` does not become its link, or ''."""
         if peer == self._identity.peer:
             return refusals.STRANGER
-        if self._is_paused(peer):
+        if self._pauses.lasts(peer):
             return refusals.PAUSED
         link = self._up.get(peer)
         mine_comes_first = self._identity.peer < peer
@@ -270,9 +267,6 @@ class TlsTransport:
             return refusals.BUSY if len(self._up) >= self._limits.links else ""
         young = asyncio.get_running_loop().time() - link.up_at_s < _CROSSING_S
         return refusals.DUPLICATE if mine_comes_first and link.dialled and young else ""
-
-    def _is_paused(self, peer: PeerId) -> bool:
-        return self._paused_until_s.get(peer, 0.0) > asyncio.get_running_loop().time()
 
     # --- dialling -----------------------------------------------------------------------------
 
@@ -287,33 +281,20 @@ class TlsTransport:
     async def _dial(self, member: Member, address: str) -> bool:
         """Try one address of `member`; True once the other side has taken the link."""
         full = len(self._up) >= self._limits.links + (member.peer in self._up)
-        if full or self._is_paused(member.peer) or member.peer in self._identity.trust.revoked:
+        if full or self._pauses.lasts(member.peer) or member.peer in self._identity.trust.revoked:
             return False
         try:
             found = split_address(address)
         except DecodeError:
             return False
-        if found.peer not in (None, member.peer):
+        taken = self.found.is_taken(member.peer, address, self._up)
+        if taken or found.peer not in (None, member.peer):
             return False
-        through_conduit, over_libp2p = found.conduit is not None, found.libp2p
-
-        def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            if identity.peer != member.peer or protocol not in (LINK_PROTOCOL, LINK_STREAM):
-                count(self._counters, refusals.WRONG_PEER)
-                return None
-            link = self._up.get(member.peer)
-            good_enough = link is not None and (through_conduit or not link.conduit)
-            if self._closing or good_enough or identity.peer in self._awaiting_welcome:
-                return None
-            conduit = self.conduits.name_of(address)
-            made = Link(identity, True, self, self._limits, self._counters, conduit)
-            made.road = "libp2p" if over_libp2p else "tls"
-            return made
-
+        judge = partial(self._judge_dialled, member, address)
         doorway: Doorway | ProofDoor = Doorway(self._identity.trust, self._counters, judge)
-        if over_libp2p and self.libp2p is not None:
+        if found.libp2p and self.libp2p is not None:
             doorway = self.libp2p.door(judge)
-        elif over_libp2p or self._settings.transport == "libp2p":
+        elif found.libp2p or self._settings.transport == "libp2p":
             return False  # no road of ours
         timeout_ms, welcomed = self._limits.handshake_timeout_ms, False
         try:
@@ -333,6 +314,27 @@ class TlsTransport:
                 doorway.admitted.end("the other side did not take the link")
         return welcomed
 
+    def _judge_dialled(
+        self, wanted: Member, address: str, identity: PeerIdentity, protocol: str
+    ) -> Link | None:
+        """Take what was dialled for a link with who answers, whether that is who was wanted or not."""
+        place, peer = split_address(address), identity.peer
+        through_conduit, link = place.conduit is not None, self._up.get(peer)
+        taken = link is not None and (through_conduit or not link.conduit)
+        if protocol not in (LINK_PROTOCOL, LINK_STREAM) or peer != wanted.peer:
+            count(self._counters, refusals.WRONG_PEER)
+            full = link is None and len(self._up) >= self._limits.links
+            if protocol != LINK_PROTOCOL or through_conduit or full or self._pauses.lasts(peer):
+                return None
+            self.found.note(wanted, address, identity)
+            # The other side takes this for the newest link, whatever there was before: so does this one.
+            taken = peer == self._identity.peer
+        if self._closing or taken or peer in self._awaiting_welcome:
+            return None
+        made = Link(identity, True, self, self._limits, self._counters, self.conduits.name_of(address))
+        made.road = "libp2p" if place.libp2p else "tls"
+        return made
+
     # --- what links tell (LinkOwner) ----------------------------------------------------------
 
     def link_connected(self, link: Link) -> None:
@@ -341,8 +343,7 @@ class TlsTransport:
         if link.dialled:
             self._awaiting_welcome[link.peer] = link
             return
-        own = self._awaiting_welcome.get(link.peer)
-        if own is not None:
+        if (own := self._awaiting_welcome.get(link.peer)) is not None:
             count(self._counters, refusals.DUPLICATE)
             own.end("the other side's connection was taken instead")
         if link.peer in self._diallers:
@@ -375,13 +376,13 @@ class TlsTransport:
     # --- the table of links -------------------------------------------------------------------
 
     def _set_up(self, link: Link) -> None:
-        old = self._up.get(link.peer)
-        if old is not None:
+        if (old := self._up.get(link.peer)) is not None:
             self._set_down(old, "a newer connection replaced the link")
             old.end("a newer connection replaced the link")
         link.up = True
         link.up_at_s = asyncio.get_running_loop().time()
         self._up[link.peer] = link
+        self.found.settle(link.peer)
         if link.peer in self._diallers:
             self._diallers[link.peer].link_up(bool(link.conduit))
         if self._handler is not None:

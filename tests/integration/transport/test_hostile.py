@@ -173,4 +173,4 @@ def refusals(peer: object) -> int:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepool.transport.tls.RELINK_PAUSE_S", 0.1)
+    monkeypatch.setattr("edgepool.transport.pauses.RELINK_PAUSE_S", 0.1)

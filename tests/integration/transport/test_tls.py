@@ -10,6 +10,11 @@ import pytest
 from roads import TlsRoad, frame_of
 from tls_peers import TlsPeer, ended, make_settings, until
 
+from edgepool.core.ledger.trust import UnitedTrust
+from edgepool.model.pool import Member
+from edgepool.peer.paths import found_elsewhere
+from edgepool.transport.tls import TlsTransport
+
 
 async def test_a_stranger_who_takes_any_certificate_fails_on_its_own(tmp_path: Path) -> None:
     foreign = make_settings(tmp_path / "elsewhere", "mole")
@@ -35,3 +40,53 @@ async def test_a_protocol_that_is_not_spoken_is_refused(tmp_path: Path, protocol
         link = await road.raw(a, road.peer("b"), protocol)
         assert await link.ended()
         assert a.counters == {"refused_stranger": 1}
+
+
+async def test_who_answers_in_the_place_of_another_is_linked_once_as_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not dialled in circles; when it is gone, whoever is there then is found."""
+    monkeypatch.setattr("edgepool.transport.dialler.LONGEST_BACKOFF_S", 0.05)
+    tries, dial = [], TlsTransport._dial
+
+    async def counted(self: TlsTransport, member: Member, address: str) -> bool:
+        tries.append(address)
+        return await dial(self, member, address)
+
+    monkeypatch.setattr(TlsTransport, "_dial", counted)
+    road = TlsRoad(tmp_path)
+    async with road.peer("a") as a:
+        c = road.peer("c")
+        async with road.peer("b") as b:
+            where = b.transport.addresses
+            a.transport.want(Member(c.peer, "c", "", where))
+            await until(lambda: a.linked_to(b) and b.linked_to(a))
+            before = len(tries)
+            await until(lambda: len(tries) > before + 10)
+            assert a.seen.events == [("up", b.peer)]
+            assert b.seen.events == [("up", a.peer)]
+            ((wanted, there),) = [(one.wanted.peer, one.there.peer) for one in a.transport.found.all()]
+            assert (wanted, there) == (c.peer, b.peer)
+            (told,) = found_elsewhere(a.transport)
+            assert where[0] in told
+            assert b.peer in told
+            # It dials as well: the newest connection is the link, on both sides, and nothing else changes.
+            b.transport.want(a.member)
+            a.transport.want(b.member)
+            before = len(tries)
+            await until(lambda: len(tries) > before + 10 and a.linked_to(b) and b.linked_to(a))
+        async with road.peer("c", listen=where[0]) as c:
+            await until(lambda: a.linked_to(c))
+            assert found_elsewhere(a.transport) == []
+
+
+async def test_who_may_not_come_in_is_not_linked_where_another_was_looked_for(tmp_path: Path) -> None:
+    road = TlsRoad(tmp_path)
+    async with road.peer("a") as a, road.peer("b") as b:
+        c = road.peer("c")
+        a.transport.want(Member(c.peer, "c", "", a.transport.addresses))
+        await until(lambda: a.counters.get("refused_wrong_peer"))
+        a.identity.trust.decide(UnitedTrust(revoked={b.peer: None}))
+        a.transport.want(Member(c.peer, "c", "", b.transport.addresses))
+        await until(lambda: a.counters.get("refused_revoked"))
+        assert a.seen.events == []
