@@ -30,7 +30,6 @@ from fuzz_world import (
 from msgspec.structs import replace
 
 from edgepool.core.chain import Chain
-from edgepool.core.ledger.roster import Roster
 from edgepool.core.ledger.snapshot import Turns, read_snapshot
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.pools.lifecycle import beacon_secret
@@ -373,7 +372,16 @@ class Puppeteer(Choices):
             core,
             height=height,
             horizon=height - len(blocks),
-            roster=Roster(roster, roster, None, len(handovers) + 1, (), None, (), (), core.roster.former),
+            roster=replace(
+                core.roster,
+                present=roster,
+                following=roster,
+                pending=None,
+                number=len(handovers) + 1,
+                open=(),
+                admitted=(),
+                convicted=(),
+            ),
             turns=tuple(
                 Turns(turns[one.peer], 0 if one.peer in KEYS_OF else state.reveals[one.peer], 0)
                 for one in roster

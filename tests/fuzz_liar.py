@@ -59,7 +59,7 @@ from edgepool.model.message import (
     RecordsRefused,
 )
 from edgepool.model.policy import DataPolicy, PolicyTerms
-from edgepool.model.pool import Invitation, accept, sign_invitation
+from edgepool.model.pool import Invitation, Member, accept, sign_invitation
 from edgepool.model.record import (
     Body,
     Complaint,
@@ -78,6 +78,7 @@ from edgepool.model.record import (
     join_terms,
     sign_record,
 )
+from edgepool.model.succession import Adoption, KeySuccession, key_succession
 from edgepool.model.trust import MAX_ROOT_BYTES, TrustChange
 from edgepool.model.whereabouts import sign_whereabouts
 
@@ -122,7 +123,7 @@ class Liar(Governing):
     def _body(self, chain: Chain) -> Body:
         task, number, text = self._one(("T1", "T2", "\0")), self._one((0, 10, 20, 100_000)), "x" * 64
         key, root = self._one(KEYS), self._one((ROOT, self._bytes(32)))
-        match int(self._rng.random() * 16):
+        match int(self._rng.random() * 17):
             case 0:
                 step, steps = self._one((0, 1, 255)), self._one((1, 2, 256))
                 minutes = self._one((0, 10_000_000))
@@ -162,6 +163,8 @@ class Liar(Governing):
                 return Complaint(key, root, self._one((0, 65535)), self._peer(), self._bytes(32))
             case 13:
                 return self._policy(chain)
+            case 14:
+                return self._new_key(chain)
             case _:
                 return self._change(chain)
 
@@ -185,6 +188,19 @@ class Liar(Governing):
             self._often(),
         )
         return DataPolicy(part, kind, version, terms if self._often() else None)
+
+    def _new_key(self, chain: Chain) -> KeySuccession:
+        """Return that somebody goes on under the key of this liar or of anybody, signed by it or not."""
+        made = self._adoption(chain)
+        return KeySuccession(made.incoming, made.signature if self._often() else self._bytes(64))
+
+    def _adoption(self, chain: Chain) -> Adoption:
+        """Return that somebody has taken over a pool, as its own key says it or not."""
+        key = self._one((LIAR, STRANGER))
+        name, role = self._one(("cloud", "x" * 64)), self._one(("coordinator", "client"))
+        old = COORDINATOR.peer if self._often() else self._peer()
+        member = Member(key.peer, name, "", (), role)
+        return key_succession(key, NETWORK, chain.id, old, member).adoption(old)
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -218,6 +234,7 @@ class Liar(Governing):
             genesis=self._one(GENESES),
             handovers=self._handovers(chain),
             record=self._record(chain),
+            adoption=self._one((None, self._adoption(chain))),
         )
 
     def _load_query(self) -> Message:
@@ -358,7 +375,8 @@ class Liar(Governing):
             genesis = self._changed(
                 genesis, coordinator_signature=self._bytes(64), invitation=self._invitation()
             )
-        return Join(genesis, self._one((1, 2, LAST_ROUND)))
+        adoption = self._one((None, None, self._adoption(self._chain())))
+        return Join(genesis, self._one((1, 2, LAST_ROUND)), adoption)
 
     def _join_answer(self) -> Message:
         """Return an answer that nobody has asked for; or one that was, good or not."""

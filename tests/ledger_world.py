@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from edgepool.core.ledger.state import ChainState
 from edgepool.model.beacon import BeaconChain
 from edgepool.model.block import Block, CertifiedBlock, Handover, Header, records_root
 from edgepool.model.crypto import Signer, sha256
+from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Invitation, Member, PoolKind, accept, sign_invitation
 from edgepool.model.record import (
@@ -23,8 +26,8 @@ from edgepool.model.record import (
     confirmation_terms,
     join_terms,
     sign_record,
-    succession_terms,
 )
+from edgepool.model.succession import KeySuccession, key_succession, succession_terms
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import (
     PRECOMMIT,
@@ -57,8 +60,10 @@ class World:
         beacon_length: int = 300,
         coordinator_votes: bool = False,
         kind: PoolKind = "manufacturing",
+        observers: tuple[Role, ...] = (),
     ) -> None:
         self.kind = kind
+        self.observers = {role: signer(f"observer, {role}") for role in observers}
         self.coordinator = signer("coordinator")
         self.outsider = signer("outsider")
         self.signers = [signer(f"member {i}") for i in range(members)]
@@ -78,8 +83,9 @@ class World:
 
     def make_genesis(self, network: str = NETWORK) -> Genesis:
         people = tuple(Member(one.peer, f"m{i}", "milling", ()) for i, one in enumerate(self.signers))
+        watch = tuple(Member(one.peer, role, "", (), role) for role, one in self.observers.items())
         invitation = Invitation(
-            network, "liner", self.kind, self.coordinator.peer, people, (), ("Milling",), 5, 1
+            network, "liner", self.kind, self.coordinator.peer, people, watch, ("Milling",), 5, 1
         )
         yes = tuple(accept(one, invitation, self.beacons[one.peer].tip) for one in self.signers)
         return Genesis(invitation, sign_invitation(self.coordinator, invitation), yes)
@@ -124,6 +130,12 @@ class World:
         terms = succession_terms(NETWORK, self.genesis.chain, number, old.peer, member, tip)
         by_new, by_old = (one.sign("succession", terms) for one in (new, old))
         return MembershipChange(number, old.peer, member, tip, by_new, "", by_old)
+
+    def new_key(self, old: Signer, new: Signer, **said: str) -> KeySuccession:
+        """Return the word by which `old`, who has no vote, goes on under the key `new`."""
+        same = next((one for one in self.state.observers if one.peer == old.peer), None)
+        member = replace(same or Member(old.peer, "cloud", "", (), "coordinator"), peer=new.peer, **said)
+        return key_succession(new, NETWORK, self.genesis.chain, old.peer, member)
 
     def decide(self, change: MembershipChange) -> Block:
         """Pack a block in which as many members as it takes say the same."""

@@ -141,8 +141,8 @@ class Access:
 
 def _belongs(peer: PeerId, chain: Chain) -> bool:
     """Say whether `peer` is in a pool: it votes, is about to, or observes; not who left or is only named."""
-    observers = chain.genesis.invitation.observers
-    return chain.state.may_write(peer) or any(one.peer == peer for one in observers)
+    state = chain.state
+    return state.may_write(peer) or any(one.peer == peer for one in state.observers)
 
 
 def _terms(entry: PolicyEntry | None) -> PolicyTerms | None:

@@ -105,7 +105,7 @@ class Chain:
         self._watchers: dict[PeerId, None] = {}
         self._beacon = OwnBeacon(signer, genesis)
         self._intake = Intake(self.state, self._me, limits)
-        self._governance = Governance(signer, genesis, settings.approve, self._intake, who)
+        self._governance = Governance(signer, settings.approve, self._intake, who)
         self._server = SnapshotServer(source, self.id)
         self._fetcher = SnapshotFetcher(genesis)
         self._window = WindowFetcher(self._me, source, self.id)

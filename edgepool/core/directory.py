@@ -76,8 +76,10 @@ class ChainDirectory:
         certified = self._source.block(chain.id, height)
         kept = self._source.kept(chain.id, height, index) if certified is None else None
         if certified is not None:
-            return prove(chain.genesis, chain.handovers, certified, index)
-        return prove_kept(chain.genesis, chain.handovers, kept) if kept is not None else None
+            return prove(chain.genesis, chain.handovers, certified, index, chain.state.adoption)
+        if kept is None:
+            return None
+        return prove_kept(chain.genesis, chain.handovers, kept, chain.state.adoption)
 
     def height(self, chain: ChainId) -> int:
         """Return the height of a chain that this peer is on."""

@@ -58,11 +58,11 @@ class Governing:
     def _change_members(
         self, ticket: int, chain: Chain, command: ChangeMembers, now: Instant
     ) -> Sequence[Output]:
-        if not chain.member and chain.genesis.invitation.coordinator != self._me:
+        if not chain.member and chain.state.coordinator != self._me:
             return failed(ticket, "only members and the coordinator change who is in a pool")
         number = chain.state.change_number
         if command.incoming is not None:
-            return self._joining.ask(ticket, chain.genesis, number, command, now)
+            return self._joining.ask(ticket, chain.genesis, number, command, now, chain.state.adoption)
         return chain.change(ticket, exclusion(number, command.outgoing, command.reason), now)
 
     def _approve(self, ticket: int, chain: Chain, proposer: PeerId, now: Instant) -> Sequence[Output]:
@@ -77,14 +77,15 @@ class Governing:
         chain, command = self._chains[agreed.command.chain], agreed.command
         number = chain.state.change_number
         if agreed.change.number != number:
-            return self._joining.ask(agreed.ticket, chain.genesis, number, command, now)
+            return self._joining.ask(agreed.ticket, chain.genesis, number, command, now, chain.state.adoption)
         return chain.change(agreed.ticket, agreed.change, now)
 
     def renew_wishes(self, chain: Chain, now: Instant) -> Sequence[Output]:
         """Ask newcomers again whose number on `chain` is outdated."""
         outputs: list[Output] = []
+        number, adoption = chain.state.change_number, chain.state.adoption
         for command in chain.outdated_wishes():
-            outputs += self._joining.ask(0, chain.genesis, chain.state.change_number, command, now)
+            outputs += self._joining.ask(0, chain.genesis, number, command, now, adoption)
         return outputs
 
     # --- trust ------------------------------------------------------------------------------

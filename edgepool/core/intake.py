@@ -318,7 +318,7 @@ class Intake:
 
 def _authors(state: ChainState) -> int:
     """Return among how many the room for waiting records is shared: members, observers and one more."""
-    return len(state.next_roster) + len(state.genesis.invitation.observers) + 1
+    return len(state.next_roster) + len(state.observers) + 1
 
 
 def _said(body: Body) -> object:

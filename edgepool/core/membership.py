@@ -21,7 +21,7 @@ from edgepool.core.trusting import TrustPolicy
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
-from edgepool.model.pool import Genesis, Member
+from edgepool.model.pool import Member
 from edgepool.model.record import MembershipChange, SignedRecord, sign_record
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import Equivocation
@@ -52,13 +52,11 @@ class MembershipPolicy:
     def __init__(
         self,
         me: PeerId,
-        coordinator: PeerId,
         approve: Approve,
         who: Callable[[PeerId], Subject | None] = lambda _: None,
     ) -> None:
         self._me = me
         self._who = who
-        self._coordinator = coordinator
         self._approve = approve
         self._asked: dict[str, str] = {}
 
@@ -84,19 +82,20 @@ class MembershipPolicy:
         guilty = dict.fromkeys(convicted, CONVICTED) | dict.fromkeys(lapsed, REVOKED)
         votes = self._me in state.members
         for peer in [peer for peer in guilty if peer != self._me][:1]:
-            if votes or (self._me == self._coordinator and guilty[peer] == REVOKED):
+            if votes or (self._me == state.coordinator and guilty[peer] == REVOKED):
                 wanted.setdefault(exclusion(number, peer, guilty[peer]))
         if votes:
             # A thief must not flee into another key while its coordinator asks for its revocation.
-            accused = [peer for peer, by in state.trust.to_be_revoked() if self._coordinator in by]
+            accused = [peer for peer, by in state.trust.to_be_revoked() if state.coordinator in by]
             for change, authors in opened:
-                if self._approves(change, authors, (*guilty, *revoked), accused):
+                if self._approves(state.coordinator, change, authors, (*guilty, *revoked), accused):
                     wanted.setdefault(change)
         said = [change for change, authors in opened if self._me in authors]
         return [change for change in wanted if change not in said]
 
     def _approves(
         self,
+        coordinator: PeerId,
         change: MembershipChange,
         authors: Collection[PeerId],
         guilty: Collection[PeerId],
@@ -110,7 +109,7 @@ class MembershipPolicy:
             change.incoming.peer in guilty or not self._is_as_named(change.incoming)
         ):
             return False
-        trusted = self._coordinator in authors and self._coordinator not in guilty
+        trusted = coordinator in authors and coordinator not in guilty
         if trusted and self._approve == "coordinator":
             return True
         # Who is convicted does not choose who takes its place.
@@ -128,7 +127,6 @@ class Governance:
     def __init__(
         self,
         signer: Signer,
-        genesis: Genesis,
         approve: Approve,
         intake: Intake,
         who: Callable[[PeerId], Subject | None] = lambda _: None,
@@ -136,9 +134,8 @@ class Governance:
         self.deadline: int | None = None
         """The monotonic time in ms at which to call `say`, if any."""
         self._signer = signer
-        self._coordinator = genesis.invitation.coordinator
-        self._policy = MembershipPolicy(signer.peer, self._coordinator, approve, who)
-        self._trust = TrustPolicy(signer.peer, self._coordinator, approve)
+        self._policy = MembershipPolicy(signer.peer, approve, who)
+        self._trust = TrustPolicy(signer.peer, approve)
         self.elsewhere = UnitedTrust()
         """What all main chains of this peer say of trust; its node keeps it up to date."""
         self._intake = intake
@@ -200,7 +197,7 @@ class Governance:
         if behind:
             self.deadline = now.monotonic_ms + SOON_MS
             return [], False
-        if self._signer.peer not in state.members and self._signer.peer != self._coordinator:
+        if self._signer.peer not in state.members and self._signer.peer != state.coordinator:
             return [], False
         effects: list[Effect] = []
         any_taken = False

@@ -256,9 +256,9 @@ class Node:
             if not self._follows(peer, chain):
                 continue
             chain.watch(peer)
-            if chain.genesis.invitation.coordinator == self.peer:
+            if chain.state.coordinator == self.peer:
                 # It may have been away when the pool was formed.
-                effects.append(Send(peer, PoolFormed(chain.genesis)))
+                effects.append(Send(peer, PoolFormed(chain.genesis, chain.state.adoption)))
             effects += self._merge(chain.peer_up(peer, now), now)
         effects += self._merge(self.pools.peer_up(peer, now), now)
         effects += self._merge(self._joining.peer_up(peer), now)

@@ -39,8 +39,7 @@ class People:
 
     def meet(self, state: ChainState, handovers: Sequence[Handover]) -> list[Effect]:
         """Take in who has to do with the chain by now; ask for links to those who are new."""
-        observers = state.genesis.invitation.observers
-        everybody = (*state.roster, *state.next_roster, *observers, *state.newcomers())
+        everybody = (*state.roster, *state.next_roster, *state.observers, *state.newcomers())
         self.known = {member.peer: member for member in everybody}
         if state.former:
             left = RosterHistory(state.genesis, tuple(handovers)).former()
@@ -84,5 +83,5 @@ def listeners(state: ChainState) -> dict[PeerId, int]:
 
     Those are observers, who is to come, and who has left.
     """
-    follow = (*state.genesis.invitation.observers, *state.newcomers())
+    follow = (*state.observers, *state.newcomers())
     return state.former | {one.peer: ALL_HEIGHTS for one in follow}

@@ -47,6 +47,7 @@ Act = Literal[
     "write anchor",
     "write statement",
     "write policy",
+    "write succession",
     "form pool",
     "vote",
     "take work",
@@ -63,6 +64,7 @@ _ANYBODY: _Grant = ("anybody",)
 _MEMBER: _Grant = ("member",)
 _OBSERVER: _Grant = ("observer",)
 _OWN: _Grant = ("coordinator",)
+_OBSERVER_OR_OWN: _Grant = ("observer", "coordinator")
 _MEMBER_OR_OWN: _Grant = ("member", "coordinator")
 _PEOPLE: _Grant = ("people",)
 _TRUSTED: _Grant = ("trusted",)
@@ -105,6 +107,12 @@ RIGHTS: Mapping[Act, Right] = {
     "write anchor": Right("anchor chains", *_MEMBERS),
     "write statement": Right("make statements", *_MEMBERS),
     "write policy": Right("set policies for data", *_MEMBERS),
+    "write succession": Right(
+        "say, without a vote, that it has another key",
+        _OBSERVER,
+        _OBSERVER_OR_OWN,
+        *(_OBSERVER,) * 4,
+    ),
     "form pool": Right("form pools", _NO, _TRUSTED, _NO, _NO, _NO, _NO),
     "vote": Right("be a member of a pool", *(_ANYBODY,) * 4, _NO, _NO),
     "take work": Right("be given work", *_WORKS),

@@ -27,9 +27,8 @@ MAX_CARRIED = 8
 class TrustPolicy:
     """What one peer, `me`, says of trust on one chain."""
 
-    def __init__(self, me: PeerId, coordinator: PeerId, approve: Approve) -> None:
+    def __init__(self, me: PeerId, approve: Approve) -> None:
         self._me = me
-        self._coordinator = coordinator
         self._approve = approve
 
     def changes(self, state: ChainState, elsewhere: UnitedTrust) -> list[TrustChange]:
@@ -37,7 +36,7 @@ class TrustPolicy:
         if state.genesis.invitation.kind != "fixed":
             return []
         trust, wanted = state.trust, list[TrustChange]()
-        if self._me == self._coordinator:
+        if self._me == state.coordinator:
             open_steps = [change.step for change, authors in trust.open if self._me in authors]
             missing = [step for step in elsewhere.steps_missing_in(trust) if step not in open_steps]
             room = MAX_CARRIED - sum(step in open_steps for step in elsewhere.steps_missing_in(trust))
@@ -54,8 +53,9 @@ class TrustPolicy:
             return True
         if isinstance(step, RevokePeer) and step.peer == self._me:
             return False
-        guilty = state.trust.is_revoked(self._coordinator) or self._coordinator in state.convicted()
-        trusted = self._coordinator in authors and not guilty and self._approve == "coordinator"
+        coordinator = state.coordinator
+        guilty = state.trust.is_revoked(coordinator) or coordinator in state.convicted()
+        trusted = coordinator in authors and not guilty and self._approve == "coordinator"
         return trusted and not root_problem(step)
 
 

@@ -20,6 +20,7 @@ from edgepool.model.codec import Wire
 from edgepool.model.ids import ChainId, PeerId, short
 from edgepool.model.pool import Genesis
 from edgepool.model.record import Body, ChainAnchor, MembershipChange, SignedRecord, kind_of
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation, quorum
@@ -99,6 +100,8 @@ def said(body: Body, names: Mapping[PeerId, str]) -> str:
         certificate = body.certificate
         block = certificate.block_id.hex()[:16]
         return f"chain {body.sub_chain[:8]} has block {block} at height {certificate.height}"
+    if isinstance(body, KeySuccession):
+        return f"{body.incoming.name} goes on under the key {short(body.incoming.peer)}"
     return ""
 
 

@@ -32,6 +32,7 @@ from edgepool.model.lineage import Lineage
 from edgepool.model.policy import DataPolicy, PolicyTerms, Purpose
 from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord
+from edgepool.model.succession import Adoption
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate, Vote
 from edgepool.model.whereabouts import Whereabouts
@@ -173,11 +174,13 @@ class SnapshotPage(Wire, tag="page", frozen=True):
 class Join(Wire, tag="join?", frozen=True):
     """A member or the coordinator asks a peer to become a member of a pool that stands already.
 
-    `number` is that of the membership change that is to admit it.
+    `number` is that of the membership change that is to admit it, `adoption` what the coordinator's present
+    key has said of the pool; None if it is that of the genesis.
     """
 
     genesis: Genesis
     number: Annotated[int, Meta(ge=1, le=2**31)]
+    adoption: Adoption | None = None
 
 
 class JoinAnswer(Wire, tag="join", frozen=True):
@@ -213,13 +216,17 @@ class PoolDecline(Wire, tag="decline", frozen=True):
 
 
 class PoolFormed(Wire, tag="formed", frozen=True):
-    """All have accepted: the pool stands, its chain begins."""
+    """All have accepted: the pool stands, its chain begins. `adoption` is as with Join."""
 
     genesis: Genesis
+    adoption: Adoption | None = None
 
 
 class OfferProof(Wire, frozen=True):
-    """A data offer on chain (or a policy), with all that proves it to a stranger: pool, path and votes."""
+    """A data offer on chain (or a policy), with all that proves it to a stranger: pool, path and votes.
+
+    `adoption` is what the coordinator's present key has said of the pool; None if it is that of the genesis.
+    """
 
     genesis: Genesis
     handovers: Annotated[tuple[Handover, ...], Meta(max_length=MAX_HANDOVERS)]
@@ -228,6 +235,7 @@ class OfferProof(Wire, frozen=True):
     record: SignedRecord
     index: Annotated[int, Meta(ge=0, le=2**20)]
     path: Annotated[tuple[Annotated[bytes, Meta(max_length=32)], ...], Meta(max_length=20)]
+    adoption: Adoption | None = None
 
 
 class Origin(Wire, frozen=True):

@@ -19,6 +19,7 @@ from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 
 MAX_MEMBERS = 30
+MAX_OBSERVERS = 8
 BEACON_LENGTH = 16384
 """How many blocks a member can pack before its beacon is used up."""
 PoolKind = Literal["fixed", "manufacturing"]
@@ -50,7 +51,7 @@ class Invitation(Wire, frozen=True):
     kind: PoolKind
     coordinator: PeerText
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
-    observers: Annotated[tuple[Member, ...], Meta(max_length=8)]
+    observers: Annotated[tuple[Member, ...], Meta(max_length=MAX_OBSERVERS)]
     combination: Annotated[tuple[Name, ...], Meta(max_length=32)]
     created_ms: TimeMs
     nonce: Annotated[int, Meta(ge=0, le=2**53)]

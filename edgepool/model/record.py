@@ -33,6 +33,7 @@ from edgepool.model.fields import (
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.policy import DataPolicy, Purpose
 from edgepool.model.pool import Member
+from edgepool.model.succession import SUCCESSION_DOMAIN, KeySuccession, succession_terms
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import MAX_CHUNKS, DataKey
 from edgepool.model.vote import Certificate, Equivocation
@@ -40,7 +41,6 @@ from edgepool.model.vote import Certificate, Equivocation
 MAX_RECORD_BYTES = 4096
 MAX_PAYLOAD_BYTES = 2048
 MAX_SHARES = 16
-SUCCESSION_DOMAIN = "succession"
 
 
 class MachiningRequirement(Wire, tag="requirement", frozen=True):
@@ -265,6 +265,7 @@ Body = (
     | ChainAnchor
     | Statement
     | DataPolicy
+    | KeySuccession
 )
 """What a record can say."""
 
@@ -284,6 +285,7 @@ RECORD_KINDS = (
     "anchor",
     "statement",
     "policy",
+    "succession",
 )
 
 
@@ -354,13 +356,6 @@ def join_terms(
 ) -> list[object]:
     """Return what a newcomer signs (domain 'join') before it can be admitted to a standing pool."""
     return [network, chain, number, incoming, beacon_tip]
-
-
-def succession_terms(
-    network: str, chain: ChainId, number: int, outgoing: PeerId, incoming: Member, beacon_tip: bytes
-) -> list[object]:
-    """Return what both keys of a member sign (domain 'succession') whose new key is to follow its old one."""
-    return [network, chain, number, outgoing, incoming, beacon_tip]
 
 
 def kind_of(body: Body) -> str:

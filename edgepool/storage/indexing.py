@@ -36,6 +36,7 @@ from edgepool.model.record import (
     TransmissionConfirmation,
     kind_of,
 )
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import Equivocation
 from edgepool.storage.reading import BlockReader, SegmentReader, StoredBlock, UnfinishedBlock, decode_block
@@ -314,6 +315,8 @@ def _subject(body: Body, parts_of: dict[str, str]) -> tuple[str | None, str | No
         case DataPolicy():
             return body.part, body.kind, None
         case MembershipChange() | TrustChange() | Equivocation() | ChainAnchor() | Statement():
+            return None, None, None
+        case KeySuccession():
             return None, None, None
         case _:
             assert_never(body)

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from edgepool.core.ledger import chainfacts, facts, statements
 from edgepool.core.ledger import window as window_module
+from edgepool.core.ledger.draft import Draft
 from edgepool.core.ledger.facts import PolicyEntry, TaskState
 from edgepool.core.ledger.snapshot import read_snapshot
-from edgepool.core.ledger.state import ChainState, Draft
+from edgepool.core.ledger.state import ChainState
 from edgepool.core.ledger.statements import register
 from edgepool.core.ledger.view import View
 from edgepool.model.block import Block, roster_after
@@ -55,11 +56,11 @@ def small() -> Iterator[World]:
         stack.enter_context(patch.object(facts, "MAX_ANCHORED", 2))
         stack.enter_context(patch.object(statements, "STATEMENTS", {}))
         register(Tally())
-        yield World(kind="fixed")
+        yield World(kind="fixed", observers=("regulator",))
 
 
 # What a record is about, its author, and two small numbers. Many are refused somewhere.
-ATTEMPT = st.tuples(st.integers(0, 15), st.integers(0, 5), st.integers(0, 1), st.integers(1, 3))
+ATTEMPT = st.tuples(st.integers(0, 16), st.integers(0, 5), st.integers(0, 1), st.integers(1, 3))
 CHAIN = st.lists(st.lists(ATTEMPT, min_size=1, max_size=8), min_size=1, max_size=20)
 
 
@@ -111,6 +112,9 @@ def all_written(world: World, attempts: list[tuple[int, int, int, int]]) -> list
         elif kind == 15:
             change = world.succession(world.newcomer(NAMES[number]), world.newcomer(NAMES[4 + who % 2]))
             records += [world.record(world.newcomer(name), change) for name in NAMES]
+        elif kind == 16:
+            old = [world.coordinator, *world.observers.values()][step]
+            records.append(world.record(old, world.new_key(old, world.newcomer(NAMES[4 + who % 2]))))
         else:
             records.append(written(world, (kind, who, step, number)))
     return records
@@ -119,7 +123,7 @@ def all_written(world: World, attempts: list[tuple[int, int, int, int]]) -> list
 def named_in(state: ChainState, peer: PeerId) -> bool:
     """Say whether a state has anything of a key, but that it was there once."""
     snapshot = read_snapshot(state.snapshot())
-    roster = replace(snapshot.core.roster, successions=(), former=())
+    roster = replace(snapshot.core.roster, successions=(), former=(), adoption=None)
     core = replace(snapshot.core, roster=roster, last_packer=PeerId(""))
     return peer.encode() in encode(replace(snapshot, core=core))
 

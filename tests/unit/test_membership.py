@@ -18,7 +18,7 @@ NOW = Instant(0, 1_700_000_000_000)
 
 
 def policy(world: World, me: int, approve: str = "coordinator") -> MembershipPolicy:
-    return MembershipPolicy(world.peers[me], world.coordinator.peer, approve)  # type: ignore[arg-type]
+    return MembershipPolicy(world.peers[me], approve)  # type: ignore[arg-type]
 
 
 def convict(world: World, *places: int) -> None:
@@ -69,9 +69,7 @@ def test_a_newcomer_whose_certificate_says_another_role_is_left_to_people() -> N
     world.pack(world.record(world.coordinator, change))
     for role, said in (("machine", [change]), ("witness", [])):
         subject = Subject(newcomer.peer, role)  # type: ignore[arg-type]
-        policy = MembershipPolicy(
-            world.peers[0], world.coordinator.peer, "coordinator", {newcomer.peer: subject}.get
-        )
+        policy = MembershipPolicy(world.peers[0], "coordinator", {newcomer.peer: subject}.get)
         assert policy.changes(world.state) == said
 
 
@@ -118,7 +116,7 @@ def test_an_exclusion_that_was_asked_for_is_asked_for_again_under_the_next_numbe
 def test_who_has_no_vote_approves_nothing() -> None:
     world = World(4)
     convict(world, 3)
-    outsider = MembershipPolicy(world.coordinator.peer, world.coordinator.peer, "coordinator")
+    outsider = MembershipPolicy(world.coordinator.peer, "coordinator")
     assert outsider.changes(world.state) == []
 
 
@@ -132,7 +130,7 @@ class Writer:
         self.world = world
         signer = world.signers[me]
         self.intake = Intake(world.state, signer.peer, Limits())
-        self.governance = Governance(signer, world.genesis, "coordinator", self.intake)
+        self.governance = Governance(signer, "coordinator", self.intake)
 
     def say(self, behind: bool = False) -> list[SignedRecord]:
         effects, taken = self.governance.say(NOW, behind=behind)

@@ -141,10 +141,16 @@ def test_who_is_convicted_or_revoked_keeps_the_key_that_it_is_known_by() -> None
         assert "nobody succeeds it" in verdict(world, world.signers[0], change)
 
 
-def test_a_coordinator_that_votes_keeps_its_key() -> None:
+def test_a_coordinator_that_votes_coordinates_under_its_new_key() -> None:
     world = World(coordinator_votes=True)
-    change = world.succession(world.coordinator, world.newcomer("new key"))
-    assert "the genesis names it" in verdict(world, world.coordinator, change)
+    new = succeed(world, 3)
+    assert world.state.coordinator == new.peer
+    assert world.state.draft().add(world.requirement(0, 0, author=new)) == ""
+    assert "no member" in world.state.draft().add(world.requirement(0, 0, author=world.coordinator))
+    adoption = world.state.adoption
+    assert adoption is not None
+    assert adoption.incoming.peer == new.peer
+    assert adoption.holds(NETWORK, world.genesis.chain)
 
 
 def test_a_key_that_the_pool_has_known_is_no_new_one(world: World) -> None:
@@ -164,9 +170,9 @@ def test_every_member_approves_a_succession_by_itself(world: World, approve: str
     change = world.succession(world.signers[1], world.newcomer("new key"))
     world.pack(world.record(world.signers[1], change))
     for place in (0, 2, 3):
-        mine = MembershipPolicy(world.peers[place], world.coordinator.peer, approve)  # type: ignore[arg-type]
+        mine = MembershipPolicy(world.peers[place], approve)  # type: ignore[arg-type]
         assert mine.changes(world.state) == [change]
-    revoked = MembershipPolicy(world.peers[0], world.coordinator.peer, "coordinator")
+    revoked = MembershipPolicy(world.peers[0], "coordinator")
     assert change not in revoked.changes(world.state, [world.peers[1]])
 
 
@@ -180,7 +186,7 @@ def test_a_thief_does_not_flee_into_another_key_while_its_revocation_is_asked_fo
     world.pack(world.record(world.coordinator if by_coordinator else world.signers[2], revocation))
     change = world.succession(world.signers[1], world.newcomer("the thief's own"))
     world.pack(world.record(world.signers[1], change))
-    mine = MembershipPolicy(world.peers[0], world.coordinator.peer, "coordinator")
+    mine = MembershipPolicy(world.peers[0], "coordinator")
     assert (change in mine.changes(world.state)) is approved
 
 
@@ -317,7 +323,7 @@ def test_the_old_key_revokes_itself_and_the_new_one_stays() -> None:
     gone = TrustChange(own_revocation(old, NETWORK), "")
     world.pack(*(world.record(one, gone) for one in world.signers[:3]))
     assert world.state.trust.is_revoked(old.peer)
-    mine = MembershipPolicy(world.peers[0], world.coordinator.peer, "coordinator")
+    mine = MembershipPolicy(world.peers[0], "coordinator")
     assert mine.changes(world.state, [old.peer]) == []
     assert new.peer in world.state.members
 

@@ -52,7 +52,7 @@ def refusal(world: World, step: TrustStep, place: int = 3) -> str:
 
 
 def policy(world: World, me: int, approve: str = "coordinator") -> TrustPolicy:
-    return TrustPolicy(world.peers[me], world.coordinator.peer, approve)  # type: ignore[arg-type]
+    return TrustPolicy(world.peers[me], approve)  # type: ignore[arg-type]
 
 
 # --- what is decided
@@ -178,14 +178,13 @@ def test_who_is_revoked_is_excluded_by_everybody_with_the_same_words(world: Worl
     say(world, RevokePeer(world.peers[3]), 0, 1, 2)
     revoked = [world.peers[3]]
     for place, approve in ((0, "coordinator"), (1, "manual")):
-        rule = MembershipPolicy(world.peers[place], world.coordinator.peer, approve)  # type: ignore[arg-type]
+        rule = MembershipPolicy(world.peers[place], approve)  # type: ignore[arg-type]
         assert rule.changes(world.state, revoked) == [exclusion(1, world.peers[3], REVOKED)]
-    cloud = MembershipPolicy(world.coordinator.peer, world.coordinator.peer, "coordinator")
+    cloud = MembershipPolicy(world.coordinator.peer, "coordinator")
     assert cloud.changes(world.state, revoked) == [exclusion(1, world.peers[3], REVOKED)]
-    assert (
-        MembershipPolicy(world.peers[3], world.coordinator.peer, "coordinator").changes(world.state, revoked)
-        == []
-    ), "not by itself"
+    assert MembershipPolicy(world.peers[3], "coordinator").changes(world.state, revoked) == [], (
+        "not by itself"
+    )
 
 
 def test_who_is_revoked_does_not_come_back_with_the_same_key(world: World) -> None:
@@ -225,7 +224,7 @@ def test_a_coordinator_carries_what_one_main_chain_has_decided_to_the_others() -
     say(first, RetireRoot(FINGERPRINT, 9), 0, 1, 2)
     say(first, RevokePeer(MOLE.peer), 0, 1, 2)
     everything = united((first.state.trust, second.state.trust))
-    cloud = TrustPolicy(second.coordinator.peer, second.coordinator.peer, "coordinator")
+    cloud = TrustPolicy(second.coordinator.peer, "coordinator")
     carried = cloud.changes(second.state, everything)
     assert [change.step for change in carried] == [RevokePeer(MOLE.peer), ROOT, RetireRoot(FINGERPRINT, 9)]
     assert {change.reason for change in carried} == {CARRIED}

@@ -41,18 +41,21 @@ class ChainFacts(Facts):
         self._records = self.window.ids
         self._replaced: dict[DataKey, None] = {}
 
-    def close(self, height: int, ids: tuple[bytes, ...]) -> None:
-        """End the block at `height`, whose records have these ids and have all been entered."""
+    def close(self, height: int, ids: tuple[bytes, ...]) -> tuple[tuple[PeerId, PeerId], ...]:
+        """End the block at `height`, whose records have these ids and have all been entered.
+
+        Returns who has another key from now on, each with that key.
+        """
         self.height = height
         self.sum.add(block_entry(height, len(ids)))
         for gone, count in self.window.close(ids):
             self.sum.remove(block_entry(gone, count))
         self.horizon = self.window.horizon
-        change, roster = self.roster.pending, self.roster.closed(height)
+        passed_on, roster = self.roster.passed_on, self.roster.closed(height)
         if roster is not self.roster:
             self.roster = roster
-            if change is not None and change.heir:
-                self._pass_on(change.outgoing, change.heir)
+            for former, heir in passed_on:
+                self._pass_on(former, heir)
             for author in [one for one in self._anchors if not roster.is_member(one)]:
                 self._changes(("anchors", author, ""))
                 del self._anchors[author]
@@ -64,6 +67,7 @@ class ChainFacts(Facts):
             self._forget_offers()
             self._forget_policies()
         self.sum.relieve()
+        return passed_on
 
     def standing_places(self, height: int) -> tuple[tuple[int, int], ...]:
         """Return (height, index) of the offers and policies that stand at or below `height`, rising."""
@@ -171,10 +175,10 @@ class ChainFacts(Facts):
         if standing is not None and len(standing) > 1:
             self._replaced[key] = None
 
-    # --- a member's new key
+    # --- new keys
 
     def _pass_on(self, former: PeerId, heir: PeerId) -> None:
-        """Put `heir`, the new key of a member, wherever the state has `former`.
+        """Put `heir`, the new key of a peer, wherever the tables have `former`.
 
         Records stay what they are: who proves one shows the key that has signed it.
         """

@@ -14,6 +14,7 @@ from edgepool.core.ledger.facts import MAX_POLICIES, MAX_POLICIES_OF, StepState
 from edgepool.core.ledger.governance import (
     ChainAnchorContract,
     EvidenceContract,
+    KeySuccessionContract,
     MembershipContract,
     TrustContract,
 )
@@ -388,6 +389,7 @@ _ALL: tuple[Contract, ...] = (
     ChainAnchorContract(),
     StatementContract(),
     PolicyContract(),
+    KeySuccessionContract(),
 )
 
 _REPLACED: tuple[Contract, ...] = (SelfInspectionContract(),)

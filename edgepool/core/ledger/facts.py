@@ -17,7 +17,6 @@ from edgepool.core.ledger.roster import Roster, first_roster
 from edgepool.core.ledger.trust import Trust
 from edgepool.core.machine import RecordRef
 from edgepool.core.rights import Standing, Subject
-from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.policy import DataPolicy, fits, precision
 from edgepool.model.pool import Genesis, PoolKind
@@ -36,6 +35,7 @@ from edgepool.model.record import (
     TransferReceipt,
     TransmissionConfirmation,
 )
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation
@@ -153,7 +153,6 @@ class Facts:
     def __init__(self, genesis: Genesis, below: Facts | None = None) -> None:
         self.network: str = genesis.invitation.network
         self.chain: ChainId = genesis.chain if below is None else below.chain
-        self.coordinator: PeerId = genesis.invitation.coordinator
         self.kind: PoolKind = genesis.invitation.kind
         self.height: int = 0 if below is None else below.height
         self.horizon: int = 0 if below is None else below.horizon
@@ -166,11 +165,6 @@ class Facts:
         )
         self._below = below
         self._genesis = genesis
-        self._observers: dict[PeerId, Role] = (
-            {one.peer: one.role for one in genesis.invitation.observers}
-            if below is None
-            else below._observers
-        )
         self._records: set[bytes] = set()
         self._newest: dict[DataKey, int] = {}
         self._offers: dict[DataKey, dict[int, list[Offered]]] = {}
@@ -181,6 +175,11 @@ class Facts:
     def layer(self) -> Facts:
         """Return an empty layer over these facts; it is good for as long as these do not change."""
         return Facts(self._genesis, self)
+
+    @property
+    def coordinator(self) -> PeerId:
+        """Whoever formed the pool, under its present key."""
+        return self.roster.coordinator
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on this chain."""
@@ -211,8 +210,8 @@ class Facts:
             return Subject(peer, "coordinator" if own else role), ("member", *own)
         if own:
             return Subject(peer, "coordinator"), own
-        role = self._observers.get(peer)
-        return Subject(peer, role or "machine"), () if role is None else ("observer",)
+        observer = self.roster.observing.get(peer)
+        return (Subject(peer), ()) if observer is None else (Subject(peer, observer.role), ("observer",))
 
     def has_record(self, record_id: bytes) -> bool:
         """Say whether the record with this id has been entered, above the horizon."""
@@ -304,6 +303,8 @@ class Facts:
                 self._enter_anchor(author, body)
             case Statement():
                 self._write(body.contract, effects)
+            case KeySuccession():
+                self.roster = self.roster.with_new_key(author, body)
             case DataPolicy():
                 self._enter_policy(PolicyEntry(height, index, body), author)
             case DataDemand() | TransmissionConfirmation() | TransferReceipt() | Complaint():

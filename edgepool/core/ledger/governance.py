@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from msgspec.structs import replace
+
 from edgepool.core.ledger.support import MAX_OPENED
 from edgepool.core.ledger.view import VERDICTS_KEPT, View
 from edgepool.core.rights import Subject, refusal
-from edgepool.model.ids import ChainId
+from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.pool import Member
 from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import RevokePeer, TrustChange
 from edgepool.model.vote import Equivocation
 
@@ -49,6 +53,37 @@ class MembershipContract:
         if not authors and roster.full_for(signed.record.author):
             return f"{MAX_OPENED} changes that the author has proposed are open, and others support them all"
         return _terms_problem(view.network, view.chain, body)
+
+
+class KeySuccessionContract:
+    """Who has no vote goes on under another key by its own word: observers, and a coordinator without one.
+
+    It needs no approval, as no vote depends on it; but a coordinator that asks for a revocation is heard.
+    """
+
+    name = "succession"
+    version = 1
+
+    def problem(self, view: View, signed: SignedRecord) -> str:
+        """Say why this peer may not go on under the key that it names, or return ''."""
+        body, old = signed.record.body, signed.record.author
+        assert isinstance(body, KeySuccession)
+        roster = view.roster
+        coming = [one.peer for one in roster.newcomers()]
+        if roster.may_write(old) or old in coming:
+            return "a member's new key comes by a change of the members"
+        if body.incoming.peer in coming:
+            return f"{body.incoming.peer} is to become a member: a new key is one that nobody had"
+        if any(former == old for former, _ in roster.passed_on):
+            return "the author has said so already"
+        if any(peer == old and view.coordinator in by for peer, by in view.trust.to_be_revoked()):
+            return f"the coordinator asks for the revocation of {old}: nobody succeeds it"
+        before = roster.observing.get(old)
+        if before is None:  # the coordinator, who does not observe the pool either
+            before = replace(body.incoming, peer=old, role="coordinator")
+        return _heir_problem(view, before, body.incoming) or _adoption_problem(
+            view.network, view.chain, old, body
+        )
 
 
 class TrustContract:
@@ -138,14 +173,21 @@ def _succession_problem(view: View, body: MembershipChange) -> str:
     if not body.heir or incoming is None:
         return ""
     member = next(one for one in view.roster.following if one.peer == old)
-    if view.coordinator == old:
-        return "the coordinator of a pool keeps its key: the genesis names it"
-    if old in view.roster.convicted or view.trust.is_revoked(old):
+    return _heir_problem(view, member, incoming)
+
+
+def _heir_problem(view: View, before: Member, incoming: Member) -> str:
+    """Say why `before`, who is in this pool, may not go on as `incoming`, or return ''."""
+    old, roster = before.peer, view.roster
+    if old in roster.convicted or view.trust.is_revoked(old):
         return f"{old} is convicted or revoked: nobody succeeds it"
+    if view.trust.is_revoked(incoming.peer):
+        return f"the membership of {incoming.peer} was revoked: a new key is one that nobody had"
     for what in ("name", "machine_type", "role"):
-        if getattr(incoming, what) != getattr(member, what):
-            return f"a new key does not change the {what.replace('_', ' ')} of a member"
-    if view.author(incoming.peer)[1] or view.roster.is_known(incoming.peer):
+        if getattr(incoming, what) != getattr(before, what):
+            return f"a new key does not change the {what.replace('_', ' ')} of a peer"
+    passing = (one.incoming.peer for one in roster.passing)
+    if view.author(incoming.peer)[1] or roster.is_known(incoming.peer) or incoming.peer in passing:
         return f"{incoming.peer} has had to do with this pool before: a new key is one that nobody had"
     return ""
 
@@ -153,6 +195,11 @@ def _succession_problem(view: View, body: MembershipChange) -> str:
 @lru_cache(maxsize=VERDICTS_KEPT)
 def _terms_problem(network: str, chain: ChainId, body: MembershipChange) -> str:
     return body.terms_problem(network, chain)
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _adoption_problem(network: str, chain: ChainId, old: PeerId, body: KeySuccession) -> str:
+    return "" if body.adoption(old).holds(network, chain) else "the new key has not signed the succession"
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

@@ -31,6 +31,7 @@ from edgepool.model.message import MAX_HANDOVERS, OfferProof
 from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import Genesis, Member, members_hash
 from edgepool.model.record import DataOffer, SignedRecord
+from edgepool.model.succession import Adoption, is_trusted
 from edgepool.model.vote import Certificate
 
 ROSTERS_KEPT = 64
@@ -85,23 +86,31 @@ class Fault:
 
 
 def prove(
-    genesis: Genesis, handovers: Sequence[Handover], certified: CertifiedBlock, index: int
+    genesis: Genesis,
+    handovers: Sequence[Handover],
+    certified: CertifiedBlock,
+    index: int,
+    adoption: Adoption | None = None,
 ) -> OfferProof | None:
     """Return the proof of the data offer or policy at `index` (from 0) of a block of this genesis' chain.
 
-    `handovers` are those of the chain, at least up to that block. None if there are more than a proof may
-    hold (MAX_HANDOVERS). AssertionError if there is no offer at that place.
+    `handovers` are those of the chain, at least up to that block, `adoption` its coordinator's. None if there
+    are more handovers than a proof may hold (MAX_HANDOVERS). AssertionError if there is no offer at that
+    place.
     """
-    return prove_kept(genesis, handovers, keep_record(certified, index))
+    return prove_kept(genesis, handovers, keep_record(certified, index), adoption)
 
 
-def prove_kept(genesis: Genesis, handovers: Sequence[Handover], kept: KeptRecord) -> OfferProof | None:
+def prove_kept(
+    genesis: Genesis, handovers: Sequence[Handover], kept: KeptRecord, adoption: Adoption | None = None
+) -> OfferProof | None:
     """Return the proof of a data offer that was kept of a pruned block; see `prove`."""
     assert isinstance(kept.record.record.body, DataOffer | DataPolicy), "only offers and policies are proved"
     before = handovers_before(handovers, kept.header.height)
     if len(before) > MAX_HANDOVERS:
         return None
-    return OfferProof(genesis, before, kept.header, kept.certificate, kept.record, kept.index, kept.path)
+    where = (kept.header, kept.certificate, kept.record, kept.index, kept.path)
+    return OfferProof(genesis, before, *where, adoption)
 
 
 def keep_record(certified: CertifiedBlock, index: int) -> KeptRecord:
@@ -144,7 +153,7 @@ def proof_problem(
     Costs a signature check for each first member, for each signer of a certificate, and two more; the
     certificates of handovers that were checked lately are not checked again.
     """
-    if proof.genesis.invitation.coordinator not in coordinators:
+    if not is_trusted(proof.genesis, proof.adoption, network, coordinators):
         return "the pool's coordinator is not trusted here"
     problem = proof.genesis.problem(network)
     if problem:

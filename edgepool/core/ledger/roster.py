@@ -26,8 +26,9 @@ from edgepool.model.codec import Wire, once
 from edgepool.model.fields import KnownHeight, PeerText
 from edgepool.model.identity import Role
 from edgepool.model.ids import PeerId
-from edgepool.model.pool import MAX_MEMBERS, Genesis, Member, members_hash
+from edgepool.model.pool import MAX_MEMBERS, MAX_OBSERVERS, Genesis, Member, members_hash
 from edgepool.model.record import MembershipChange
+from edgepool.model.succession import Adoption, KeySuccession
 
 MAX_OPEN = (MAX_MEMBERS + 2) * MAX_OPENED
 """How many changes can be open: under one number write one roster, one newcomer and the coordinator."""
@@ -37,13 +38,18 @@ MAX_FORMER = 256
 MAX_HEIGHT = 2**53
 MAX_SUCCESSIONS = 256
 """How many keys that have been succeeded are remembered, the newest."""
+MAX_PASSING = MAX_OBSERVERS + 1
+"""How many can go on under new keys at the end of one block that have no vote."""
 
 _Members = Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
 _Authors = Annotated[tuple[PeerText, ...], Meta(min_length=1, max_length=MAX_MEMBERS + 2)]
 
 
 class Succession(Wire, frozen=True):
-    """A member with a new key: it voted as `former` above height `after` up to `last`, and is `heir` now."""
+    """A peer with a new key: it was `former` up to height `last`, and is `heir` now.
+
+    It voted as `former` above height `after` up to `last`; if these are the same it had no vote.
+    """
 
     former: PeerText
     heir: PeerText
@@ -61,6 +67,10 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     the genesis does not name votes; of `convicted` there is evidence on the chain; `former` says up to
     which height those who have left voted, the newest last; `successions` are the keys whose place others
     have by succession, each with the key that has it by now.
+
+    `coordinator` and `observers` are those of the genesis, under their present keys; `passing` is who of them
+    goes on under a new key when the block under way ends, () between blocks. `adoption` is what the
+    coordinator's present key has said of the chain, None if it is that of the genesis.
     """
 
     present: _Members
@@ -72,7 +82,11 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     admitted: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=2 * MAX_MEMBERS)]
     convicted: Annotated[tuple[PeerText, ...], Meta(max_length=2 * MAX_MEMBERS)]
     former: Annotated[tuple[tuple[PeerText, KnownHeight], ...], Meta(max_length=MAX_FORMER)]
-    successions: Annotated[tuple[Succession, ...], Meta(max_length=MAX_SUCCESSIONS)] = ()
+    successions: Annotated[tuple[Succession, ...], Meta(max_length=MAX_SUCCESSIONS)]
+    coordinator: PeerText
+    observers: Annotated[tuple[Member, ...], Meta(max_length=MAX_OBSERVERS)]
+    passing: Annotated[tuple[Adoption, ...], Meta(max_length=MAX_PASSING)]
+    adoption: Adoption | None
 
     @once
     def members(self) -> tuple[PeerId, ...]:
@@ -107,6 +121,22 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def voters(self) -> dict[PeerId, None]:
         """Who votes on the next height, to be looked up."""
         return dict.fromkeys(self.members)
+
+    @once
+    def observing(self) -> dict[PeerId, Member]:
+        """The observers by peer id."""
+        return {one.peer: one for one in self.observers}
+
+    def names(self, peer: PeerId) -> bool:
+        """Say whether `peer` is a member now or next, an observer, or the coordinator."""
+        return self.may_write(peer) or peer in self.observing or peer == self.coordinator
+
+    @property
+    def passed_on(self) -> tuple[tuple[PeerId, PeerId], ...]:
+        """Who goes on under which key when the block under way ends."""
+        change = self.pending
+        first = ((change.outgoing, change.heir),) if change is not None and change.heir else ()
+        return (*first, *((one.former, one.incoming.peer) for one in self.passing))
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height."""
@@ -167,7 +197,7 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
     def problem(self) -> str:
         """Say why no blocks can have led to this, as far as later blocks rely on it, or return ''."""
-        if self.decided is not None:
+        if self.decided is not None or self.passing:
             return "its roster is not one between two blocks"
         if any(len(dict.fromkeys(one)) != len(one) for one in (self.members, self.next_members)):
             return "a member stands in its roster twice"
@@ -201,6 +231,10 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
         """Return what this becomes when there is evidence against `member`."""
         return replace(self, convicted=(*self.convicted, member))
 
+    def with_new_key(self, author: PeerId, body: KeySuccession) -> Roster:
+        """Return what this becomes when `author`, who has no vote, says that it goes on under a new key."""
+        return replace(self, passing=(*self.passing, body.adoption(author)))
+
     def counted(self) -> Roster:
         """Return what this becomes if an open change has a quorum of the present roster behind it."""
         change = first_decided(self.open, self.voters)
@@ -211,7 +245,7 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
         Votes are counted once more: the roster may have become smaller under an open change.
         """
-        counted = self.counted()
+        counted = self._passed(height).counted()
         if counted.pending is None and counted.decided is None:
             return counted
         counted = counted._succeeded(height)
@@ -240,24 +274,48 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def _succeeded(self, height: int) -> Roster:
         """Return what this becomes when its pending change, if it is a succession, comes into force.
 
-        Whoever was convicted under the old key is so under the new one, and what the old key has written for
-        changes that are open is the new key's word.
+        Whoever was convicted under the old key is so under the new one.
         """
         change = self.pending
-        if change is None or not change.heir:
+        if change is None or not change.heir or change.incoming is None:
             return self
-        former, heir = change.outgoing, change.heir
-        new = Succession(former, heir, self.admitted_at(former), height)
+        former, incoming = change.outgoing, change.incoming
+        said = Adoption(change.number, former, incoming, change.beacon_tip, change.incoming_signature)
+        renamed_now = self._renamed(said, Succession(former, incoming.peer, self.admitted_at(former), height))
+        return replace(renamed_now, convicted=renamed(self.convicted, former, incoming.peer))
+
+    def _passed(self, height: int) -> Roster:
+        """Return what this becomes when those without a vote go on under the keys that they have named.
+
+        Their old keys are told of this block, and of no other.
+        """
+        if not self.passing:
+            return self
+        passed = replace(self, passing=())
+        for said in self.passing:
+            passed = passed._renamed(said, Succession(said.former, said.incoming.peer, height, height))
+            passed = replace(passed, former=(*passed.former, (said.former, height))[-MAX_FORMER:])
+        return passed
+
+    def _renamed(self, said: Adoption, new: Succession) -> Roster:
+        """Return this with the new key in the place of the old one, except among the members.
+
+        What the old key has written for changes that are open is the new key's word.
+        """
+        former, heir = new.former, new.heir
         earlier = (replace(one, heir=heir) if one.heir == former else one for one in self.successions)
         return replace(
             self,
             successions=(*(one for one in earlier if one.former != former), new)[-MAX_SUCCESSIONS:],
-            convicted=renamed(self.convicted, former, heir),
             open=tuple((one, renamed(authors, former, heir)) for one, authors in self.open),
+            observers=tuple(said.incoming if one.peer == former else one for one in self.observers),
+            coordinator=heir if self.coordinator == former else self.coordinator,
+            adoption=said if self.coordinator == former else self.adoption,
         )
 
 
 def first_roster(genesis: Genesis) -> Roster:
     """Return the roster with which a chain begins."""
-    members = genesis.invitation.members
-    return Roster(members, members, None, 1, (), None, (), (), (), ())
+    plan = genesis.invitation
+    people = (plan.coordinator, plan.observers, (), None)
+    return Roster(plan.members, plan.members, None, 1, (), None, (), (), (), (), *people)

@@ -1,9 +1,8 @@
 """A chain's state: what its blocks say, up to a height [S3.7 to S3.11].
 
 `apply` enters a block that was checked before; it is deterministic, so members with the same blocks
-have the same state. A `Draft` tries records in order on top of a state without touching it: that is
-how a block is put together, and how a proposed one is judged. What the state commits to, and how it is
-written down and taken up again, is said in root.py and snapshot.py.
+have the same state. A `Draft` (draft.py) tries records on top of a state without touching it. What the
+state commits to, and how it is written down and taken up again, is said in root.py and snapshot.py.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from edgepool.core.ledger.chainfacts import ChainFacts
-from edgepool.core.ledger.contracts import author_problem, record_problem
+from edgepool.core.ledger.contracts import author_problem
 from edgepool.core.ledger.credit import CYCLE_BLOCKS, WorkAccount
-from edgepool.core.ledger.facts import Facts, OfferEntry, PolicyEntry, StepState, TaskState
+from edgepool.core.ledger.draft import Draft
+from edgepool.core.ledger.facts import OfferEntry, PolicyEntry, StepState, TaskState
 from edgepool.core.ledger.roster import Succession
 from edgepool.core.ledger.snapshot import (
     Core,
@@ -42,14 +42,14 @@ from edgepool.model.record import (
     MembershipChange,
     QualityInspection,
     Record,
-    SignedRecord,
     kind_of,
 )
+from edgepool.model.succession import Adoption
 from edgepool.model.twin import DataKey
 
-__all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "Draft", "OfferEntry", "StepState", "TaskState"]
+__all__ = ["CYCLE_BLOCKS", "STATE_VERSION", "ChainState", "OfferEntry", "StepState", "TaskState"]
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 """Which rules make a state of blocks; it rises whenever the same blocks would make another state."""
 
 _WORK_RECORDS = (MachiningRequirement, MachiningProcedure, QualityInspection)
@@ -138,6 +138,25 @@ class ChainState:
     def heir(self, peer: PeerId) -> PeerId:
         """Return the key that has the place of `peer` by now: its own, unless it was succeeded."""
         return self._facts.roster.heir(peer)
+
+    @property
+    def coordinator(self) -> PeerId:
+        """Whoever formed the pool, under its present key."""
+        return self._facts.coordinator
+
+    @property
+    def observers(self) -> tuple[Member, ...]:
+        """Who follows the chain without a vote, under their present keys."""
+        return self._facts.roster.observers
+
+    @property
+    def adoption(self) -> Adoption | None:
+        """What the coordinator's present key has said of this chain; None if it is that of the genesis."""
+        return self._facts.roster.adoption
+
+    def names(self, peer: PeerId) -> bool:
+        """Say whether `peer` is a member now or next, an observer, or the coordinator."""
+        return self._facts.roster.names(peer)
 
     @property
     def successions(self) -> tuple[Succession, ...]:
@@ -282,11 +301,10 @@ class ChainState:
     def _close(self, ids: tuple[bytes, ...]) -> None:
         """End the block: the roster moves on, and with it everything that is kept for each member."""
         change = self._facts.roster.pending
-        self._facts.close(self.height, ids)
+        for former, heir in self._facts.close(self.height, ids):
+            self._work.pass_on(former, heir)
+            self.packed = rekeyed(self.packed, former, heir)
         if change is not None:
-            if change.heir:
-                self._work.pass_on(change.outgoing, change.heir)
-                self.packed = rekeyed(self.packed, change.outgoing, change.heir)
             self.tips = {member: self.tips.get(member, change.beacon_tip) for member in self.members}
             self.reveals = {member: self.reveals.get(member, 0) for member in self.members}
             self.packed = {member: self.packed.get(member, 0) for member in self.members}
@@ -396,25 +414,3 @@ class ChainState:
             saved_work(self._work),
             tuple(self.counts[kind] for kind in RECORD_KINDS),
         )
-
-
-class Draft:
-    """Records tried in order on top of a state, which they do not change."""
-
-    def __init__(self, state: ChainState, facts: Facts) -> None:
-        self._state = state
-        self._facts = facts
-        self._height = state.height + 1
-        self._count = 0
-
-    def add(self, signed: SignedRecord) -> str:
-        """Add a record and return ''; or return why it may not stand after those added before.
-
-        A refused record changes nothing. AssertionError if the state has grown since.
-        """
-        assert self._state.height + 1 == self._height, "a draft on a state that has grown"
-        problem = record_problem(self._facts, signed)
-        if not problem:
-            self._facts.enter(self._height, self._count, signed, effects_of(self._facts, signed))
-            self._count += 1
-        return problem

@@ -29,12 +29,16 @@ class View(Protocol):
 
     network: str
     chain: ChainId
-    coordinator: PeerId
     kind: PoolKind
     height: int
     horizon: int
     roster: Roster
     trust: Trust
+
+    @property
+    def coordinator(self) -> PeerId:
+        """Whoever formed the pool, under its present key."""
+        ...
 
     def is_member(self, peer: PeerId) -> bool:
         """Say whether `peer` votes on the next height."""

@@ -33,7 +33,8 @@ from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Join, JoinAnswer
 from edgepool.model.pool import Genesis, Member
-from edgepool.model.record import SUCCESSION_DOMAIN, MembershipChange, join_terms, succession_terms
+from edgepool.model.record import MembershipChange, join_terms
+from edgepool.model.succession import SUCCESSION_DOMAIN, Adoption, is_trusted, succession_terms
 
 JOIN_TIMEOUT_MS = 10_000
 """How long somebody who is to come has to answer."""
@@ -161,9 +162,18 @@ class Joining:
     # --- who asks -------------------------------------------------------------------------------
 
     def ask(
-        self, ticket: int, genesis: Genesis, number: int, command: ChangeMembers, now: Instant
+        self,
+        ticket: int,
+        genesis: Genesis,
+        number: int,
+        command: ChangeMembers,
+        now: Instant,
+        adoption: Adoption | None = None,
     ) -> list[Output]:
-        """Ask the newcomer of `command`; the end is Agreed, or Failed within 10 s."""
+        """Ask the newcomer of `command`; the end is Agreed, or Failed within 10 s.
+
+        `adoption` is by whom the pool was taken over whose genesis it is, see there.
+        """
         newcomer = command.incoming
         assert newcomer is not None, "nobody is to be asked"
         place = (command.chain, number, newcomer.peer)
@@ -172,7 +182,7 @@ class Joining:
             reason = f"{MAX_ASKING} newcomers are being asked already, try again later"
         if reason:
             return _failed(ticket, reason, refused=True)
-        join = Join(genesis, number)
+        join = Join(genesis, number, adoption)
         asking = _Asking(ticket, command, newcomer, join, now.monotonic_ms + JOIN_TIMEOUT_MS)
         if newcomer.peer == self._signer.peer:
             refusal = self._problem(genesis)
@@ -217,7 +227,7 @@ class Joining:
         if not self._may_ask(peer, now.monotonic_ms):
             return []
         genesis = message.genesis
-        if genesis.invitation.coordinator not in self._coordinators:
+        if not is_trusted(genesis, message.adoption, self._network, self._coordinators):
             refusal = "the pool's coordinator is not among those that this peer trusts"
             return [Send(peer, self._answer(genesis, message.number, refusal))]
         problem = genesis.problem(self._network)

@@ -31,6 +31,7 @@ from edgepool.model.crypto import Signer, verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import PoolAccept, PoolDecline, PoolFormed, PoolInvite
 from edgepool.model.pool import Acceptance, Genesis, Invitation, Member, accept, sign_invitation
+from edgepool.model.succession import is_trusted
 
 FORM_TIMEOUT_MS = 10_000
 """How long a coordinator waits for all acceptances."""
@@ -154,7 +155,7 @@ class PoolLifecycle:
             case PoolDecline():
                 return self._receive_decline(peer, message)
             case PoolFormed():
-                return self._receive_formed(peer, message.genesis)
+                return self._receive_formed(peer, message)
 
     def peer_up(self, peer: PeerId, now: Instant) -> list[Output]:
         """A link stands: invite who waits to be invited, accept what waited for this partner."""
@@ -354,10 +355,12 @@ class PoolLifecycle:
         own = next(member for member in invitation.members if member.peer == self._own)
         return self._declined(forming, own, reason) if forming else []
 
-    def _receive_formed(self, peer: PeerId, genesis: Genesis) -> list[Output]:
-        invitation = genesis.invitation
+    def _receive_formed(self, peer: PeerId, message: PoolFormed) -> list[Output]:
+        genesis, invitation = message.genesis, message.genesis.invitation
         # Not ours to judge, or no longer trusted: whoever passes it on does no wrong.
-        if invitation.coordinator not in self._coordinators or self._known(genesis.chain):
+        if self._known(genesis.chain):
+            return []
+        if not is_trusted(genesis, message.adoption, self._network, self._coordinators):
             return []
         if all(member.peer != self._own for member in invitation.people()) and not self._follows_all(
             self._own
