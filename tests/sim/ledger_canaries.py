@@ -14,8 +14,8 @@ from edgepool.core.anchoring import Anchoring
 from edgepool.core.chain import Chain
 from edgepool.core.consensus import catchup, engine
 from edgepool.core.intake import Intake
+from edgepool.core.ledger import draft as draft_module
 from edgepool.core.ledger import governance
-from edgepool.core.ledger import state as state_module
 from edgepool.core.ledger.contracts import CONTRACTS
 from edgepool.core.ledger.governance import MembershipContract
 from edgepool.core.ledger.root import EntrySum
@@ -202,7 +202,7 @@ def pruned_above_the_horizon(stack: ExitStack) -> None:
 
 def old_records_accepted(stack: ExitStack) -> None:
     """A record may be older than all that is remembered."""
-    problem, door = state_module.record_problem, Intake._door
+    problem, door = draft_module.record_problem, Intake._door
 
     def lax(view: Any, signed: SignedRecord) -> str:
         reason = problem(view, signed)
@@ -214,7 +214,7 @@ def old_records_accepted(stack: ExitStack) -> None:
         reason = door(self, signed)
         return "" if "forgotten" in reason else reason
 
-    swap(stack, state_module, "record_problem", lax)
+    swap(stack, draft_module, "record_problem", lax)
     swap(stack, Intake, "_door", open_door)
 
 
