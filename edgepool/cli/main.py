@@ -21,6 +21,7 @@ from edgepool.cli import (
     data,
     demo,
     doctor,
+    handover,
     init,
     invite,
     join,
@@ -114,6 +115,8 @@ for name, command in (
     ("approve", trust.approve),
     ("trust", trust.trust),
     ("rotate", rotate.rotate),
+    ("hand-over", handover.hand_over),
+    ("take-over", handover.take_over),
 ):
     org.app.command(name)(command)
 member.app.command("revoke")(trust.revoke)

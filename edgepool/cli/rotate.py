@@ -15,7 +15,7 @@ from edgepool.cli.console import err, moment, print_json, run_async, say, span_m
 from edgepool.errors import Unavailable
 
 if TYPE_CHECKING:
-    from edgepool.gateway.rotationplan import RotationStatus
+    from edgepool.gateway.rotationplan import Renewer, RotationStatus
 
 LOOK_EVERY_S = 0.2
 _SHOWN_NAMES = 8
@@ -141,12 +141,15 @@ def _deciding(found: RotationStatus) -> str:
 
 
 def _names(found: RotationStatus) -> str:
-    names = [
-        one.name + ("" if one.linked else " (not linked)" if one.seen else " (not seen since it began)")
-        for one in found.waiting
-    ]
+    names = [f"{one.name}{_why(one)}" for one in found.waiting]
     more = len(names) - _SHOWN_NAMES
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _why(one: Renewer) -> str:
+    if one.coordinator:
+        return " (a registrar itself: 'edgepool org hand-over' gives it the next authority)"
+    return "" if one.linked else " (not linked)" if one.seen else " (not seen since it began)"
 
 
 def _tell(folder: Path, found: RotationStatus) -> None:

@@ -131,7 +131,8 @@ def checked_authority(peer: Peer, setting: str) -> Authority:
     der = root.public_bytes(Encoding.DER)
     if not peer.trusting.is_own(der):
         raise ConfigError(
-            f"{where}: {authority} is another authority than the one that this peer trusts: "
-            "name the one that has issued its certificate"
+            f"{where}: {authority} is another authority than the one that this peer trusts: name the one "
+            "that has issued its certificate; if that root was replaced, have the next one handed over: "
+            "'edgepool org hand-over' at the registrar that has it, 'edgepool org take-over' here"
         )
     return Authority(setting, authority, read_root(der))

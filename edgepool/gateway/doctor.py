@@ -144,11 +144,21 @@ def _check_certificate(check: str, facts: CertificateFacts, now_ms: int) -> Find
     return Finding(check, "ok", f"valid for {days} days")
 
 
-def check_authority_key(problem: str) -> Finding:
-    """Judge the key with which a registrar issues certificates; `problem` is a sentence, '' for none."""
+def check_authority_key(problem: str, follower: str) -> Finding:
+    """Judge the key with which a registrar issues certificates; `problem` is a sentence, '' for none.
+
+    `follower` is the fingerprint of a root that has followed its own, '' if there is none.
+    """
     if problem:
         advice = "mend it, or nobody can be invited; a copy that others can read is theirs, too"
         return Finding("authority key", "fault", problem, advice)
+    if follower:
+        return Finding(
+            "authority key",
+            "warn",
+            f"of a root that root {follower[:16]} follows: what it certifies ends with the old one",
+            "have the next authority handed over: 'edgepool org hand-over' at the registrar that has it",
+        )
     return Finding("authority key", "ok", "there, for its owner alone")
 
 

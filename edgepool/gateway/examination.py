@@ -31,6 +31,7 @@ from edgepool.gateway.doctor import (
     check_time_service,
 )
 from edgepool.gateway.gathering import (
+    authority_follower,
     authority_key_problem,
     bind_problem,
     chain_facts,
@@ -101,7 +102,9 @@ async def examine(folder: Path) -> Examination:
             findings += check_lineage(await asyncio.to_thread(lineage_problem, settings, facts.peer))
         findings += _lifetimes(settings, status)
         if settings.authority.folder:
-            findings.append(check_authority_key(await asyncio.to_thread(authority_key_problem, settings)))
+            problem = await asyncio.to_thread(authority_key_problem, settings)
+            follower = await asyncio.to_thread(authority_follower, settings)
+            findings.append(check_authority_key(problem, follower))
         others = await asyncio.to_thread(_others, settings, facts.peer)
         places = [(member.name, on_tcp(address)) for member in others for address in member.addresses]
         findings += await asyncio.to_thread(_chains, settings, facts, status, running)

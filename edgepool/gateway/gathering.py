@@ -24,19 +24,27 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgepool.config import PeerSettings
 from edgepool.errors import ConfigError, EdgepoolError, StorageError
 from edgepool.gateway.doctor import CertificateFacts, ChainFacts, Finding, IdentityFacts, check_version
 from edgepool.model.block import CertifiedBlock
+from edgepool.model.credential import read_root
 from edgepool.model.ids import ChainId, PeerId, peer_id_from_public_key
 from edgepool.model.pool import Genesis, Member
 from edgepool.peer.rosters import known_rosters, replay
 from edgepool.storage.reading import BlockReader, SegmentReader, UnfinishedBlock, decode_block, first_height
 from edgepool.storage.segments import list_segments
 from edgepool.storage.store import list_chains, read_genesis
-from edgepool.transport.certificates import AUTHORITY_KEY
-from edgepool.transport.identity import check_issuer, check_names, read_certificate, read_own_key
+from edgepool.transport.certificates import AUTHORITY_CERTIFICATE, AUTHORITY_KEY
+from edgepool.transport.identity import (
+    check_issuer,
+    check_names,
+    installed_roots,
+    read_certificate,
+    read_own_key,
+)
 from edgepool.transport.keychange import KeyChange
 from edgepool.transport.keyfiles import is_encrypted, own_passphrase, read_key_bytes, refuse_open_key_file
 
@@ -98,6 +106,22 @@ def authority_key_problem(settings: PeerSettings) -> str:
     key = settings.path(settings.authority.folder) / AUTHORITY_KEY
     _, problem = _tried(lambda: read_key_bytes(key, ConfigError))
     return problem or _tried(lambda: refuse_open_key_file(key, ConfigError))[1]
+
+
+def authority_follower(settings: PeerSettings) -> str:
+    """Return the fingerprint of a root of this organisation that is younger than its authority's here, or ''.
+
+    Then the authority was followed by another one, which another registrar has.
+    """
+    try:
+        pem = (settings.path(settings.authority.folder) / AUTHORITY_CERTIFICATE).read_bytes()
+        here = read_root(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
+        known = installed_roots(settings)
+    except (EdgepoolError, OSError, ValueError):
+        return ""  # other findings say so
+    own = [root for root in known if root.organisation == here.organisation]
+    newest = max(own, key=lambda root: root.valid_from_ms, default=here)
+    return newest.fingerprint.hex() if newest.valid_from_ms > here.valid_from_ms else ""
 
 
 def chain_facts(folder: Path, chain: ChainId, own: PeerId | None) -> ChainFacts:

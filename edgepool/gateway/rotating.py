@@ -347,6 +347,7 @@ class Rotation:
         names = {peer: one.name for peer, one in plan.seen.items()}
         names |= {peer: name for peer, name in self._known().items() if peer not in names}
         linked = {one.peer: one.root.hex() for one in self._peer.connected()}
+        leading = {one.peer for one in self._peer.connected() if one.role == "coordinator"}
         renewed, waiting = list[str](), list[Renewer]()
         for peer, name in sorted(names.items(), key=lambda pair: (pair[1], pair[0])):
             seen = plan.seen.get(peer)
@@ -356,8 +357,8 @@ class Rotation:
             if root == plan.next and root:
                 renewed.append(name)
             elif root in ("", plan.old):
-                is_linked = PeerId(peer) in linked
-                waiting.append(Renewer(peer=peer, name=name, linked=is_linked, seen=bool(root)))
+                known = {"linked": PeerId(peer) in linked, "coordinator": PeerId(peer) in leading}
+                waiting.append(Renewer(peer=peer, name=name, seen=bool(root), **known))
         return renewed, waiting
 
     def _known(self) -> dict[str, str]:

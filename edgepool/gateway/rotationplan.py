@@ -59,13 +59,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Renewer(msgspec.Struct, frozen=True, kw_only=True):
     """A member that has not renewed to the next root; `seen` says whether it was since the rotation began.
 
-    One that was not may be of another organisation, or may have renewed elsewhere.
+    One that was not may be of another organisation, or may have renewed elsewhere. A linked `coordinator`
+    that has not is a registrar, too, and certifies itself with the authority that it has: the next one is to
+    be handed to it.
     """
 
     peer: str
     name: str
     linked: bool
     seen: bool
+    coordinator: bool = False
 
 
 class RotationStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,14 @@ def replaced_setting(path: Path, table: str, name: str, value: str) -> str | Non
     return changed if says(changed, {**before, table: {**before[table], name: value}}) else None
 
 
+def added_setting(path: Path, table: str, name: str, value: str) -> str | None:
+    """Return the text of a settings file with `name` in [table], which it does not have; None if it has."""
+    text = path.read_text("utf-8")
+    before: dict[str, Any] = tomllib.loads(text)
+    changed = f"{text.rstrip()}\n\n[{table}]\n{setting_line(name, value)}\n"
+    return changed if table not in before and says(changed, {**before, table: {name: value}}) else None
+
+
 def says(text: str, wanted: dict[str, Any]) -> bool:
     """Say whether settings say what is wanted and nothing else."""
     try:

@@ -55,6 +55,27 @@ class Signer:
         """Return 32 secret bytes that only this key can make, for one purpose and context."""
         return hashlib.blake2b(purpose.encode() + b"\0" + context, key=self._seed, digest_size=32).digest()
 
+    def unsealed(self, sealed: bytes) -> bytes:
+        """Return what `sealed_for` has sealed for this key; DecodeError if it was not, or was altered."""
+        public = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(self._public)
+        secret = nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(self._secret)
+        try:
+            return nacl.bindings.crypto_box_seal_open(sealed, public, secret)
+        except (nacl.exceptions.CryptoError, ValueError, TypeError):
+            raise DecodeError("this was not sealed for this key, or was altered") from None
+
+
+def sealed_for(peer: PeerId, data: bytes) -> bytes:
+    """Return `data` so that only the key of `peer` opens it (a sealed box of libsodium).
+
+    It says nothing of who has sealed it. DecodeError if the peer id is not such a key.
+    """
+    try:
+        public = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(public_key_of(peer))
+    except (nacl.exceptions.CryptoError, RuntimeError):
+        raise DecodeError(f"nothing can be sealed for {peer}") from None
+    return nacl.bindings.crypto_box_seal(data, public)
+
 
 def signed_bytes(domain: str, statement: Sequence[Any]) -> bytes:
     """Return the exact bytes that a signature over `statement` in `domain` covers."""

@@ -41,6 +41,11 @@ ANSWER_TIMEOUT_S = 15.0
 SHOWN_EVERY_MS = 1_000
 """One peer is not believed a newer certificate more often: each costs a signature check."""
 
+OUTDATED = (
+    "the registrar issues with the root before its organisation's newest: have the next authority handed to "
+    "it ('edgepool org hand-over' at the one that has it)"
+)
+
 _log = logging.getLogger(__name__)
 
 Serve = Callable[[PeerIdentity, CertificateRequest], Awaitable[CertificateAnswer]]
@@ -83,11 +88,19 @@ class Certifier:
     def due_ms(self) -> int:
         """When a newer certificate is asked for, in ms of wall time; 0 if that is at once."""
         own = self._identity.certificate
-        newest = self._identity.trust.newest_root(own.organisation, own.root)
-        if newest != own.root and not self.keeps_root:
+        if self._newest_root(own) != own.root and not self.keeps_root:
             return 0
-        start_ms, end_ms = self._identity.fresh_since_ms, own.valid_until_ms
+        return self._aged_ms
+
+    @property
+    def _aged_ms(self) -> int:
+        """When the certificate is old enough for a newer one, of whichever root."""
+        start_ms, end_ms = self._identity.fresh_since_ms, self._identity.certificate.valid_until_ms
         return int(start_ms + (end_ms - start_ms) * (RENEW_AT - self._early))
+
+    def _newest_root(self, of: PeerIdentity) -> bytes:
+        """Return the fingerprint of the youngest root of an organisation that is trusted."""
+        return self._identity.trust.newest_root(of.organisation, of.root)
 
     def status(self) -> CertificateStatus:
         """Return how long this peer's certificate lasts, and whether it is being renewed in time."""
@@ -137,6 +150,8 @@ class Certifier:
         """
         certificate = await self.ask(self._identity.signer)
         before = self._identity.certificate
+        if self._is_late(certificate) and self._clock.now().wall_ms < self._aged_ms:
+            raise Unavailable(OUTDATED)
         await self._identity.take(certificate)
         now = self._identity.certificate
         self.problem = ""
@@ -160,12 +175,24 @@ class Certifier:
         failure: EdgepoolError = Unavailable(
             f"no coordinator of '{own.organisation}' is linked that could issue a certificate"
         )
+        late = b""
         for registrar in random.sample(registrars, len(registrars)):
             try:
-                return await self._ask(registrar.peer, signer)
+                found = await self._ask(registrar.peer, signer)
             except EdgepoolError as error:
                 failure = error
+                continue
+            if not self._is_late(found):
+                return found
+            late = found  # better than none, if there is nobody else
+        if late:
+            return late
         raise failure
+
+    def _is_late(self, certificate: bytes) -> bool:
+        """Say whether a certificate is of a root that another of its organisation has followed."""
+        found = self._identity.trust.check(certificate)
+        return not self.keeps_root and found.root != self._newest_root(found)
 
     async def _ask(self, registrar: PeerId, signer: Signer) -> bytes:
         key = (registrar, signer.peer)

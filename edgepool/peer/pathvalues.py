@@ -12,7 +12,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes are those of this link without transfers, which have connections of their own. `road` is what it
     goes over: "tls" or "libp2p". `certificate_until_ms` is when the certificate lapses that the other side
     has shown last, in ms since 1970 UTC, 0 where that is not known, and `certificate_days_left` the days
-    until then.
+    until then. `organisation` is whose root has issued it.
     """
 
     peer: str
@@ -28,6 +28,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     road: str = "tls"
     certificate_until_ms: int = 0
     certificate_days_left: float = 0.0
+    organisation: str = ""
 
 
 class Libp2pStatus(msgspec.Struct, frozen=True, kw_only=True):

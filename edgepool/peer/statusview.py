@@ -86,6 +86,7 @@ def _link(identity: PeerIdentity, since_ms: int, path: LinkPath | None, now_ms: 
         road=path.road,
         certificate_until_ms=until_ms,
         certificate_days_left=days_left(until_ms, now_ms) if until_ms else 0.0,
+        organisation=identity.organisation,
     )
 
 

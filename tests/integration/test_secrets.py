@@ -1,4 +1,4 @@
-"""Nothing secret leaves over a whole life: not in logs, errors, answers or `--json`, nor in files not made for it."""
+"""Nothing secret shows over a whole life: in logs, errors, answers or `--json`, or files not made for it."""
 
 from __future__ import annotations
 

@@ -337,14 +337,16 @@ def test_pruned_chains_and_open_changes_are_told() -> None:
 
 def test_the_key_of_an_authority_that_others_can_read_is_a_fault(solo: Path) -> None:
     settings = replace_settings(load_peer_settings(solo), authority=AuthoritySettings(folder="../authority"))
-    assert check_authority_key(authority_key_problem(settings)).level == "ok"
+    assert check_authority_key(authority_key_problem(settings), "").level == "ok"
+    followed = check_authority_key("", "ab" * 32)
+    assert (followed.level, "edgepool org hand-over" in followed.advice) == ("warn", True)
     key = solo.parent / "authority/authority.key"
     key.chmod(0o644)
-    found = check_authority_key(authority_key_problem(settings))
+    found = check_authority_key(authority_key_problem(settings), "")
     assert found.level == "fault"
     assert "chmod 600" in found.found
     key.unlink()
-    assert check_authority_key(authority_key_problem(settings)).level == "fault"
+    assert check_authority_key(authority_key_problem(settings), "").level == "fault"
 
 
 # --- machine and network ------------------------------------------------------------------------
