@@ -6,13 +6,17 @@ keys that the settings name and those that have followed them, and whose word is
 
 What a chain has decided counts before what somebody says. Of several that say they follow one key the first
 is believed, as long as this peer runs: who has got hold of a former key displaces nobody.
+
+A coordinator's key changes on one chain after the other. So a former key that only chains speak of is trusted
+beside its heir until it is revoked, or the heir speaks for itself, which it does when all chains are done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from edgepool.config import PeerSettings
+from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import Effect, KeySucceeded, Misbehaved, Notify, Send, WantLink
 from edgepool.core.rights import Subject
 from edgepool.errors import DecodeError
@@ -29,7 +33,7 @@ class Heirs:
 
     def __init__(self, settings: PeerSettings, me: PeerId, line: Line = ()) -> None:
         self.coordinators: dict[PeerId, None] = {}
-        """Whose word is taken for a coordinator's now: always this object. Who has an heir is not in it."""
+        """Whose word is taken for a coordinator's now: always this object."""
         self.line = line
         self._me = me
         self._settings = settings
@@ -40,6 +44,7 @@ class Heirs:
         # Which key follows which: as somebody says who is linked, and as chains have decided.
         self._said = {PeerId(one.former): PeerId(one.heir) for one in line}
         self._decided: dict[PeerId, PeerId] = {}
+        self._revoked: frozenset[PeerId] = frozenset()
         self._heard: dict[PeerId, None] = {}
         self._renew()
 
@@ -110,6 +115,14 @@ class Heirs:
             return []  # somebody else has that place
         return self._take(self._said, news)
 
+    def follow(self, state: ChainState, revoked: Collection[PeerId]) -> list[Effect]:
+        """Take in whose keys a chain of this peer's has changed, and who is revoked on all of them."""
+        if len(revoked) != len(self._revoked):
+            self._revoked = frozenset(revoked)
+            self._renew()
+        changes = [(one.former, one.heir) for one in state.successions]
+        return [effect for former, heir in changes for effect in self.succeeded(former, heir)]
+
     def succeeded(self, former: PeerId, heir: PeerId) -> list[Effect]:
         """A chain of this peer's has decided that `heir` follows `former`."""
         if former == self._me or former in self._decided or former == heir:
@@ -158,9 +171,11 @@ class Heirs:
         return peer in _all_of(map(self._line_of, self._judges))
 
     def _renew(self) -> None:
-        heirs = dict.fromkeys(self.heir(peer) for peer in self._judges)
         self.coordinators.clear()
-        self.coordinators.update(heirs)
+        for judge in self._judges:
+            *formers, last = self._line_of(judge)
+            going = [one for one in formers if one not in self._said and one not in self._revoked]
+            self.coordinators.update(dict.fromkeys((*going, last)))
 
 
 def _all_of(lines: Iterable[Iterator[PeerId]]) -> Iterator[PeerId]:

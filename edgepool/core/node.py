@@ -151,6 +151,7 @@ class Node:
         """Take up a stored chain before `start`."""
         self._add_chain(genesis, height, vote_state)
         self._governing.know_trust()
+        self.heirs.follow(self.chains[genesis.chain].state, self.trust.revoked)
 
     @property
     def trust(self) -> UnitedTrust:
@@ -312,9 +313,9 @@ class Node:
         for output in outputs:
             match output:
                 case Formed(genesis):
-                    effects += self._begin(genesis, now)
+                    effects += self._begin(genesis, now, Notify(PoolJoined(genesis)))
                 case Following(genesis):
-                    effects += self._follow(genesis, now)
+                    effects += self._begin(genesis, now)
                 case Agreed():
                     effects += self._merge(self._governing.agreed(output, now), now)
                 case Countersigned(record):
@@ -329,31 +330,22 @@ class Node:
                 case Notify(KeySucceeded(_, heir)):
                     effects += [output, *self.rendezvous.followed(heir, now)]
                 case Notify(BlockCommitted(chain, certified)):
-                    effects.append(output)
-                    effects += self._after_block(self.chains[chain], certified, now)
-                case Persist(SaveSnapshot(adopted=True)):
-                    effects.append(output)
-                    effects += self._merge(self._governing.follow_trust(now), now)
+                    effects += [output, *self._after_block(self.chains[chain], certified, now)]
+                case Persist(SaveSnapshot(chain, adopted=True)):
+                    effects += [output, *self._learn(self.chains[chain], now)]
                 case _:
                     effects.append(output)
         return effects
 
-    def _begin(self, genesis: Genesis, now: Instant) -> list[Effect]:
+    def _begin(self, genesis: Genesis, now: Instant, *told: Effect) -> list[Effect]:
+        """Begin with the chain of a pool that stands, or on which this peer votes once it is admitted."""
         if genesis.chain in self.chains:
             return []
         if len(self.chains) >= self._settings.limits.chains:
             coordinator = genesis.invitation.coordinator
             return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
         chain = self._add_chain(genesis, 0, b"")
-        effects: list[Effect] = [Persist(NewChain(genesis)), Notify(PoolJoined(genesis))]
-        return effects + self._merge(chain.start(now), now)
-
-    def _follow(self, genesis: Genesis, now: Instant) -> list[Effect]:
-        """Follow a chain on which this peer has agreed to vote, if it is admitted."""
-        if genesis.chain in self.chains:
-            return []
-        chain = self._add_chain(genesis, 0, b"")
-        return [Persist(NewChain(genesis)), *self._merge(chain.start(now), now)]
+        return [Persist(NewChain(genesis)), *told, *self._merge(chain.start(now), now)]
 
     def _following_problem(self, genesis: Genesis) -> str:
         """Say why this peer may not come into the pool of a genesis that is believed, or return ''."""
@@ -372,8 +364,13 @@ class Node:
             voters = tuple(member.peer for member in rosters.at(height))
             kind = chain.genesis.invitation.kind
             self._anchoring.block_committed(chain.id, kind, certified, voters, now.monotonic_ms)
-        effects = self._merge(self._governing.follow_trust(now), now)
+        effects = self._learn(chain, now)
         return effects + self._merge(self._governing.renew_wishes(chain, now), now)
+
+    def _learn(self, chain: Chain, now: Instant) -> list[Effect]:
+        """Take in what a chain says by now of trust, and of whose keys have changed."""
+        trusted = self._governing.follow_trust(now)
+        return self._merge([*trusted, *self.heirs.follow(chain.state, self.trust.revoked)], now)
 
     def _anchor(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from ledger_world import World
 from msgspec.structs import replace
 
 from edgepool.config import KnownPeer, PeerSettings
@@ -151,8 +152,10 @@ def test_a_chain_alone_is_believed_in_any_order() -> None:
     assert list(one.coordinators) == [OLD.peer]
     assert not one.is_superseded(NEW.peer)
     say(one, NEW, line_of(OLD, NEW))
-    assert list(one.coordinators) == [NEXT.peer]
+    assert list(one.coordinators) == [NEW.peer, NEXT.peer], "it may not have adopted all its pools yet"
     assert one.succeeded(NEW.peer, NEXT.peer) == []
+    say(one, NEXT, line_of(OLD, NEW, NEXT))
+    assert list(one.coordinators) == [NEXT.peer]
 
 
 def test_no_circle_comes_about() -> None:
@@ -228,3 +231,15 @@ def test_a_line_on_the_wire_is_bounded() -> None:
     for frame in (too_long, encode(Lineage(()))):
         with pytest.raises(Exception, match="not a valid"):
             decode(Lineage, frame)
+
+
+def test_a_former_key_of_which_a_chain_speaks_is_trusted_until_it_is_revoked() -> None:
+    """Else nobody would believe a pool that the new key has not adopted yet."""
+    world = World()
+    one = heirs(coordinators=(world.coordinator.peer,))
+    new = world.newcomer("new key")
+    world.pack(world.record(world.coordinator, world.new_key(world.coordinator, new)))
+    assert notices(one.follow(world.state, ())) == [KeySucceeded(world.coordinator.peer, new.peer)]
+    assert list(one.coordinators) == [world.coordinator.peer, new.peer]
+    assert one.follow(world.state, (world.coordinator.peer,)) == []
+    assert list(one.coordinators) == [new.peer]
