@@ -19,6 +19,7 @@ from edgepool.core.chain import Chain
 from edgepool.core.ledger.succession import inherited_offers
 from edgepool.core.machine import ApproveChange, Succeed
 from edgepool.core.pools.joining import succession
+from edgepool.core.succeeding import lacks_revocation, place_to_pass_on, places
 from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
@@ -100,7 +101,7 @@ class KeyRotation:
 
     def status(self) -> KeyStatus:
         """Return how far the change is."""
-        chains = self._voting()
+        chains = self._places()
         state, former, heir = "", "", ""
         if self._files.is_made:
             state, former = "settling", self._former_id()
@@ -135,7 +136,7 @@ class KeyRotation:
         problem = self._unfit()
         if problem:
             raise LocalError(problem)
-        lacking = [chain for chain in self._voting() if not self._has_quorum(chain)]
+        lacking = [chain for chain in self._places() if not self._has_quorum(chain)]
         if lacking:
             names = ", ".join(chain.genesis.invitation.name for chain in lacking)
             raise Unavailable(
@@ -210,10 +211,10 @@ class KeyRotation:
         pools.closed, self._settled_ms = COMES_INTO_NONE, pools.settled_ms
         await self._certify()
         assert self._next is not None
-        while chains := self._voting():
-            for chain in chains:
-                if self._is_member_to_come(chain) and not self._has_said(chain):
-                    await self._propose(chain, self._next)
+        while waiting := self._places():
+            chain = place_to_pass_on(waiting, self._peer.id)
+            if chain is not None:
+                await self._propose(chain, self._next)
             await asyncio.sleep(LOOK_EVERY_S)
         if self._clock.now().monotonic_ms < self._settled_ms:
             raise Unavailable("an invitation to a pool may still come true: it goes on in a few seconds")
@@ -231,20 +232,8 @@ class KeyRotation:
             # Any command does: it is answered when what came before it is stored.
             await self._peer.command(ApproveChange(ChainId(""), PeerId("")), STEP_TIMEOUT_MS)
 
-    def _voting(self) -> list[Chain]:
-        """Return the chains on which the present key votes, now or soon."""
-        return [chain for chain in self._peer.node.chains.values() if chain.state.may_write(self._peer.id)]
-
-    def _is_member_to_come(self, chain: Chain) -> bool:
-        return any(one.peer == self._peer.id for one in chain.state.next_roster)
-
-    def _has_said(self, chain: Chain) -> bool:
-        """Say whether this peer's own word stands, or is on its way, under the present number."""
-        number = chain.state.change_number
-        said = [change for change, authors in chain.state.open_changes() if self._peer.id in authors]
-        return any(change.heir and change.outgoing == self._peer.id for change in said) or any(
-            getattr(body, "heir", "") and getattr(body, "number", 0) == number for body in chain.own_waiting
-        )
+    def _places(self) -> list[Chain]:
+        return places(self._peer.node.chains.values(), self._peer.id)
 
     async def _propose(self, chain: Chain, heir: Signer) -> None:
         number = chain.state.change_number
@@ -314,8 +303,7 @@ class KeyRotation:
 
     async def _revoke(self, chain: Chain, former: RevokePeer) -> None:
         while not chain.state.trust.is_revoked(former.peer):
-            said = [one for one, authors in chain.state.trust.open if self._peer.id in authors]
-            if not any(one.step == former for one in said):
+            if lacks_revocation(chain, self._peer.id, former):
                 await self._peer.trusting.change(
                     former, reason=REASON, chain=chain.id, timeout_ms=STEP_TIMEOUT_MS
                 )
