@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from edgepool.config import Approve
 from edgepool.core.intake import Intake
 from edgepool.core.ledger.state import ChainState
+from edgepool.core.ledger.succession import newest_key
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.core.machine import ChangeMembers, Effect, Instant
 from edgepool.core.rights import Subject
@@ -73,7 +74,9 @@ class MembershipPolicy:
         `revoked` are those whose membership in the network was revoked, here or on another chain.
         """
         staying = {member.peer: None for member in state.next_roster}
-        self._asked = {peer: reason for peer, reason in self._asked.items() if peer in staying}
+        # Who is to leave does not stay by changing its key.
+        asked = {newest_key(state, PeerId(peer)): reason for peer, reason in self._asked.items()}
+        self._asked = {peer: reason for peer, reason in asked.items() if peer in staying}
         number, opened = state.change_number, state.open_changes()
         wanted = {exclusion(number, peer, reason): None for peer, reason in self._asked.items()}
         convicted = [peer for peer in state.convicted() if peer in staying]
@@ -174,8 +177,9 @@ class Governance:
             if change.number == state.change_number:
                 continue
             del self._wishes[peer]
-            if peer not in voting and (not change.outgoing or change.outgoing in voting):
-                wish = ChangeMembers(state.chain, change.outgoing, change.incoming, change.reason)
+            outgoing = newest_key(state, change.outgoing)
+            if peer not in voting and (not outgoing or outgoing in voting):
+                wish = ChangeMembers(state.chain, outgoing, change.incoming, change.reason)
                 again.append(wish)
         return again
 

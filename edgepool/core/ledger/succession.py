@@ -33,6 +33,12 @@ def inherited_offers(state: ChainState, holder: PeerId) -> list[DataOffer]:
     return list(found.values())
 
 
+def newest_key(state: ChainState, peer: PeerId) -> PeerId:
+    """Return the key that whoever had the key `peer` has, or will have by what is decided."""
+    peer, change = state.heir(peer), state.pending_change
+    return change.heir if change is not None and change.heir and change.outgoing == peer else peer
+
+
 def heirs_to_come(state: ChainState) -> list[PeerId]:
     """Return the new keys of members that have no vote yet: of successions that are open, or just decided."""
     changes = [state.pending_change, *(change for change, _ in state.open_changes())]
