@@ -66,7 +66,6 @@ class KeyRotation:
         """Which keys this peer had before, as it tells others; and why nothing is known of that, or ''."""
         self._task: asyncio.Task[None] | None = None
         self._next: Signer | None = None
-        self._settled_ms = 0
         self._is_ready = False
         self._beginning = False
         self._problem = ""
@@ -208,16 +207,16 @@ class KeyRotation:
     async def _pass_on(self) -> None:
         """Let the next key take the place of this one on all chains; then tell who runs this peer."""
         pools = self._peer.node.pools
-        pools.closed, self._settled_ms = COMES_INTO_NONE, pools.settled_ms
+        pools.closed = COMES_INTO_NONE
         await self._certify()
         assert self._next is not None
+        while self._clock.now().monotonic_ms < pools.settled_ms:  # an invitation may still come true
+            await asyncio.sleep(LOOK_EVERY_S)
         while waiting := self._places():
             chain = place_to_pass_on(waiting, self._peer.id)
             if chain is not None:
                 await self._propose(chain, self._next)
             await asyncio.sleep(LOOK_EVERY_S)
-        if self._clock.now().monotonic_ms < self._settled_ms:
-            raise Unavailable("an invitation to a pool may still come true: it goes on in a few seconds")
         await self._certify()  # it may have taken long
         follows = follow(self._identity.signer, self._next, self._peer.settings.network)
         await asyncio.to_thread(self._files.note, follows)

@@ -116,8 +116,13 @@ class PoolLifecycle:
         self._invited: dict[bytes, _Invited] = {}
         self.closed = ""
         """Why this peer comes into no pool now, '' if it does."""
-        self.settled_ms = 0
+        self._open_until: dict[bytes, int] = {}
+        """Until when each invitation that was taken can become a pool, in monotonic ms."""
+
+    @property
+    def settled_ms(self) -> int:
         """From when on no invitation taken so far can become a pool, in monotonic ms."""
+        return max(self._open_until.values(), default=0)
 
     @property
     def deadline(self) -> int | None:
@@ -226,6 +231,7 @@ class PoolLifecycle:
             return []
         invitation = forming.invite.invitation
         del self._forming[invitation.hash]
+        self._open_until.pop(invitation.hash, None)
         acceptances = tuple(forming.acceptances[member.peer] for member in invitation.members)
         genesis = Genesis(invitation, forming.invite.coordinator_signature, acceptances)
         people = [member.peer for member in invitation.people()]
@@ -328,7 +334,8 @@ class PoolLifecycle:
         if len(partners) < len(invitation.members):
             invited = _Invited(invitation, now.monotonic_ms + DIAL_TIMEOUT_MS)
             self._invited[invitation.hash] = invited
-            self.settled_ms = max(self.settled_ms, invited.deadline_ms + FORM_TIMEOUT_MS)
+            still = {one: at for one, at in self._open_until.items() if at > now.monotonic_ms}
+            self._open_until = still | {invitation.hash: invited.deadline_ms + FORM_TIMEOUT_MS}
             effects += self._accept_if_reached(invited)
         return effects
 
@@ -370,6 +377,7 @@ class PoolLifecycle:
         if problem:
             return [_misbehaved(peer, f"false genesis: {problem}")]
         self._invited.pop(invitation.hash, None)
+        self._open_until.pop(invitation.hash, None)
         return [Formed(genesis)]
 
 
