@@ -1,12 +1,13 @@
 """Byzantine members: an honest node inside, whose words are bent on their way out.
 
-A liar signs with its own key only (and with an old one that nobody trusts), sees what its node sees,
-and says whatever suits its role to whomever it likes. Roles are named in plan.ROLES.
+A liar signs with its own key only (and with old ones, its own and others', that nobody trusts), sees what
+its node sees, and says whatever suits its role to whomever it likes. Roles are named in plan.ROLES.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -30,7 +31,15 @@ from edgepool.model.message import (
     Votes,
     sign_proposal,
 )
-from edgepool.model.record import MachiningCompletion, MachiningProcedure, Record, SignedRecord, sign_record
+from edgepool.model.record import (
+    DataDemand,
+    MachiningCompletion,
+    MachiningProcedure,
+    Record,
+    SignedRecord,
+    sign_record,
+)
+from edgepool.model.twin import DataKey
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
 from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots
 
@@ -53,13 +62,33 @@ Chains = (
 )
 
 
-class Liar:
-    """Bends what the node of one Byzantine member says, by its role."""
+@dataclass(frozen=True, slots=True)
+class Stolen:
+    """A key that an honest peer had before; `after` says how high each chain was when that had changed it."""
 
-    def __init__(self, signer: Signer, role: str, network: str, random: Random) -> None:
+    signer: Signer
+    after: dict[ChainId, int]
+
+
+class Liar:
+    """Bends what the node of one Byzantine member says, by its role.
+
+    `stolen` are the former keys of others, and `former` is the one that it has had itself.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        role: str,
+        network: str,
+        random: Random,
+        stolen: Sequence[Stolen] = (),
+        former: Signer | None = None,
+    ) -> None:
         self.role = role
         self._signer = signer
-        self._old = Signer(sha256(b"old key of " + signer.peer.encode()))
+        self._stolen = stolen
+        self._old = former or Signer(sha256(b"old key of " + signer.peer.encode()))
         self._network = network
         self._random = random
         self._blocks: dict[ChainId, Block] = {}
@@ -111,6 +140,7 @@ class Liar:
                 said.append((self._old.peer, receiver, one))
         if isinstance(message, Status):
             said += [(node.peer, receiver, one) for one in self._after_its_time(node, message.chain)]
+            said += self._with_stolen_keys(node, receiver, message.chain)
         return said
 
     def _after_its_time(self, node: Node, name: ChainId) -> list[Message]:
@@ -122,6 +152,24 @@ class Liar:
         height, round = chain.engine.height + self._random.randrange(3), self._random.randrange(2)
         votes = (self._vote(name, kind, height, round, one) for kind in (PREVOTE, PRECOMMIT) for one in ids)
         return [Votes(name, tuple(votes))]
+
+    def _with_stolen_keys(self, node: Node, receiver: PeerId, name: ChainId) -> list[Saying]:
+        """Two votes, and a record, by a former key of somebody else, on a link of that key too."""
+        chain, draw = node.chains.get(name), self._random
+        if chain is None or not self._stolen or self.role in ("silent", "withhold") or draw.random() > 0.3:
+            return []
+        stolen = draw.choice(self._stolen)
+        thief, height = stolen.signer, max(chain.engine.height, stolen.after.get(name, 0) + 1)
+        votes = tuple(
+            sign_vote(thief, self._network, name, kind, height, chain.engine.round, block_id)
+            for kind in (PREVOTE, PRECOMMIT)
+            for block_id in (NIL, draw.randbytes(32))
+        )
+        nonce, since = draw.getrandbits(50), chain.state.height
+        body = DataDemand(DataKey("loot", "model"), 0, "", "")
+        record = sign_record(thief, self._network, name, body, 1, nonce, since)
+        said = (Votes(name, votes), Records(name, (record,)))
+        return [(speaker, receiver, one) for speaker in (node.peer, thief.peer) for one in said]
 
     # --- roles: each returns what to send in place of one message --------------------------------
 

@@ -7,7 +7,7 @@ decided at any time, so the worst is assumed of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgepool.core.machine import ApproveChange, ChangeMembers
@@ -62,11 +62,15 @@ class Changes:
         if not self._careful(wish):
             return False
         self._open.append(wish)
+        leaver = next((one for one in world.people if one.id == outgoing), None)
+        heir = world.keys.heir(leaver) if leaver is not None else None
         world.caught.pop((chain, PeerId(wish.incoming)), None)  # what it did when it was a member before
         if fault.kind != "leave" and outgoing:
             self._gone[outgoing] = None
         assert world.judge.wishes is not None
         world.judge.wishes[chain, wish.outgoing, wish.incoming] = None
+        if heir is not None:  # whoever is to leave may have another key before that is decided
+            world.judge.wishes[chain, heir.peer, wish.incoming] = None
         member = coming.member if coming is not None else None
         world.ask(by, ChangeMembers(chain, outgoing, member, REASON))
         return True
@@ -91,6 +95,13 @@ class Changes:
         if any(wish.names(peer) for chain in world.chains for wish in self._pending(chain)):
             return False
         return all(self._bearable(chain, peer) for chain in world.chains)
+
+    def may_change_key(self, peer: SimPeer) -> bool:
+        """Say whether `peer` is somebody whose key can change, and nobody wants anything else of it."""
+        world = self._world
+        if peer is world.cloud or peer in world.observers or peer.id in world.trust.revoked:
+            return False
+        return not any(wish.names(peer.id) for chain in world.chains for wish in self._pending(chain))
 
     def approval(self, peer: SimPeer, chain: ChainId) -> ApproveChange | None:
         """Return the word of the owner of `peer` for a change on `chain` that some other owner wants."""
@@ -119,6 +130,8 @@ class Changes:
             return False
         if wish.incoming and (wish.incoming in members or wish.incoming in self._gone):
             return False
+        if wish.incoming in [one.id for one in world.people if world.keys.heir(one) is not None]:
+            return False
         if any(peer in world.trust.revoked for peer in (wish.outgoing, wish.incoming)):
             return False
         if wish.incoming and len(members) + sum(bool(one.incoming) for one in pending) >= MOST_MEMBERS:
@@ -146,8 +159,9 @@ class Changes:
         """Return what is wanted of a chain and may still come; forget what has come about."""
         world = self._world
         still = []
-        for wish in self._open:
-            members = world.judge.oracles[wish.chain].newest_members
+        for one in self._open:
+            oracle = world.judge.oracles[one.chain]
+            members, wish = oracle.newest_members, replace(one, outgoing=oracle.newest_key(one.outgoing))
             gone = wish.outgoing and wish.outgoing not in members
             if not gone and not (wish.incoming and wish.incoming in members):
                 still.append(wish)

@@ -27,14 +27,16 @@ from edgepool.core.machine import (
 )
 from edgepool.errors import StorageError
 from edgepool.model.codec import encode
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, Polka, Proposal, Votes
 from edgepool.model.pool import Genesis, Invitation
 from edgepool.model.record import Body, sign_record
-from edgepool.sim.byzantine import Liar
+from edgepool.sim.byzantine import Liar, Stolen
 from edgepool.sim.changes import Changes
 from edgepool.sim.checkers import Judge, Violation
 from edgepool.sim.faults import SPOKEN, Faults, SimStore
+from edgepool.sim.keys import KeyChanges
 from edgepool.sim.plan import CHANGES, TRUST, Fault, Plan
 from edgepool.sim.sizes import limits_of
 from edgepool.sim.trusting import Doors, TrustWishes
@@ -57,10 +59,14 @@ class Chaos(World):
         self.plan = plan
         self.chains: list[ChainId] = []
         self.liars: dict[PeerId, Liar] = {}
+        self.stolen: list[Stolen] = []
         self.judge = Judge()
         self.judge.wishes = {}
         self.faults = Faults(self)
         self.changes = Changes(self)
+        self.keys = KeyChanges(self)
+        self.settling = Random(f"{plan.seed}/settling")
+        """Where peers draw from that settle a change of their keys."""
         self.trust = TrustWishes(self)
         self.doors = Doors(self)
         self.caught: dict[tuple[ChainId, PeerId], dict[PeerId, int]] = {}
@@ -124,6 +130,8 @@ class Chaos(World):
         """Let a fault happen now, unless it would be more than the protocol promises to bear."""
         if fault.kind in CHANGES:
             possible = self.changes.inject(fault)
+        elif fault.kind == "key":
+            possible = self.keys.inject(fault)
         elif fault.kind in TRUST:
             possible = self.trust.inject(fault)
         elif fault.kind == "wipe":
@@ -142,10 +150,19 @@ class Chaos(World):
         """Turn a peer into a liar, if it is none and every pool can bear one more."""
         if peer.id in self.liars or not self.changes.may_lie(peer.id):
             return False
-        draw = Random(f"{self.plan.seed}/liar/{self.people.index(peer)}")
-        self.liars[peer.id] = Liar(peer.signer, role, NETWORK, draw)
-        self.judge.liars[peer.id] = None
+        self.corrupt(peer, role)
         return True
+
+    def corrupt(self, peer: SimPeer, role: str) -> None:
+        """Turn a peer into a liar, also under the key that it is about to have."""
+        place, heir = self.people.index(peer), self.keys.heir(peer)
+        if peer.id not in self.liars:
+            draw = Random(f"{self.plan.seed}/liar/{place}")
+            self.liars[peer.id] = Liar(peer.signer, role, NETWORK, draw, self.stolen)
+        if heir is not None:
+            draw = Random(f"{self.plan.seed}/liar/{place}/{heir.peer}")
+            self.liars[heir.peer] = Liar(heir, role, NETWORK, draw, self.stolen, peer.signer)
+        self.judge.liars.update(dict.fromkeys(self.liars))
 
     def _named(self, fault: Fault) -> SimPeer:
         return self.people[int(str(fault.arguments["peer"]))]
@@ -271,6 +288,16 @@ class Chaos(World):
             raise Violation("durability", f"{peer.name} cannot be restarted: {error}") from error
         self.doors.follow(peer)
         self.judge.restarted(peer.id, peer.store)
+        self.keys.begin_life(peer)
+
+    def change_key(self, peer: SimPeer, signer: Signer) -> None:
+        """Let `peer` go on under another key; its old one falls into the hands of the liars."""
+        last = {chain: oracle.height for chain, oracle in self.judge.oracles.items()}
+        self.stolen.append(Stolen(peer.signer, last))
+        self.judge.goes_on_as(peer.id, signer.peer)
+        self._owners[self.people.index(peer)].me = signer.peer
+        super().change_key(peer, signer)
+        self.faults.weather()
 
     def _link(self, first: PeerId, second: PeerId) -> None:
         if self.doors.admits(first, second) and self.doors.admits(second, first):
@@ -281,7 +308,7 @@ class Chaos(World):
 
     def _perform(self, peer: SimPeer, effects: list[Effect]) -> None:
         """Store, then speak. Over a slow disk, what comes meanwhile is taken in one batch afterwards."""
-        sync_ms = self.faults.sync_ms.get(peer.id, 0) if self.faults.sync_ms else 0
+        sync_ms = self.faults.sync_ms.get(peer.name, 0) if self.faults.sync_ms else 0
         items = [effect.item for effect in effects if isinstance(effect, Persist)] if sync_ms else []
         if not items:
             super()._perform(peer, effects)
@@ -314,7 +341,7 @@ class Chaos(World):
 
     def _write(self, peer: SimPeer, items: list[Item]) -> bool:
         """Write items; False if the peer dies of it."""
-        trap = self.faults.traps.get(peer.id)
+        trap = self.faults.traps.get(peer.name)
         try:
             peer.store.write(items)
         except StorageError:
@@ -323,7 +350,7 @@ class Chaos(World):
         if trap is not None:
             trap.skip -= 1
             if trap.skip < 0:
-                del self.faults.traps[peer.id]
+                del self.faults.traps[peer.name]
                 if trap.kept != SPOKEN:
                     self.faults.stop(peer, trap.kept, trap.for_ms)
                     return False
@@ -374,8 +401,8 @@ class Chaos(World):
 
     def _impersonate(self, speaker: PeerId, to: PeerId, frame: bytes) -> None:
         """A frame comes on a link whose key is no member's."""
-        target = self.peers[to]
-        if target.up:
+        target = self.peers.get(to)
+        if target is not None and target.up:
             self.at(self.now_ms + 1, partial(self._accept, target, speaker, frame))
 
     def _tell(self, peer: SimPeer, notice: Notice) -> None:

@@ -130,6 +130,15 @@ class Judge:
         for chain in self.oracles:
             self._durable[peer, chain], self._first[peer, chain], self._base[peer, chain] = 0, 1, 0
 
+    def goes_on_as(self, peer: PeerId, heir: PeerId) -> None:
+        """`peer` is opened again with the key `heir`: its old one is no honest peer's any more."""
+        for table in (self._durable, self._first, self._base):
+            for chain in self.oracles:
+                if (peer, chain) in table:
+                    table[heir, chain] = table.pop((peer, chain))
+        self.names[peer] = f"the former key of {self.names[peer]}"
+        self.liars[peer] = None
+
     def restarted(self, peer: PeerId, store: Store) -> None:
         """`peer` is back with what is in `store`: at least with what was durable."""
         heights = {saved.genesis.chain: saved.height for saved in store.open()}
@@ -209,8 +218,8 @@ class Judge:
                 self._changed(oracle.chain, body)
                 continue
             self.count("convicted")
-            if body.member not in self.liars:
-                raise self.violation("members", body.member, "is honest, and convicted")
+            if (person := oracle.person(body.member)) not in self.liars:
+                raise self.violation("members", person, "is honest, and convicted")
         for author, anchor in oracle.anchors:
             self.count("anchors")
             certificate, sub = anchor.certificate, self.oracles.get(anchor.sub_chain)
@@ -224,7 +233,8 @@ class Judge:
     def _changed(self, chain: ChainId, change: MembershipChange) -> None:
         """A change of the members is decided."""
         coming = change.incoming.peer if change.incoming is not None else PeerId("")
-        self.count("replaced" if change.outgoing and coming else "admitted" if coming else "excluded")
+        what = "replaced" if change.outgoing and coming else "admitted" if coming else "excluded"
+        self.count("keys changed" if change.succession else what)
         wanted = self.wishes is None or (chain, change.outgoing, coming) in self.wishes
         if not wanted and (coming or change.outgoing not in self.liars):
             text = (

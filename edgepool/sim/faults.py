@@ -75,9 +75,10 @@ class Faults:
     def __init__(self, world: World) -> None:
         self.people: list[SimPeer] = []
         self.injected: dict[str, int] = {}
-        self.traps: dict[PeerId, Trap] = {}
-        self.sync_ms: dict[PeerId, int] = {}
-        """How long a sync takes on a slow disk."""
+        self.traps: dict[str, Trap] = {}
+        """By the names of the peers, whatever key they have by then."""
+        self.sync_ms: dict[str, int] = {}
+        """How long a sync takes on a slow disk, by the same names."""
         self._world = world
         self._wiped: list[SimPeer] = []
         self._open: dict[int, Fault] = {}
@@ -105,7 +106,7 @@ class Faults:
             self._count += 1
             number = self._count
             self._open[number] = fault
-            self._weather()
+            self.weather()
             self._later(fault, partial(self._end, number))
 
     def heal(self) -> None:
@@ -113,7 +114,7 @@ class Faults:
         self._open.clear()
         self.traps.clear()
         self.sync_ms.clear()
-        self._weather()
+        self.weather()
         for peer in self.people:
             assert isinstance(peer.store, SimStore)
             peer.store.room = None
@@ -151,18 +152,18 @@ class Faults:
 
     def _persist_crash(self, fault: Fault) -> None:
         skip, kept, said, for_ms = (self._int(fault, name) for name in ("skip", "kept", "said", "for_ms"))
-        self.traps[self._peer(fault).id] = Trap(skip, kept, said, for_ms)
+        self.traps[self._peer(fault).name] = Trap(skip, kept, said, for_ms)
 
     def _blackout(self, fault: Fault) -> None:
         """Each peer's power is cut at its next store, and if it has none within the time, then."""
         kept, for_ms = self._int(fault, "kept"), self._int(fault, "for_ms")
         for peer in self.people:
-            self.traps[peer.id] = trap = Trap(0, kept, 0, for_ms)
+            self.traps[peer.name] = trap = Trap(0, kept, 0, for_ms)
             self._world.at(self._world.now_ms + BLACKOUT_MS, partial(self._spring, peer, trap))
 
     def _spring(self, peer: SimPeer, trap: Trap) -> None:
-        if self.traps.get(peer.id) is trap:
-            del self.traps[peer.id]
+        if self.traps.get(peer.name) is trap:
+            del self.traps[peer.name]
             if peer.up:
                 self.stop(peer, 0, trap.for_ms)
 
@@ -176,7 +177,7 @@ class Faults:
         self._later(fault, partial(self._space, self._peer(fault)))
 
     def _slow_disk(self, fault: Fault) -> None:
-        peer = self._peer(fault).id
+        peer = self._peer(fault).name
         self.sync_ms[peer] = self._int(fault, "sync_ms")
         self._later(fault, partial(self.sync_ms.pop, peer, None))
 
@@ -195,7 +196,7 @@ class Faults:
 
     def _end(self, number: int) -> None:
         if self._open.pop(number, None) is not None:
-            self._weather()
+            self.weather()
 
     def _back(self, peer: SimPeer, life: int) -> None:
         """Restart a peer that is still down from the same crash; a full disk keeps it down."""
@@ -227,7 +228,7 @@ class Faults:
 
     # --- the weather ----------------------------------------------------------------------------
 
-    def _weather(self) -> None:
+    def weather(self) -> None:
         """Set network conditions to the worst of what is under way."""
         worst = {"delay": 10, "loss": 0, "duplication": 0, "reordering": 0, "held": 0}
         cuts: list[tuple[PeerId, PeerId]] = []

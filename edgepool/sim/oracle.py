@@ -33,6 +33,8 @@ from edgepool.model.record import (
 )
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
+from edgepool.sim.holdingsoracle import HoldingsOracle
+from edgepool.sim.persons import Persons
 from edgepool.sim.policyoracle import PolicyOracle
 from edgepool.sim.rosteroracle import RosterOracle
 from edgepool.sim.trustoracle import TrustOracle
@@ -75,8 +77,10 @@ class ChainOracle:
         self._next_rosters = self._rosters
         self._tips = dict(self._rosters.tips)
         self._reveals: dict[tuple[PeerId, int], int] = {}
-        self._work = WorkOracle()
-        self._policies = self._next_policies = PolicyOracle()
+        self._persons = Persons()
+        self._work = WorkOracle(self._persons)
+        self._holdings = HoldingsOracle(self._persons)
+        self._policies = self._next_policies = PolicyOracle(self._persons)
         self._trust = self._next_trust = TrustOracle(genesis)
         self._leaders: tuple[int, tuple[PeerId, ...]] = (-1, ())
         self._certificates: dict[int, dict[object, None]] = {}
@@ -109,6 +113,14 @@ class ChainOracle:
     def has_voted(self, peer: PeerId) -> bool:
         """Say whether `peer` has a vote at some height, or had one."""
         return self._rosters.has_voted(peer)
+
+    def person(self, peer: PeerId) -> PeerId:
+        """Return the present key of who once had the key `peer` here: its own, unless it has changed."""
+        return self._rosters.person(peer)
+
+    def newest_key(self, peer: str) -> PeerId:
+        """Return the key that who has had the key `peer` will have by all that is decided."""
+        return self._rosters.person(PeerId(peer), newest=True)
 
     @property
     def revoked(self) -> dict[str, int]:
@@ -166,8 +178,15 @@ class ChainOracle:
             self.rounds.append(certified.certificate.round)
             problem = self._policies.standing_problem(self._state)
             problem = problem or self._trust.standing_problem(self._state)
-            if not problem and self.height % CHECK_BLOCKS == 0 and self._root_anew() != self.roots[-1]:
-                problem = "its state root is not that of all that the state holds"
+            if self.height % CHECK_BLOCKS == 0 or self._rosters.passing(self.height) is not None:
+                problem = problem or self._all_problem()
+        return problem
+
+    def _all_problem(self) -> str:
+        """Look at all that the state holds, as is done now and then; say what is wrong with it."""
+        problem = self._work.standing_problem(self._state) or self._holdings.standing_problem(self._state)
+        if not problem and self._root_anew() != self.roots[-1]:
+            problem = "its state root is not that of all that the state holds"
         return problem
 
     def certificate_problem(self, certified: CertifiedBlock) -> str:
@@ -232,8 +251,12 @@ class ChainOracle:
         self._next_rosters, self._next_policies = self._rosters.copy(), policies
         self._next_trust = self._trust.copy()
         height, members = header.height, self.members_at(header.height)
-        problem = self._next_trust.take(height, block.records, members)
+        words = [one for one in block.records if not self._next_rosters.says_again(height, one)]
+        problem = self._next_trust.take(height, words, members)
         problem = problem or self._next_rosters.take(height, block.records)
+        passing = self._rosters.passing(height)
+        if passing is not None:
+            self._next_trust.pass_on(passing[0], passing[1].heir)
         self._next_trust.counted(height, self._next_rosters.members(height + 1))
         return problem
 
@@ -244,6 +267,9 @@ class ChainOracle:
             return f"it is of height {record.since}, the window begins at {self.horizons[-1]}"
         if signed.id in self.places:
             return f"it stands at {self.places[signed.id]} already"
+        passing = self._rosters.passing(self.height + 1)
+        if passing is not None and record.author == passing[1].heir:
+            return "its author is a new key that does not vote yet"
         coordinators = isinstance(record.body, MachiningRequirement | MembershipChange | TrustChange)
         if record.author in self.members or record.author in self.newest_members:
             return ""
@@ -279,17 +305,22 @@ class ChainOracle:
         for index, signed in enumerate(block.records):
             self.places[signed.id] = (header.height, index)
             self._work.enter(header.height, signed.record, len(self.members))
+            self._holdings.enter(header.height, index, signed.record)
             body = signed.record.body
             if isinstance(body, ChainAnchor):
                 self.anchors.append((signed.record.author, body))
                 reached = max(body.certificate.height, self.anchored.get(body.sub_chain, 0))
                 self.anchored[body.sub_chain] = reached
         self._work.miss(header.height, missed)
+        passing = self._rosters.passing(header.height)
+        if passing is not None:
+            self._persons.pass_on(passing[0], passing[1].heir)
         self._rosters, self._policies = self._next_rosters, self._next_policies
         self._trust = self._next_trust
         self._tips = self._rosters.tips | self._tips
         self.blocks.append(header.id)
         self._work.close(header.height, self.members)
+        self._holdings.close(self.members)
         self._slide(len(block.records))
         self.roots.append(self._state.root)
         self._certificates.pop(header.height - 100, None)

@@ -51,6 +51,7 @@ KINDS = (
     "exclude",
     "replace",
     "leave",
+    "key",
     "revoke",
     "admit-root",
     "retire-root",
@@ -58,8 +59,8 @@ KINDS = (
     "prune",
     "byzantine",
 )
-"""The kinds of faults that can be asked for; see faults.py, changes.py for those of the members, and
-trusting.py for those of trust.
+"""The kinds of faults that can be asked for; see faults.py, changes.py for those of the members, keys.py for
+keys that change, and trusting.py for those of trust.
 
 `prune` is no fault: the chain's window is so small in this run that history is dropped all the time.
 """
@@ -218,6 +219,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "exclude": ("peer", "by", "chain"),
     "replace": ("peer", "other", "by", "chain"),
     "leave": ("peer", "chain"),
+    "key": ("peer",),
     "revoke": ("peer", "by", "own"),
     "admit-root": ("root", "by"),
     "retire-root": ("root", "by", "from_ms"),
@@ -233,7 +235,7 @@ PLACES = ("peer", "other", "by")
 """The arguments that name a peer by its place."""
 _RARE = {"revoke": 0.5}
 """A kind that is drawn so often only: who is revoked never comes back, and pools become small."""
-_MOST = {"crash": 3, "persist-crash": 5, "reset": 2, "partition": 2, "slow-disk": 3, "admit": 2}
+_MOST = {"crash": 3, "persist-crash": 5, "reset": 2, "partition": 2, "slow-disk": 3, "admit": 2, "key": 2}
 
 
 def _some(plan: Plan, kind: str, start_ms: int, length_ms: int, draw: Random) -> list[Fault]:
@@ -250,6 +252,8 @@ def _arguments(plan: Plan, kind: str, length_ms: int, draw: Random) -> dict[str,
         return _change(plan, kind, draw)
     if kind in TRUST:
         return _trust(plan, kind, draw)
+    if kind == "key":
+        return {"peer": draw.randrange(plan.people)}
     for_ms = draw.randrange(100, max(101, length_ms))
     # Spares have a stream of their own: without them all else is the same.
     spare = Random(draw.random())

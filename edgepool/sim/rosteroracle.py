@@ -15,7 +15,7 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.vote import PROPOSAL, Equivocation
-from edgepool.sim.words import room_for
+from edgepool.sim.words import passed_on, room_for
 
 # Bound here, so that a canary that swaps it in the core does not swap it here.
 _verify = verify
@@ -68,13 +68,29 @@ class RosterOracle:
         """Return what headers call the roster that votes on `height`."""
         return sha256(encode(["edgepool/1/members", self.roster(height)]))
 
+    def person(self, peer: PeerId, newest: bool = False) -> PeerId:
+        """Return the present key of who once voted with the key `peer`; or the `newest` that is decided."""
+        for first, change in self._new_keys.items():
+            if change.outgoing == peer and (newest or first <= self._height):
+                peer = change.heir
+        return peer
+
+    def says_again(self, height: int, signed: SignedRecord) -> bool:
+        """Say whether by this record an old key tells on `height`, its last one, that it goes."""
+        return self.passing(height) == (signed.record.author, signed.record.body)
+
+    def passing(self, height: int) -> tuple[PeerId, MembershipChange] | None:
+        """Return which key votes on `height` last, and the change by which another follows it."""
+        change = self._new_keys.get(height + 1)
+        return None if change is None else (change.outgoing, change)
+
     def take(self, height: int, records: Sequence[SignedRecord]) -> str:
         """Count what the block at `height` says of the members; or say what of it may not stand."""
         self._height = height
         number = self._number
         for signed in records:
             body = signed.record.body
-            if isinstance(body, MembershipChange) and self._says_again(height, body, signed.record.author):
+            if self.says_again(height, signed):
                 continue
             if isinstance(body, MembershipChange):
                 problem = self._change_problem(height, body, signed.record.author)
@@ -89,7 +105,7 @@ class RosterOracle:
                 problem = self._evidence_problem(height, body)
                 if problem:
                     return problem
-                self.convicted.append(self._person(body.member))
+                self.convicted.append(self.person(body.member))
                 self.news.append(body)
         self._count(height)
         self._change_keys(height)
@@ -143,24 +159,13 @@ class RosterOracle:
         held = all(_verify(peer, "succession", terms, signature) for peer, signature in signed)
         return "" if held else "a new key that one of the two has not signed"
 
-    def _says_again(self, height: int, change: MembershipChange, author: PeerId) -> bool:
-        """Say whether an old key tells on its last height that it goes."""
-        return author == change.outgoing and self._new_keys.get(height + 1) == change
-
     def _change_keys(self, height: int) -> None:
         """Let the words of an old key be those of the new one that votes from the next height on."""
         change = self._new_keys.get(height + 1)
         if change is not None and change.incoming is not None:
             old, new = change.outgoing, change.incoming.peer
-            self._words = [(one, new if by == old else by) for one, by in self._words]
+            self._words = passed_on(self._words, old, new)
             self.convicted = [new if peer == old else peer for peer in self.convicted]
-
-    def _person(self, peer: PeerId) -> PeerId:
-        """Return the present key of who once voted with the key `peer`."""
-        for first, change in self._new_keys.items():
-            if change.outgoing == peer and change.incoming is not None and first <= self._height:
-                peer = change.incoming.peer
-        return peer
 
     def _make_room(self, change: MembershipChange, author: PeerId) -> str:
         """Drop a change that `author` opened before, if this is one too many; say why there is none."""
@@ -171,7 +176,7 @@ class RosterOracle:
         return ""
 
     def _evidence_problem(self, height: int, found: Equivocation) -> str:
-        person = self._person(found.member)
+        person = self.person(found.member)
         if person not in self.members(height + 1):
             return "evidence against somebody who is no member"
         if person in self.convicted:

@@ -119,6 +119,8 @@ class _Probe:
     chain: ChainId
     ticket: int = 0
     asked_ms: int = 0
+    life: int = -1
+    """Which life of the peer was asked: who opens again under a new key has forgotten it."""
 
 
 @dataclass(slots=True)
@@ -229,11 +231,17 @@ class _Run:
         self._heals_ms.append(world.now_ms - healing.began_ms)
         self._check_rounds(healing)
         self._convict(healing)
-        if not world.run_until(lambda: not world.unanswered() and self._level(), ANSWER_LIMIT_MS):
-            raise Violation("liveness", f"owners never get an answer: {', '.join(world.unanswered())}")
+        if not world.run_until(self._at_rest, ANSWER_LIMIT_MS):
+            names = [*world.unanswered(), *world.keys.unsettled()]
+            raise Violation("liveness", f"owners never get an answer: {', '.join(names)}")
         for peer in world.honest:
             self._check_at_rest(peer)
         world.judge.forget_promises()
+
+    def _at_rest(self) -> bool:
+        """Say whether nobody waits for anything."""
+        world = self._world
+        return not world.unanswered() and not world.keys.unsettled() and self._level()
 
     def _writers(self, chain: ChainId) -> list[SimPeer]:
         """Return the honest peers who have a vote on the next heights of `chain`."""
@@ -254,11 +262,11 @@ class _Run:
             if world.done(probe.ticket) or is_out:
                 probes.pop(0)
                 continue
-            if not probe.ticket or (
+            if probe.life != probe.peer.life or (
                 world.refusal(probe.ticket) and world.now_ms - probe.asked_ms >= PROBE_RETRY_MS
             ):
                 key = DataKey("probe", "model")
-                probe.asked_ms = world.now_ms
+                probe.asked_ms, probe.life = world.now_ms, probe.peer.life
                 body = DataDemand(key, 0, "", "")
                 probe.ticket = world.put(probe.peer, body, probe.chain, self._random)
             return False
@@ -268,9 +276,9 @@ class _Run:
         return self._world.judge.oracles[chain].newest_members
 
     def _level(self) -> bool:
-        """Say whether all honest peers who should be are at one height on each chain."""
+        """Say whether all honest peers who should be are at one height on each chain; no key waits."""
         world = self._world
-        return all(
+        return not world.keys.passing() and all(
             len({world.height(peer, chain) for peer in world.followers(chain)}) == 1 for chain in world.chains
         )
 
@@ -307,7 +315,7 @@ class _Run:
         people = {peer.id: peer for peer in world.honest if peer.id in voters and not world.is_cut(peer.id)}
         return not any(
             where == chain
-            and liar in voters
+            and world.judge.oracles[chain].person(liar) in voters
             and any(one in people and people[one].life == life for one, life in witnesses.items())
             for (where, liar), witnesses in world.caught.items()
         )
@@ -349,7 +357,8 @@ class _Run:
                     continue
                 engine = peer.node.chains[chain].engine
                 places.append(f"{peer.name} {engine.height}/{engine.round}/{engine.step}")
-        return f"{len(probes)} probes wait; height/round/step: {', '.join(places)}"
+        passing = f"; keys change of {', '.join(world.keys.passing())}" if world.keys.passing() else ""
+        return f"{len(probes)} probes wait{passing}; height/round/step: {', '.join(places)}"
 
 
 def _on(peer: SimPeer, chain: ChainId) -> bool:

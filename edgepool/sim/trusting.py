@@ -111,11 +111,12 @@ class TrustWishes:
             return False
         if isinstance(step, RevokePeer) and step.peer == proposer.id and not step.signature:
             return False
-        self._want(step, proposer)
+        self.want(step, proposer)
         world.ask(proposer, ChangeTrust(chain, TrustChange(step, REASON)))
         return True
 
-    def _want(self, step: TrustStep, proposer: SimPeer) -> None:
+    def want(self, step: TrustStep, proposer: SimPeer) -> None:
+        """Note that the owner of `proposer` wants a step."""
         judge = self._world.judge
         self._steps[step] = proposer.id
         judge.trust.wanted[step] = None

@@ -14,7 +14,7 @@ from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis
 from edgepool.model.record import MembershipChange, SignedRecord
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
-from edgepool.sim.words import room_for
+from edgepool.sim.words import passed_on, room_for
 
 
 class TrustOracle:
@@ -47,6 +47,8 @@ class TrustOracle:
             if isinstance(body, MembershipChange):
                 if body.incoming is not None and body.incoming.peer in self.revoked:
                     return "somebody is to come who is revoked"
+                if body.succession and body.outgoing in self.revoked:
+                    return "a new key for somebody who is revoked"
             elif isinstance(body, TrustChange):
                 problem = self._problem(body, author) or self._make_room(body, author)
                 if problem:
@@ -54,6 +56,10 @@ class TrustOracle:
                 self._words.append((body, author))
                 self._count(height, voters)
         return ""
+
+    def pass_on(self, old: PeerId, new: PeerId) -> None:
+        """What the key `old` has said is the word of `new` from now on."""
+        self._words = passed_on(self._words, old, new)
 
     def counted(self, height: int, voters: Sequence[PeerId]) -> None:
         """Count once more, as those who vote after the block at `height` may be others."""

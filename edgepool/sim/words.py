@@ -1,4 +1,4 @@
-"""How many changes one author may have open on a chain: one rule for members and for trust."""
+"""What authors say of changes that are open on a chain: the same rules for members and for trust."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def room_for(
         return words
     lonely = [one for one in mine if len(opened[one]) == 1]
     return [(one, by) for one, by in words if one not in lonely[:1]] if lonely else None
+
+
+def passed_on(words: list[tuple[Change, PeerId]], old: PeerId, new: PeerId) -> list[tuple[Change, PeerId]]:
+    """Return the words with those of the key `old` as words of `new`, each once."""
+    return list(dict.fromkeys((change, new if by == old else by) for change, by in words))

@@ -1,7 +1,7 @@
 """A second opinion about work: who has earned how much and who missed a turn, told apart from the core.
 
 Written from the protocol page, with other means: it remembers every step and every word said about it,
-and works its tables out anew where the core keeps them up to date.
+and works its tables out anew where the core keeps them up to date. It speaks of persons, not of keys.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edgepool.core.ledger.state import ChainState
 from edgepool.model.ids import PeerId
 from edgepool.model.record import (
     MachiningCompletion,
@@ -17,6 +18,7 @@ from edgepool.model.record import (
     QualityInspection,
     Record,
 )
+from edgepool.sim.persons import Persons
 
 CYCLE_BLOCKS = 32
 DAY_MINUTES = 1440
@@ -26,48 +28,49 @@ INTERVALS = 16
 
 @dataclass
 class _Step:
-    station: PeerId
+    station: int
     number: int
     worth: int
     complete: bool = False
-    against: list[PeerId] = field(default_factory=list)
-    backer: PeerId | None = None
+    against: list[int] = field(default_factory=list)
+    backer: int | None = None
     earned: int = 0
 
 
 class WorkOracle:
-    """Follows the records of one chain, block by block."""
+    """Follows the records of one chain, block by block; `persons` says whose keys its people have."""
 
-    def __init__(self) -> None:
+    def __init__(self, persons: Persons) -> None:
+        self._persons = persons
         self._steps: dict[tuple[str, int], _Step] = {}
         self._numbers: dict[tuple[str, int], int] = {}
-        self._plans: dict[PeerId, list[tuple[int, int]]] = {}
-        self._earned: list[tuple[int, PeerId, PeerId, int]] = []
+        self._plans: dict[int, list[tuple[int, int]]] = {}
+        self._earned: list[tuple[int, int, int, int]] = []
         """Cycle, station, countersigner and minutes of every credit, negative where one is taken back."""
-        self._missed: dict[tuple[int, PeerId], None] = {}
-        self._members: dict[int, Sequence[PeerId]] = {}
+        self._missed: dict[tuple[int, int], None] = {}
+        self._members: dict[int, Sequence[int]] = {}
         """Who was in the pool when each cycle ended: what others owe is forgotten."""
-        self._minutes: dict[tuple[int, PeerId], int] = {}
+        self._minutes: dict[tuple[int, int], int] = {}
         """What was worked out for cycles that are over."""
 
     def missed(self, height: int, member: PeerId) -> bool:
         """Say whether `member` missed a turn in the cycle that counts for `height`."""
-        return (_cycle(height) - 2, member) in self._missed
+        return (_cycle(height) - 2, self._persons.of(member)) in self._missed
 
     def miss(self, height: int, leaders: Iterable[PeerId]) -> None:
         """Note who let a turn of `height` pass."""
         for leader in leaders:
-            self._missed[_cycle(height), leader] = None
+            self._missed[_cycle(height), self._persons.of(leader)] = None
 
     def minutes(self, height: int, member: PeerId) -> int:
         """Return what counts for `member` in the lottery of `height`."""
-        counted = _cycle(height) - 2
-        known = self._minutes.get((counted, member))
+        counted, person = _cycle(height) - 2, self._persons.of(member)
+        known = self._minutes.get((counted, person))
         if known is None:
-            known = self._minutes[counted, member] = self._balance(counted, member)
+            known = self._minutes[counted, person] = self._balance(counted, person)
         return max(0, known)
 
-    def _balance(self, counted: int, member: PeerId) -> int:
+    def _balance(self, counted: int, member: int) -> int:
         """Return the minutes of `member` in that cycle, with what it owed from those before."""
         balance = 0
         for cycle in range(counted + 1):
@@ -81,16 +84,17 @@ class WorkOracle:
     def close(self, height: int, members: Sequence[PeerId]) -> None:
         """End `height`; when a cycle ends, what is known of those who are not `members` is forgotten."""
         if _cycle(height) != _cycle(height + 1):
-            self._members[_cycle(height)] = members
-            self._plans = {peer: plan for peer, plan in self._plans.items() if peer in members}
+            persons = self._members[_cycle(height)] = [self._persons.of(member) for member in members]
+            self._plans = {one: plan for one, plan in self._plans.items() if one in persons}
 
     def enter(self, height: int, record: Record, members: int) -> None:
         """Take a record that stands at `height`, where `members` vote."""
-        body, author = record.body, record.author
+        body, author = record.body, self._persons.of(record.author)
         if isinstance(body, MachiningRequirement):
-            worth = self._free_minutes(body)
-            worth = 0 if author == body.station else min(worth, DAY_MINUTES)
-            self._steps[body.task, body.step] = _Step(body.station, body.operation_number, worth)
+            station = self._persons.of(body.station)
+            worth = self._free_minutes(station, body)
+            worth = 0 if author == station else min(worth, DAY_MINUTES)
+            self._steps[body.task, body.step] = _Step(station, body.operation_number, worth)
             self._numbers[body.task, body.operation_number] = body.step
         elif isinstance(body, MachiningCompletion):
             self._steps[body.task, self._numbers[body.task, body.operation_number]].complete = True
@@ -105,21 +109,35 @@ class WorkOracle:
             elif author != step.station:
                 self._oppose(height, step, author, members)
 
-    def _free_minutes(self, given: MachiningRequirement) -> int:
+    def standing_problem(self, state: ChainState) -> str:
+        """Say how the steps that `state` knows are of others than those counted here, or return ''."""
+        key = self._persons.key
+        for task in state.tasks.values():
+            for place, step in task.steps.items():
+                known = self._steps[task.task, place]
+                backed = None if known.backer is None else (key(known.backer), known.earned)
+                against = [key(one) for one in known.against]
+                if (step.requirement.station, step.credit) != (key(known.station), backed):
+                    return f"step {place} of task '{task.task}' is another's, or others stand for it"
+                if list(step.rejecters()) != against:
+                    return f"others have rejected step {place} of task '{task.task}'"
+        return ""
+
+    def _free_minutes(self, station: int, given: MachiningRequirement) -> int:
         """Measure the plan with and without this step; the difference is what it adds."""
         end = given.planned_completion_ms
         start = max(0, end - 60_000 * given.process_minutes)
         if start >= end:
             return 0
-        before = self._plans.get(given.station, [])
+        before = self._plans.get(station, [])
         after = _union([*before, (start, end)])
         added = sum(b - a for a, b in after) - sum(b - a for a, b in before)
         while len(after) > INTERVALS:
             after = [(after[0][0], after[1][1]), *after[2:]]
-        self._plans[given.station] = after
+        self._plans[station] = after
         return added // 60_000
 
-    def _back(self, height: int, step: _Step, by: PeerId, members: int) -> None:
+    def _back(self, height: int, step: _Step, by: int, members: int) -> None:
         if by == step.station or not step.complete or step.backer is not None:
             return
         if by in step.against or 3 * len(step.against) >= members:
@@ -131,7 +149,7 @@ class WorkOracle:
             step.backer, step.earned = by, minutes
             self._earned.append((cycle, step.station, by, minutes))
 
-    def _oppose(self, height: int, step: _Step, by: PeerId, members: int) -> None:
+    def _oppose(self, height: int, step: _Step, by: int, members: int) -> None:
         if by not in step.against:
             step.against.append(by)
         if step.backer is None or not step.earned:

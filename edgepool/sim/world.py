@@ -124,7 +124,7 @@ class World:
         self, name: str, role: Role = "machine", machine_type: str = "", coordinator: str = ""
     ) -> SimPeer:
         """Add a peer; `coordinator` is the peer id that may form pools with it."""
-        signer = Signer(hashlib.sha256(f"{self._cast}/{name}".encode()).digest())
+        signer = self.new_key(name)
         settings = PeerSettings(
             name=name,
             network=NETWORK,
@@ -140,6 +140,10 @@ class World:
         self.peers[peer.id] = peer
         self._perform(peer, peer.node.start(self._instant(peer)))
         return peer
+
+    def new_key(self, name: str) -> Signer:
+        """Return the key that this cast has under a name."""
+        return Signer(hashlib.sha256(f"{self._cast}/{name}".encode()).digest())
 
     def crash(self, peer: SimPeer, kept: int = 0) -> None:
         """Cut the power of `peer`: what it had not synced is gone, and so are its links.
@@ -167,14 +171,13 @@ class World:
             if other.id != peer.id and other.up and self._shares_pool(peer, other):
                 self.at(self.now_ms + LINK_MS, partial(self._link, peer.id, other.id))
 
-    def change_key(self, peer: SimPeer, signer: Signer) -> SimPeer:
-        """Let `peer`, which is up, go on under another key: return who opens its store again."""
+    def change_key(self, peer: SimPeer, signer: Signer) -> None:
+        """Let `peer` go on under another key, as a program does that closes it and opens it again."""
         self.crash(peer)
-        store = peer.store
-        again = SimPeer(peer.name, peer.settings, signer, store, Node(peer.settings, signer, store), up=False)
-        self.peers[again.id] = again
-        self.restart(again)
-        return again
+        del self.peers[peer.id]
+        peer.signer, peer.id = signer, signer.peer
+        self.peers[peer.id] = peer
+        self.restart(peer)
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -313,8 +316,8 @@ class World:
             self.at(arrival_ms, partial(self._deliver, sender, receiver, life, frame))
 
     def _deliver(self, sender: SimPeer, receiver: PeerId, life: int, frame: bytes) -> None:
-        target = self.peers[receiver]
-        if target.up and target.life == life and (sender.id, receiver) in self._links:
+        target = self.peers.get(receiver)
+        if target is not None and target.up and target.life == life and (sender.id, receiver) in self._links:
             self._trace.update(b"%d\0deliver\0%b\0%b\0" % (self.now_ms, sender.line, target.line))
             self._trace.update(frame)
             self._accept(target, sender.id, frame)
@@ -329,8 +332,8 @@ class World:
         self.step(target, Received(sender, message))
 
     def _link(self, first: PeerId, second: PeerId) -> None:
-        a, b = self.peers[first], self.peers.get(second)
-        if b is None or first == second or (first, second) in self._links:
+        a, b = self.peers.get(first), self.peers.get(second)
+        if a is None or b is None or first == second or (first, second) in self._links:
             return
         passable = self.network.reaches(first, second) and self.network.reaches(second, first)
         if not (a.up and b.up and passable):

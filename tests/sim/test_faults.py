@@ -59,6 +59,7 @@ def test_members_change_and_history_goes_in_these_runs() -> None:
         "anchors",
         "convicted",
         "excluded",
+        "keys changed",
         "pruned",
         "replaced",
         "revoked",

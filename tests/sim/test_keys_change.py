@@ -1,0 +1,73 @@
+"""Peers change their keys in pools under faults; what is judged of it all stays true."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgepool.sim.plan import ROLES, Fault, Plan, check_plan, make_plan, parse_kinds
+from edgepool.sim.run import Result, run_plan
+
+BURST = tuple(Fault(time_ms, "key", {"peer": peer}) for peer, time_ms in enumerate((500, 507, 514)))
+"""Three members change their keys at about the same time."""
+
+
+def run(*faults: Fault, members: int = 4, heights: int = 40, chains: int = 2, seed: int = 7) -> Result:
+    plan = Plan(seed=seed, heights=heights, members=members, observed=True, chains=chains, faults=faults)
+    return run_plan(check_plan(plan))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_members_of_two_pools_of_three_change_their_keys_at_once(seed: int) -> None:
+    """Each pool needs everybody: nobody may be waited for in one while it waits for another in the other."""
+    result = run(*BURST, Fault(1_500, "heal", {}), members=3, seed=seed)
+    assert result.violations == []
+    assert (result.happened["keys changed"], result.happened["revoked"]) == (6, 3)
+
+
+@pytest.mark.parametrize("skip", range(0, 40, 3))
+@pytest.mark.parametrize("kept", [-1, 0])
+def test_the_power_fails_at_each_point_where_who_changes_its_key_stores_something(
+    skip: int, kept: int
+) -> None:
+    """With all that it has just written, or without; in a pool that cannot do without it."""
+    cut = {"peer": 0, "skip": skip, "kept": kept, "said": skip % 3, "for_ms": 100}
+    faults = (Fault(500, "persist-crash", cut), Fault(500, "key", {"peer": 0}), Fault(2_500, "heal", {}))
+    result = run(*faults, members=3, heights=20)
+    assert result.violations == []
+    assert (result.happened["keys changed"], result.happened["revoked"]) == (2, 1)
+
+
+def test_a_slow_disk_forgets_no_last_vote_of_a_key() -> None:
+    """In a pool that needs every vote: the doors close only when the last one is stored."""
+    slow = Fault(400, "slow-disk", {"peer": 0, "sync_ms": 300, "for_ms": 3_000})
+    result = run(
+        slow, Fault(500, "key", {"peer": 0}), Fault(4_000, "heal", {}), members=3, chains=1, heights=20
+    )
+    assert (result.violations, result.happened["keys changed"]) == ([], 1)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_liar_of_each_role_changes_its_key_and_steals_the_former_keys_of_others(role: str) -> None:
+    """What it has signed with its own former key convicts it; what it signs with others' harms nobody."""
+    plan = make_plan(12, 50, 4, parse_kinds("delay,loss,reordering,persist-crash"))
+    keys = [Fault(300 + 400 * place, "key", {"peer": place}) for place in (2, 0, 1)]
+    faults = sorted((*plan.faults, *keys), key=lambda fault: fault.time_ms)
+    liar = Fault(0, "byzantine", {"peer": 2, "role": role})
+    result = run(liar, *faults, heights=50)
+    assert result.violations == []
+    assert result.happened["keys changed"] >= 2
+    former = {f"the former key of m{place}" for place in range(3)}
+    assert set(result.accused) <= {"m2", "a stranger", *former}
+
+
+def test_who_is_to_leave_does_not_stay_by_changing_its_key() -> None:
+    leave = Fault(520, "exclude", {"peer": 1, "by": 5, "chain": 0})
+    result = run(Fault(500, "key", {"peer": 1}), leave, Fault(3_000, "heal", {}), members=5)
+    assert result.violations == []
+    assert (result.happened["keys changed"], result.happened["excluded"]) == (2, 1)
+
+
+def test_nobody_changes_a_key_that_is_changing() -> None:
+    again = [Fault(time_ms, "key", {"peer": 1}) for time_ms in (500, 510, 2_500)]
+    result = run(*again, Fault(4_000, "heal", {}), chains=1, heights=80)
+    assert (result.faults, result.happened["keys changed"], result.violations) == ({"key": 2}, 2, [])
