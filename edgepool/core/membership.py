@@ -243,10 +243,12 @@ class Governance:
         """Return the evidence that neither stands nor waits; forget what is settled."""
         guilty, staying = state.convicted(), [member.peer for member in state.next_roster]
         for caught in tuple(self._caught):
-            member = state.heir(caught)
+            member = newest_key(state, caught)
             if member in guilty or member not in staying:
                 del self._caught[caught]
-        return [found for member, found in self._caught.items() if not self._intake.accuses(member)]
+        # Against a key that is just going it can stand when the next one is there.
+        found = [one for one in self._caught.values() if state.heir(one.member) in staying]
+        return [one for one in found if not self._intake.accuses(one.member)]
 
     def _sign(self, body: MembershipChange | TrustChange | Equivocation, now: Instant) -> SignedRecord:
         """Return `body` as this peer's record, of which there is one at each height."""

@@ -210,8 +210,8 @@ class KeyRotation:
         pools.closed = COMES_INTO_NONE
         await self._certify()
         assert self._next is not None
-        while self._clock.now().monotonic_ms < pools.settled_ms:  # an invitation may still come true
-            await asyncio.sleep(LOOK_EVERY_S)
+        # An invitation may still come true.
+        await asyncio.sleep(max(0, pools.settled_ms - self._clock.now().monotonic_ms) / 1000)
         while waiting := self._places():
             chain = place_to_pass_on(waiting, self._peer.id)
             if chain is not None:
