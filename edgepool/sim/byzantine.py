@@ -7,7 +7,6 @@ its node sees, and says whatever suits its role to whomever it likes. Roles are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -41,7 +40,7 @@ from edgepool.model.record import (
 )
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
-from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots
+from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots, Stolen
 
 MESSAGES_KEPT = 300
 VOTES_KEPT_A_HEIGHT = 24
@@ -60,14 +59,6 @@ Chains = (
     SnapshotPage,
     SnapshotRequest,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stolen:
-    """A key that an honest peer had before; `after` says how high each chain was when that had changed it."""
-
-    signer: Signer
-    after: dict[ChainId, int]
 
 
 class Liar:
@@ -95,7 +86,7 @@ class Liar:
         self._kept: list[Message] = []
         self._bent: tuple[Proposal | None, Proposal | None] = (None, None)
         self._votes: dict[tuple[ChainId, int], list[Vote]] = {}
-        self._governance = FalseGovernance(signer, self._old, network, random)
+        self._governance = FalseGovernance(signer, self._old, network, random, stolen)
         self._snapshots = FalseSnapshots(signer, network, random)
         self._bend: Callable[[Node, PeerId, Message], list[Message]] = {
             "silent": self._silent,

@@ -8,7 +8,6 @@ from random import Random
 from edgepool.config import Role
 from edgepool.core.machine import (
     Broadcast,
-    Command,
     Done,
     Effect,
     Event,
@@ -32,15 +31,16 @@ from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, Polka, Proposal, Votes
 from edgepool.model.pool import Genesis, Invitation
 from edgepool.model.record import Body, sign_record
-from edgepool.sim.byzantine import Liar, Stolen
+from edgepool.sim.byzantine import Liar
 from edgepool.sim.changes import Changes
 from edgepool.sim.checkers import Judge, Violation
+from edgepool.sim.falsehoods import Stolen
 from edgepool.sim.faults import SPOKEN, Faults, SimStore
 from edgepool.sim.keys import KeyChanges
+from edgepool.sim.owners import Owners
 from edgepool.sim.plan import CHANGES, TRUST, Fault, Plan
 from edgepool.sim.sizes import limits_of
 from edgepool.sim.trusting import Doors, TrustWishes
-from edgepool.sim.workload import THINK_MS, Owner, due
 from edgepool.sim.world import EPOCH_MS, NETWORK, SimPeer, World
 from edgepool.storage.memory import MemoryStore
 
@@ -75,7 +75,6 @@ class Chaos(World):
         self._words: dict[PeerId, int] = {}
         self._busy: dict[PeerId, list[Event]] = {}
         """What has come for peers that wait for a slow disk."""
-        self._working = False
         self._second = (-1, 0)
         self.cloud = self.add("cloud", role="coordinator")
         machines = plan.members if plan.observed else plan.members - 1
@@ -90,9 +89,7 @@ class Chaos(World):
         self.members = self.people[: plan.members]
         self.observers = [*([self.cloud] if plan.observed else []), *self.people[plan.first_spare :][:1]]
         self.faults.people = self.people
-        self._owners = [
-            Owner(plan.seed, place, peer.id, peer is self.cloud) for place, peer in enumerate(self.people)
-        ]
+        self.owners = Owners(self)
 
     def form(self) -> None:
         """Form the plan's pools, in calm weather."""
@@ -193,47 +190,9 @@ class Chaos(World):
         found = peer.node.chains.get(chain)
         return found.state.height if found is not None else 0
 
-    def unanswered(self) -> list[str]:
-        """Return the names of honest peers whose owners wait for an answer that can still come."""
-        return [
-            peer.name
-            for peer, owner in zip(self.people, self._owners, strict=True)
-            if owner.ticket and not self.settled(owner.ticket) and owner.life == peer.life
-            if peer.id not in self.liars and not self.is_cut(peer.id)
-        ]
-
-    # --- owners ---------------------------------------------------------------------------------
-
     def work(self, working: bool) -> None:
         """Let the owners ask for records from now on, or let them rest."""
-        if working and not self._working:
-            for place in range(len(self.people)):
-                self.at(self.now_ms + 1 + place, partial(self._own, place))
-        self._working = working
-
-    def _own(self, place: int) -> None:
-        """An owner's turn: ask for something if the last wish is settled; think; have a turn again."""
-        if not self._working:
-            return
-        owner, peer = self._owners[place], self.people[place]
-        pause_ms = 1 + owner.random.randrange(THINK_MS)
-        second = owner.random.random() < 0.08
-        if peer.up and due(owner, self.now_ms, self.settled):
-            chain = peer.node.chains.get(self.chains[-1 if second else 0])
-            word = self._word(peer, chain.id) if chain is not None else None
-            body = owner.next_body(chain) if chain is not None and word is None else None
-            if chain is not None and (word is not None or body is not None):
-                owner.asked_ms, owner.life = self.now_ms, peer.life
-                owner.ticket = self._tickets + 1
-                if body is not None:
-                    self.put(peer, body, chain.id, owner.random)
-                elif word is not None:
-                    self.ask(peer, word)
-        self.at(self.now_ms + pause_ms, partial(self._own, place))
-
-    def _word(self, peer: SimPeer, chain: ChainId) -> Command | None:
-        """Return what the owner of `peer` approves that another wants, if there is something."""
-        return self.changes.approval(peer, chain) or self.trust.approval(peer, chain)
+        self.owners.work(working)
 
     # --- peers that die, lie and are judged -----------------------------------------------------
 
@@ -295,7 +254,7 @@ class Chaos(World):
         last = {chain: oracle.height for chain, oracle in self.judge.oracles.items()}
         self.stolen.append(Stolen(peer.signer, last))
         self.judge.goes_on_as(peer.id, signer.peer)
-        self._owners[self.people.index(peer)].me = signer.peer
+        self.owners.renamed(self.people.index(peer), signer.peer)
         super().change_key(peer, signer)
         self.faults.weather()
 

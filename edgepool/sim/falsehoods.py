@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -9,12 +11,29 @@ import msgspec
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import SavedSnapshot
-from edgepool.model.crypto import HASH_BYTES, SIGNATURE_BYTES, Signer
+from edgepool.model.crypto import HASH_BYTES, SIGNATURE_BYTES, Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Blocks, Message, Proposal, Records, SnapshotHead, SnapshotPage, Votes
 from edgepool.model.pool import Member
-from edgepool.model.record import Body, MembershipChange, SignedRecord, join_terms, sign_record
-from edgepool.model.vote import PRECOMMIT, Certificate, Equivocation, Said, Vote, equivocation, sign_vote
+from edgepool.model.record import (
+    Body,
+    MembershipChange,
+    SignedRecord,
+    join_terms,
+    sign_record,
+)
+from edgepool.model.succession import SUCCESSION_DOMAIN, succession_terms
+from edgepool.model.vote import (
+    NIL,
+    PRECOMMIT,
+    PREVOTE,
+    Certificate,
+    Equivocation,
+    Said,
+    Vote,
+    equivocation,
+    sign_vote,
+)
 from edgepool.sim import sizes
 
 VOTES_KEPT = 400
@@ -24,10 +43,24 @@ _Place = tuple[PeerId, int, int, int]
 """Voter, kind, height and round of a vote."""
 
 
-class FalseGovernance:
-    """Makes records by which `signer` would have honest members convicted, excluded, or outnumbered."""
+@dataclass(frozen=True, slots=True)
+class Stolen:
+    """A key that an honest peer had before; `after` says how high each chain was when that had changed it."""
 
-    def __init__(self, signer: Signer, friend: Signer, network: str, random: Random) -> None:
+    signer: Signer
+    after: dict[ChainId, int]
+
+
+class FalseGovernance:
+    """Makes records by which `signer` would have honest members convicted, excluded, or outnumbered.
+
+    `friend` is a key that nobody trusts; `stolen` are former keys of others.
+    """
+
+    def __init__(
+        self, signer: Signer, friend: Signer, network: str, random: Random, stolen: Sequence[Stolen] = ()
+    ) -> None:
+        self._stolen = stolen
         self._signer = signer
         self._friend = friend
         self._network = network
@@ -60,7 +93,9 @@ class FalseGovernance:
         makers = [self._one_value, self._two_chains, self._not_signed, self._unwilling]
         if chain.genesis.invitation.coordinator != self._signer.peer:
             # What the coordinator proposes, honest members approve: it is trusted in this.
-            makers += [self._replayed, self._unwanted, self._accomplice]
+            makers += [self._replayed, self._unwanted, self._accomplice, self._usurper, self._framed]
+        if self._stolen:
+            makers.append(self._with_a_former_key)
         body = draw.choice(makers)(chain) or self._unwilling(chain)
         height, nonce = chain.state.height, draw.getrandbits(50)
         return sign_record(self._signer, self._network, chain.id, body, 1, nonce, height)
@@ -122,6 +157,35 @@ class FalseGovernance:
         tip = self._random.randbytes(HASH_BYTES)
         agreed = self._friend.sign("join", join_terms(self._network, chain.id, number, member, tip))
         return MembershipChange(number, PeerId(""), member, tip, agreed, "")
+
+    def _usurper(self, chain: Chain) -> Body | None:
+        """A key of this member's own is to follow another member's, which has not signed that."""
+        others = [one for one in chain.state.roster if one.peer != self._signer.peer]
+        return self._succession(chain, self._random.choice(others), self._friend) if others else None
+
+    def _framed(self, chain: Chain) -> Body | None:
+        """Somebody else's key, which has not signed that, is to follow this member's."""
+        mine = [one for one in chain.state.roster if one.peer == self._signer.peer]
+        victim = Signer(sha256(b"somebody honest"))
+        return self._succession(chain, mine[0], victim) if mine else None
+
+    def _succession(self, chain: Chain, member: Member, heir: Signer) -> MembershipChange:
+        """Return the change by which `heir` follows `member`, as far as this member can sign it."""
+        number, tip = chain.state.change_number, self._random.randbytes(HASH_BYTES)
+        coming = msgspec.structs.replace(member, peer=heir.peer)
+        terms = succession_terms(self._network, chain.id, number, member.peer, coming, tip)
+        by_new = (heir if heir is self._friend else self._signer).sign(SUCCESSION_DOMAIN, terms)
+        by_old = self._signer.sign(SUCCESSION_DOMAIN, terms)
+        return MembershipChange(number, member.peer, coming, tip, by_new, "", by_old)
+
+    def _with_a_former_key(self, chain: Chain) -> Body:
+        """Evidence against a key that had no vote any more at that height."""
+        stolen = self._random.choice(self._stolen)
+        height = max(chain.state.height, stolen.after.get(chain.id, 0) + 1)
+        terms = (self._network, chain.id, PREVOTE, height, 0)
+        values = (NIL, self._random.randbytes(HASH_BYTES))
+        first, second = (Said(one, -1, sign_vote(stolen.signer, *terms, one).signature) for one in values)
+        return equivocation(stolen.signer.peer, PREVOTE, height, 0, (first, second))
 
     def _stranger(self) -> Member:
         return Member(self._friend.peer, "friend", "milling", ())

@@ -136,14 +136,17 @@ class KeyChanges:
             member = msgspec.structs.replace(peer.member, peer=change.heir.peer)
             terms = (peer.signer, change.heir, NETWORK, chain.id, chain.state.change_number, member)
             self._asked(life, world.ask(peer, Succeed(chain.id, succession(*terms))))
-        elif waiting:
-            life.durable = 0
-        elif not life.durable:
-            # It is answered when all that came before it is stored.
-            life.durable = world.ask(peer, ApproveChange(ChainId(""), PeerId("")))
-        elif world.settled(life.durable):
+        elif not waiting and self._is_durable(peer, life):
             change.former = peer.signer
             world.change_key(peer, change.heir)
+
+    def _is_durable(self, peer: SimPeer, life: _Life) -> bool:
+        """Say whether all is stored that has happened up to now; ask for it first."""
+        world = self._world
+        if not life.durable:
+            # It is answered when all that came before it is stored.
+            life.durable = world.ask(peer, ApproveChange(ChainId(""), PeerId("")))
+        return world.settled(life.durable)
 
     def _settle(self, peer: SimPeer, former: Signer, life: _Life) -> None:
         """Offer again what the former key has offered, and revoke it on main chains; then forget it."""

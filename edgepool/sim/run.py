@@ -232,7 +232,7 @@ class _Run:
         self._check_rounds(healing)
         self._convict(healing)
         if not world.run_until(self._at_rest, ANSWER_LIMIT_MS):
-            names = [*world.unanswered(), *world.keys.unsettled()]
+            names = [*world.owners.unanswered(), *world.keys.unsettled()]
             raise Violation("liveness", f"owners never get an answer: {', '.join(names)}")
         for peer in world.honest:
             self._check_at_rest(peer)
@@ -241,7 +241,7 @@ class _Run:
     def _at_rest(self) -> bool:
         """Say whether nobody waits for anything."""
         world = self._world
-        return not world.unanswered() and not world.keys.unsettled() and self._level()
+        return not world.owners.unanswered() and not world.keys.unsettled() and self._level()
 
     def _writers(self, chain: ChainId) -> list[SimPeer]:
         """Return the honest peers who have a vote on the next heights of `chain`."""

@@ -43,8 +43,8 @@ class Canary:
 
     `rules` are those of edgepool.sim.checkers of which one must be violated; `seeds` bounds the runs.
     Each run has the `faults` of its seed, with one liar of `role`, `cuts` power cuts, `wipes` of an
-    observer's disk and `admits` of strangers added; with a `window`, history is forgotten after so many
-    blocks.
+    observer's disk, `admits` of strangers and `keys` that change added; with a `window`, history is forgotten
+    after so many blocks. A `late` liar turns bad where and when a key changes.
     """
 
     switch: Callable[[ExitStack], None]
@@ -58,9 +58,13 @@ class Canary:
     admits: int = 0
     chains: int = 0
     window: int = 0
+    keys: int = 0
+    keys_ms: int = 900
+    members: int = 4
+    late: str = ""
 
     def plan(self, seed: int) -> Plan:
-        plan = make_plan(seed, self.heights, 4, parse_kinds(self.faults))
+        plan = make_plan(seed, self.heights, self.members, parse_kinds(self.faults))
         plan = replace(plan, spares=max(plan.spares, self.admits and 1 + self.admits, bool(self.wipes)))
         draw = Random(f"canary/{seed}")
         faults = [fault for fault in plan.faults if fault.kind != "byzantine"]
@@ -76,6 +80,7 @@ class Canary:
         for spare in range(self.admits):
             where = {"peer": plan.first_spare + 1 + spare, "by": plan.first_spare - 1, "chain": 0}
             faults.append(Fault(soon_ms + 100 * spare, "admit", where))
+        faults += self._changing(Random(f"canary/{seed}/keys"))
         faults.sort(key=lambda fault: fault.time_ms)
         if self.role:
             faults.insert(0, Fault(0, "byzantine", {"peer": draw.randrange(4), "role": self.role}))
@@ -83,6 +88,18 @@ class Canary:
             faults.insert(0, Fault(0, "prune", {"window": self.window, "page_bytes": 4_000}))
         chains = 2 if self.role == "replay" else self.chains or plan.chains
         return replace(plan, faults=tuple(faults), chains=chains)
+
+    def _changing(self, draw: Random) -> list[Fault]:
+        """Return the changes of keys, and the liar that comes with them."""
+        faults = []
+        for number in range(self.keys):
+            time_ms = draw.randrange(200, self.keys_ms)
+            peer = number % self.members
+            faults.append(Fault(time_ms, "key", {"peer": peer}))
+            if self.late and not number:
+                liar = {"peer": peer, "role": self.late}
+                faults.append(Fault(time_ms + draw.randrange(40, 120), "byzantine", liar))
+        return faults
 
 
 @contextmanager

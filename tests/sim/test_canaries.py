@@ -8,10 +8,13 @@ from contextlib import ExitStack
 import canaries
 import ledger_canaries
 import pytest
+import succession_canaries
 from canaries import CANARIES, switched_on
 from consensus_cluster import CHAIN, NETWORK, PEERS, SIGNERS, Cluster, at, make_block
 from ledger_canaries import LEDGER_CANARIES
 from msgspec.structs import replace
+from succession_canaries import SUCCESSION_CANARIES
+from test_members_change import Pool, succeed
 from trust_canaries import TRUST_CANARIES
 
 from edgepool.core import replay
@@ -26,12 +29,13 @@ from edgepool.model.message import Blocks, Proposal, Votes, sign_proposal
 from edgepool.model.pool import Genesis
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
 from edgepool.sim.chaos import Chaos
+from edgepool.sim.checkers import Violation
 from edgepool.sim.memo import ideal_signatures
-from edgepool.sim.plan import Plan
+from edgepool.sim.plan import Fault, Plan
 from edgepool.sim.run import run_plan
 
 Switch = Callable[[ExitStack], None]
-ALL = {**CANARIES, **LEDGER_CANARIES, **TRUST_CANARIES}
+ALL = {**CANARIES, **LEDGER_CANARIES, **TRUST_CANARIES, **SUCCESSION_CANARIES}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -56,6 +60,7 @@ def test_random_schedules_find_the_canary(name: str) -> None:
         "snapshot without its root",
         "trust forgotten at restart",
         "who has left still counts",
+        "former keys convict",
     ],
 )
 def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:
@@ -159,7 +164,59 @@ def an_old_roster_decides_nothing() -> bool:
     return seat.app.height == 2
 
 
+def anchors_go_over() -> bool:
+    """On a chain at rest, on which heads of a sub-chain are anchored, everybody's key changes."""
+    with ideal_signatures():
+        world = Chaos(Plan(seed=1, heights=30, members=4, observed=True, chains=2, faults=()))
+        world.form()
+        world.work(True)
+        world.run_for(1_000)
+        world.work(False)
+        assert world.run_until(lambda: bool(world.judge.happened.get("anchors")), 60_000)
+        for place in range(4):
+            world.inject(Fault(0, "key", {"peer": place}))
+        try:
+            return world.run_until(lambda: not world.keys.unsettled(), 60_000)
+        except Violation:
+            return False
+
+
+def old_evidence_convicts_the_new_key() -> bool:
+    """A member signs two votes on the last height of its old key."""
+    with ideal_signatures():
+        pool = Pool(4)
+        liar, other = pool.members[:2]
+        old = liar.id
+        heir, _ = succeed(pool, liar, "heir")
+        chains = [pool.chain(one) for one in pool.members]
+        assert pool.world.run_until(lambda: all(one.state.pending_change for one in chains), 60_000)
+        pool.lie(liar)
+        assert pool.world.run_until(lambda: heir.peer in pool.roster(other), 60_000)
+        pool.world.change_key(liar, heir)
+        assert old not in pool.roster(other)
+        roster = pool.chain(other).state
+        return pool.world.run_until(lambda: heir.peer not in {one.peer for one in roster.next_roster}, 60_000)
+
+
+def last_votes_are_stored() -> bool:
+    """Where votes overtake each other, a slow disk has the last one of the old key still to store."""
+    storm = (
+        Fault(450, "reordering", {"per_mille": 500, "most_ms": 600, "for_ms": 6_000}),
+        Fault(450, "slow-disk", {"peer": 0, "sync_ms": 100, "for_ms": 6_000}),
+        Fault(600, "key", {"peer": 0}),
+        Fault(6_000, "heal", {}),
+    )
+    plan = Plan(seed=0, heights=20, members=3, observed=True, chains=1, faults=storm)
+    return not any(run_plan(replace(plan, seed=seed)).violations for seed in range(12))
+
+
 DIRECTED: dict[str, tuple[Switch, Callable[[], bool]]] = {
+    "anchors not passed on": (succession_canaries.anchors_left_behind, anchors_go_over),
+    "evidence lost with the key": (
+        succession_canaries.evidence_lost,
+        old_evidence_convicts_the_new_key,
+    ),
+    "doors close early": (succession_canaries.doors_close_early, last_votes_are_stored),
     "lock forgotten at restart": (canaries.lock_forgotten_at_restart, a_lock_survives_a_restart),
     "old roster accepted": (ledger_canaries.old_roster_accepted, an_old_roster_decides_nothing),
     "first vote only": (canaries.first_vote_only, second_vote_counts),

@@ -16,7 +16,7 @@ def run(*faults: Fault, members: int = 4, heights: int = 40, chains: int = 2, se
     return run_plan(check_plan(plan))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_all_members_of_two_pools_of_three_change_their_keys_at_once(seed: int) -> None:
     """Each pool needs everybody: nobody may be waited for in one while it waits for another in the other."""
     result = run(*BURST, Fault(1_500, "heal", {}), members=3, seed=seed)
@@ -24,7 +24,7 @@ def test_all_members_of_two_pools_of_three_change_their_keys_at_once(seed: int) 
     assert (result.happened["keys changed"], result.happened["revoked"]) == (6, 3)
 
 
-@pytest.mark.parametrize("skip", range(0, 40, 3))
+@pytest.mark.parametrize("skip", range(0, 40, 5))
 @pytest.mark.parametrize("kept", [-1, 0])
 def test_the_power_fails_at_each_point_where_who_changes_its_key_stores_something(
     skip: int, kept: int
@@ -49,11 +49,11 @@ def test_a_slow_disk_forgets_no_last_vote_of_a_key() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_a_liar_of_each_role_changes_its_key_and_steals_the_former_keys_of_others(role: str) -> None:
     """What it has signed with its own former key convicts it; what it signs with others' harms nobody."""
-    plan = make_plan(12, 50, 4, parse_kinds("delay,loss,reordering,persist-crash"))
+    plan = make_plan(12, 30, 4, parse_kinds("delay,loss,reordering,persist-crash"))
     keys = [Fault(300 + 400 * place, "key", {"peer": place}) for place in (2, 0, 1)]
     faults = sorted((*plan.faults, *keys), key=lambda fault: fault.time_ms)
     liar = Fault(0, "byzantine", {"peer": 2, "role": role})
-    result = run(liar, *faults, heights=50)
+    result = run(liar, *faults, heights=30)
     assert result.violations == []
     assert result.happened["keys changed"] >= 2
     former = {f"the former key of m{place}" for place in range(3)}
