@@ -7,6 +7,7 @@ from ledger_world import KEY, NETWORK, World, signer
 from msgspec.structs import replace
 
 from edgepool.core.ledger.proof import proof_problem, prove
+from edgepool.core.ledger.roster import MAX_VOTELESS
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.membership import MembershipPolicy
 from edgepool.core.people import People, listeners
@@ -116,6 +117,16 @@ def test_a_state_with_new_keys_is_the_same_from_its_snapshot(world: World) -> No
     assert restored.coordinator == world.state.coordinator
     assert restored.observers == world.state.observers
     assert restored.adoption == world.state.adoption
+
+
+def test_of_a_peer_without_a_vote_few_keys_are_remembered(world: World) -> None:
+    """Else an observer could push out what evidence against members needs."""
+    client = world.observers["client"]
+    for number in range(MAX_VOTELESS + 3):
+        client = go_on(world, client, f"key {number}")
+    assert len(world.state.successions) == MAX_VOTELESS
+    assert {one.heir for one in world.state.successions} == {client.peer}
+    assert len(world.state.former) == 1
 
 
 # --- what may not stand

@@ -38,6 +38,8 @@ MAX_FORMER = 256
 MAX_HEIGHT = 2**53
 MAX_SUCCESSIONS = 256
 """How many keys that have been succeeded are remembered, the newest."""
+MAX_VOTELESS = 16
+"""How many keys are remembered that one peer without a vote has had, the newest."""
 MAX_PASSING = MAX_OBSERVERS + 1
 """How many can go on under new keys at the end of one block that have no vote."""
 
@@ -55,6 +57,11 @@ class Succession(Wire, frozen=True):
     heir: PeerText
     after: KnownHeight
     last: KnownHeight
+
+    @property
+    def voteless(self) -> bool:
+        """Whether it had no vote as `former`."""
+        return self.after == self.last
 
 
 class Roster(Wire, frozen=True, dict=True, gc=True):
@@ -245,10 +252,10 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
 
         Votes are counted once more: the roster may have become smaller under an open change.
         """
-        counted = self._passed(height).counted()
+        counted = self.counted()
         if counted.pending is None and counted.decided is None:
-            return counted
-        counted = counted._succeeded(height)
+            return counted._passed(height)
+        counted = counted._succeeded(height)._passed(height)
         present, change = counted.following, counted.decided
         following = present
         admitted, former = dict(counted.admitted), dict(counted.former)
@@ -287,14 +294,22 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def _passed(self, height: int) -> Roster:
         """Return what this becomes when those without a vote go on under the keys that they have named.
 
-        Their old keys are told of this block, and of no other.
+        Their old keys are told of this block, and of no other. Nobody approves such a change, so of each peer few
+        are remembered: else it could push out what is remembered of members.
         """
         if not self.passing:
             return self
         passed = replace(self, passing=())
         for said in self.passing:
             passed = passed._renamed(said, Succession(said.former, said.incoming.peer, height, height))
-            passed = replace(passed, former=(*passed.former, (said.former, height))[-MAX_FORMER:])
+            own = [one for one in passed.successions if one.heir == said.incoming.peer and one.voteless]
+            gone, earlier = own[:-MAX_VOTELESS], {one.former for one in own[:-1]}
+            former = [one for one in passed.former if one[0] not in earlier]
+            passed = replace(
+                passed,
+                successions=tuple(one for one in passed.successions if one not in gone),
+                former=(*former, (said.former, height))[-MAX_FORMER:],
+            )
         return passed
 
     def _renamed(self, said: Adoption, new: Succession) -> Roster:
