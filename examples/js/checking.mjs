@@ -124,9 +124,9 @@ export function checkTrust (trust, rest, header) {
 
 // Throws unless the record stands on the chain of its genesis; returns the record's body.
 export function checkOffer (proof, network, trusted) {
-  const [genesis, handovers, header, certificate, record, index, path] = proof
+  const [genesis, handovers, header, certificate, record, index, path, adoption] = proof
   const pool = checkGenesis(genesis, network)
-  expect(trusted.includes(pool.coordinator), "the pool's coordinator is not trusted")
+  expect(trusted.includes(coordinatorOf(pool, adoption)), "the pool's coordinator is not trusted")
   const [content, signature] = record
   const [itsNetwork, itsChain, author, , , , body] = content
   expect(itsNetwork === network && itsChain === pool.chain, 'the record is for another chain')
@@ -137,6 +137,15 @@ export function checkOffer (proof, network, trusted) {
   const block = checkCertified(header, certificate, pool, roster)
   checkPath(record, index, path, header)
   return { pool, block, author, body }
+}
+
+// Who stands for a pool: the coordinator of its genesis, or the later key of it that has signed so.
+function coordinatorOf (pool, adoption) {
+  if (adoption === null) return pool.coordinator
+  const [number, former, member, tip, signature] = adoption
+  const terms = [pool.network, pool.chain, number, former, member, tip]
+  expect(holds(member[0], 'succession', terms, signature), 'the new key has not adopted the pool')
+  return member[0]
 }
 
 function checkPath (record, index, path, header) {

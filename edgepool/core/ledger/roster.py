@@ -294,8 +294,8 @@ class Roster(Wire, frozen=True, dict=True, gc=True):
     def _passed(self, height: int) -> Roster:
         """Return what this becomes when those without a vote go on under the keys that they have named.
 
-        Their old keys are told of this block, and of no other. Nobody approves such a change, so of each peer few
-        are remembered: else it could push out what is remembered of members.
+        Their old keys are told of this block, and of no other. Nobody approves such a change, so of each peer
+        few are remembered: else it could push out what is remembered of members.
         """
         if not self.passing:
             return self
