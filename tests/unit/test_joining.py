@@ -35,6 +35,7 @@ from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.message import Join, JoinAnswer
 from edgepool.model.pool import Genesis, Member
+from edgepool.model.succession import key_succession
 
 WORLD = World(3)
 NEW = signer("newcomer")
@@ -168,6 +169,23 @@ def test_nobody_is_asked_twice_at_once_and_not_too_many_are() -> None:
     for number in range(4, 3 + MAX_ASKING):
         assert failures(here.ask(6, WORLD.genesis, number, COMMAND, at(0))) == []
     assert "try again later" in failures(here.ask(6, WORLD.genesis, 99, COMMAND, at(0)))[0].reason
+
+
+def test_a_newcomer_believes_a_pool_that_its_coordinator_has_adopted() -> None:
+    """It has joined after the coordinator's key changed, and has never heard of the former one."""
+    cloud = signer("cloud's new key")
+    member = Member(cloud.peer, "cloud", "", (), "coordinator")
+    adoption = key_succession(cloud, NETWORK, WORLD.genesis.chain, WORLD.coordinator.peer, member).adoption(
+        WORLD.coordinator.peer
+    )
+    own = msgspec.structs.replace(MEMBER, peer=NEW.peer)
+    newcomer = Joining(
+        signer=NEW, network=NETWORK, coordinators=[cloud.peer], own=lambda: own, problem=lambda _: ""
+    )
+    first = newcomer.receive(WORLD.peers[1], Join(WORLD.genesis, 1, adoption), at(0))
+    assert first[0] == Following(WORLD.genesis)
+    without = newcomer.receive(WORLD.peers[1], Join(WORLD.genesis, 1), at(0))
+    assert not any(isinstance(one, Following) for one in without)
 
 
 def test_a_forged_genesis_is_the_senders_fault() -> None:

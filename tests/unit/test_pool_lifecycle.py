@@ -15,6 +15,7 @@ from edgepool.model.identity import Role
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import PoolAccept, PoolDecline, PoolFormed, PoolInvite, decode_message
 from edgepool.model.pool import Genesis, Invitation, Member, accept, sign_invitation
+from edgepool.model.succession import key_succession
 
 NETWORK = "works"
 NAMES = ("cloud", "a", "b", "c", "eye", "stranger", "rogue", "wit")
@@ -314,6 +315,19 @@ def test_a_genesis_of_an_untrusted_coordinator_starts_nothing() -> None:
     acceptances = tuple(acceptance(name, invitation).acceptance for name in ("a", "b"))
     genesis = Genesis(invitation, sign_invitation(SIGNERS["b"], invitation), acceptances)
     assert lifecycle("a").receive(PEER["b"], PoolFormed(genesis), at(0)) == []
+
+
+def test_a_genesis_of_a_former_key_is_believed_if_the_trusted_one_has_adopted_the_pool() -> None:
+    """Who was away when its pool was formed, and while that key changed, has a pool all the same."""
+    invitation = plan("a", "b", coordinator=PEER["b"])
+    acceptances = tuple(acceptance(name, invitation).acceptance for name in ("a", "b"))
+    genesis = Genesis(invitation, sign_invitation(SIGNERS["b"], invitation), acceptances)
+    adopted = key_succession(SIGNERS["cloud"], NETWORK, genesis.chain, PEER["b"], person("cloud"))
+    formed = PoolFormed(genesis, adopted.adoption(PEER["b"]))
+    assert lifecycle("a").receive(PEER["cloud"], formed, at(0)) == [Formed(genesis)]
+    elsewhere = key_succession(SIGNERS["cloud"], NETWORK, ChainId("0" * 40), PEER["b"], person("cloud"))
+    forged = PoolFormed(genesis, elsewhere.adoption(PEER["b"]))
+    assert lifecycle("a").receive(PEER["cloud"], forged, at(0)) == []
 
 
 @pytest.mark.parametrize(
