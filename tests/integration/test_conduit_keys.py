@@ -1,0 +1,124 @@
+"""Keys change where peers are reached through a conduit or a relay: those behind it, and its own [S3.6]."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from peer_cell import make_coordinator, make_machine
+from test_key_rotation import PATIENCE_S, Program, certifies, until
+from tls_peers import free_port
+
+from edgepool import DataKey, Peer
+from edgepool.config import (
+    BudgetSettings,
+    ConduitSettings,
+    KnownPeer,
+    Libp2pSettings,
+    Limits,
+    PeerSettings,
+    load_peer_settings,
+)
+from edgepool.gateway.pools import gather_members, pool_stands
+from edgepool.gateway.registrar import open_registrar
+from edgepool.model.ids import format_address, with_peer
+from edgepool.model.pool import Genesis
+
+PATIENT = Limits(handshake_timeout_ms=60_000, transfer_stall_ms=60_000)
+needs_libp2p = pytest.mark.skipif(find_spec("libp2p") is None, reason="the extra libp2p is not installed")
+roads = pytest.mark.parametrize(
+    "relay", [pytest.param(False, id="conduit"), pytest.param(True, id="relay", marks=needs_libp2p)]
+)
+KEY = DataKey("PTVA10212-01", "model")
+
+
+class Inner:
+    """A coordinator that is registrar and conduit, and machines that accept nothing, in one pool."""
+
+    def __init__(self, cloud: Program, machines: list[Program], pool: Genesis) -> None:
+        self.cloud = cloud
+        self.machines = machines
+        self.pool = pool
+
+    @property
+    def everybody(self) -> list[Peer]:
+        return [program.peer for program in (self.cloud, *self.machines)]
+
+
+def serves(settings: PeerSettings, relay: bool) -> PeerSettings:
+    """Make a peer a conduit, or a libp2p relay, with ports that stay when it is opened again."""
+    if not relay:
+        return replace(
+            settings, listen=format_address("127.0.0.1", free_port()), conduit=ConduitSettings(serve=True)
+        )
+    serving = Libp2pSettings(listen=format_address("127.0.0.1", free_port()), relay=True)
+    return replace(
+        settings,
+        listen=format_address("127.0.0.1", free_port()),
+        transport="both",
+        libp2p=serving,
+        limits=PATIENT,
+    )
+
+
+def reached_through(conduit: Peer, settings: PeerSettings, relay: bool) -> PeerSettings:
+    """Let a peer accept nothing, and be reached through a conduit or relay."""
+    if not relay:
+        return replace(settings, listen="", conduits=(with_peer(conduit.addresses[0], conduit.id),))
+    address = with_peer(next(one for one in conduit.addresses if one.endswith("/noise")), conduit.id)
+    hidden = Libp2pSettings(listen="", relays=(address,))
+    known = (KnownPeer("cloud", address),)
+    return replace(settings, listen="", transport="libp2p", libp2p=hidden, known_peers=known, limits=PATIENT)
+
+
+@asynccontextmanager
+async def inner_cell(folder: Path, machines: int, relay: bool = False) -> AsyncIterator[Inner]:
+    async with AsyncExitStack() as stack:
+        settings = certifies(load_peer_settings(make_coordinator(folder)))
+        cloud = Program(serves(settings, relay), stack)
+        await cloud.open()
+        await stack.enter_async_context(open_registrar(cloud.peer))
+        made = []
+        for number in range(machines):
+            settings = load_peer_settings(make_machine(folder, f"m{number}", cloud.peer))
+            made.append(Program(reached_through(cloud.peer, settings, relay), stack))
+            await made[-1].open()
+        peers = [cloud.peer, *(program.peer for program in made)]
+        members = await gather_members(cloud.peer, [peer.name for peer in peers], timeout_s=PATIENCE_S)
+        pool = await cloud.peer.form_pool("cell", "fixed", members)
+        await pool_stands(pool, peers, timeout_s=PATIENCE_S)
+        yield Inner(cloud, made, pool)
+
+
+def ways(peer: Peer) -> dict[str, str]:
+    return {link.name: link.conduit for link in peer.status().links}
+
+
+@roads
+async def test_who_is_behind_a_conduit_changes_its_key(tmp_path: Path, relay: bool) -> None:
+    async with inner_cell(tmp_path, 3, relay) as cell:
+        program, reader = cell.machines[0], cell.machines[1].peer
+        data = os.urandom(8_000_000)
+        await program.peer.publish(KEY, data)
+        await reader.budgets.change(BudgetSettings(mbit_s=10))
+        fetching = asyncio.create_task(reader.fetch(KEY))
+        await until(lambda: any(one.done_bytes > 1_000_000 for one in reader.status().transfers))
+        old = program.peer.id
+        new = await program.rotate()
+        assert new.id != old
+        for peer in cell.everybody:
+            await until(lambda: old in peer.trusting.revoked)  # noqa: B023
+        await until(lambda: ways(new) == {"cloud": "", "m1": "cloud", "m2": "cloud"})
+        await reader.budgets.change(None)
+        assert (await fetching).read() == data
+        again = os.urandom(1_000_000)
+        await new.publish(DataKey("PTVA10212-02", "model"), again)
+        assert (await reader.fetch(DataKey("PTVA10212-02", "model"))).read() == again
+        await reader.publish(DataKey("PTVA10212-03", "model"), again)
+        assert (await new.fetch(DataKey("PTVA10212-03", "model"))).read() == again
