@@ -37,6 +37,7 @@ from edgepool.transport.libp2p_child.messages import (
     FromChild,
     ListenFailed,
     Listening,
+    Met,
     Opened,
     Placed,
     Proven,
@@ -44,7 +45,7 @@ from edgepool.transport.libp2p_child.messages import (
     Reset,
     ToChild,
 )
-from edgepool.transport.libp2p_stream import ChildBroken, ChildStream
+from edgepool.transport.libp2p_stream import AnotherPeer, ChildBroken, ChildStream
 from edgepool.transport.refusals import REASONS, Counters, count
 
 BEAT_S = 1.0
@@ -131,7 +132,10 @@ class ChildProcess:
         self._task = asyncio.create_task(self._keep_alive(), name="edgepool libp2p child")
 
     async def open_stream(self, peer: PeerId, address: str, protocol: str, timeout_ms: int) -> ChildStream:
-        """Open a stream to a peer; OSError if that fails. Whoever gets it calls `begin` on it at once."""
+        """Open a stream to a peer; OSError if that fails, AnotherPeer if somebody else is there.
+
+        Whoever gets it calls `begin` on it at once.
+        """
         number = self._next_number
         self._next_number += 2
         opening: asyncio.Future[ChildStream] = asyncio.get_running_loop().create_future()
@@ -312,6 +316,8 @@ class ChildProcess:
                 self._reset(number, reason)
             case Opened(number, relay):
                 self._opened(number, relay)
+            case Met(number, peer):
+                self._not_opened(number, AnotherPeer(peer))
             case Accepted(number, peer, protocol, relay):
                 self._accepted(ChildStream(self, number, peer, relay), number, protocol)
             case Found(peer, address):
@@ -344,10 +350,13 @@ class ChildProcess:
         stream = self.streams[number] = ChildStream(self, number, peer, relay)
         opening.set_result(stream)
 
-    def _reset(self, number: int, reason: str) -> None:
+    def _not_opened(self, number: int, error: OSError) -> None:
         _, opening = self._opening.get(number, (None, None))
         if opening is not None and not opening.done():
-            opening.set_exception(ConnectionRefusedError(reason))
+            opening.set_exception(error)
+
+    def _reset(self, number: int, reason: str) -> None:
+        self._not_opened(number, ConnectionRefusedError(reason))
         if number in self.streams:
             stream = self.streams[number]
             stream.lose(ConnectionResetError(reason) if reason else None)

@@ -20,6 +20,14 @@ from edgepool.transport.libp2p_child.messages import (
 _HIGH_WATER_BYTES = 128 * 1024
 
 
+class AnotherPeer(ConnectionRefusedError):
+    """At an address is `peer`, as Noise has proved, and not the one that was dialled."""
+
+    def __init__(self, peer: PeerId) -> None:
+        super().__init__(0, "another peer answers there")
+        self.peer = peer
+
+
 class ChildBroken(Exception):
     """The child does what it never does: it is not to be trusted with another message."""
 

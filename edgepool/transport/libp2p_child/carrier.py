@@ -22,9 +22,11 @@ from edgepool.transport.libp2p_child.messages import (
     Dial,
     Finish,
     FromChild,
+    Met,
     Opened,
     Reset,
 )
+from edgepool.transport.libp2p_child.wire import AnotherPeer
 
 Tell = Callable[[FromChild], Awaitable[None]]
 Open = Callable[[str, str, str], Awaitable[INetStream]]
@@ -89,7 +91,10 @@ class Carrier:
                 stream = await self._open_stream(order.peer, order.address, order.protocol)
         except Exception as error:
             # py-libp2p's layers raise whatever their own parts do.
-            await self._tell(Reset(order.stream, words(error)))
+            met = _met(error)
+            # Behind a relay it may be the relay that is another, and who is meant there is known by its key.
+            named = bool(met) and "/p2p-circuit" not in order.address
+            await self._tell(Met(order.stream, met) if named else Reset(order.stream, words(error)))
             return
         finally:
             del self._dials[order.stream]
@@ -191,6 +196,16 @@ def relay_of(stream: INetStream) -> PeerId:
         way, circuit, _ = address.partition("/p2p-circuit")
         if circuit:
             return PeerId(way.rpartition("/p2p/")[2])
+    return PeerId("")
+
+
+def _met(error: BaseException) -> PeerId:
+    """Return who was met instead of the peer that was dialled, '' if that is not what went wrong."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AnotherPeer):
+            return PeerId(cause.peer)
+        cause = cause.__cause__
     return PeerId("")
 
 

@@ -22,7 +22,6 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -33,8 +32,8 @@ from multiaddr import Multiaddr
 from edgepool.transport.libp2p_child.circuits import Circuits
 from edgepool.transport.libp2p_child.messages import Begin
 from edgepool.transport.libp2p_child.muxer import Yamux
-from edgepool.transport.libp2p_child.wire import BufferedConnection, Tcp
-from edgepool.transport.refusals import BUSY, WRONG_PEER
+from edgepool.transport.libp2p_child.wire import AnotherPeer, BufferedConnection, Tcp
+from edgepool.transport.refusals import BUSY
 
 IDLE_S = 30.0
 """A connection without streams is ended after so long."""
@@ -42,23 +41,33 @@ IDLE_S = 30.0
 Count = Callable[[str], None]
 
 
+class NamingNoise(Noise):
+    """Noise that says who was met instead of the peer that was dialled: a key may have changed there."""
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        """Shake hands; AnotherPeer if that is not with `peer_id`."""
+        secured = await self.get_pattern().handshake_outbound(conn, None)
+        met = secured.get_remote_peer()
+        if met != peer_id:
+            await secured.close()
+            raise AnotherPeer(str(met))
+        return secured
+
+
 class Upgrader(TransportUpgrader):
     """Makes a TCP connection a Noise channel, and that a Yamux connection."""
 
-    def __init__(self, noise: Noise, keepalive_s: float, count: Count) -> None:
+    def __init__(self, noise: Noise, keepalive_s: float) -> None:
         super().__init__({TProtocol(NOISE): noise}, {TProtocol(YAMUX): Yamux})  # type: ignore[dict-item]
         self._keepalive_s = keepalive_s
-        self._count = count
 
     async def upgrade_security(
         self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
     ) -> ISecureConn:
-        """Shake hands by Noise; what fails in it, of whatever class, is one failure."""
+        """Shake hands by Noise; what fails in it, of whatever class, is one failure with that cause."""
         try:
             secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
         except Exception as error:
-            if isinstance(error.__cause__ or error, PeerIDMismatchesPubkey):
-                self._count(WRONG_PEER)
             raise SecurityUpgradeFailure("the Noise handshake failed") from error
         stream = getattr(raw_conn, "stream", None)
         if isinstance(stream, BufferedConnection):
@@ -100,7 +109,7 @@ class Connections:
         self._most_unproven = begin.handshakes
         self._proven: dict[ID, None] = {}
         self._most_proven = begin.connections
-        noise = Noise(key_pair, noise_privkey=create_noise_key_pair().private_key)
+        noise = NamingNoise(key_pair, noise_privkey=create_noise_key_pair().private_key)
         peer_store = AddresslessStore()
         peer = ID.from_pubkey(key_pair.public_key)
         peer_store.add_key_pair(peer, key_pair)
@@ -115,7 +124,7 @@ class Connections:
             inbound_upgrade_timeout=timeout_s,
             outbound_upgrade_timeout=timeout_s,
         )
-        upgrader = Upgrader(noise, begin.keepalive_ms / 1000, count)
+        upgrader = Upgrader(noise, begin.keepalive_ms / 1000)
         self.swarm = Swarm(
             peer, peer_store, upgrader, [self.tcp], RetryConfig(max_retries=0), connection_config=config
         )

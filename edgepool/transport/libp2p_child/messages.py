@@ -153,6 +153,13 @@ class Opened(Wire, tag="opened", frozen=True):
     relay: MaybePeer
 
 
+class Met(Wire, tag="met", frozen=True):
+    """From the child: where `stream` was to lead `peer` is instead, as Noise has proved; it is not opened."""
+
+    stream: StreamId
+    peer: PeerText
+
+
 class Found(Wire, tag="found", frozen=True):
     """From the child: somebody on the local network says that this peer is at this multiaddr."""
 
@@ -209,6 +216,7 @@ FromChild = (
     | ListenFailed
     | Accepted
     | Opened
+    | Met
     | Found
     | Placed
     | Counted

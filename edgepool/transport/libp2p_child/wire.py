@@ -26,6 +26,14 @@ _RECEIVE_BYTES = 64 * 1024
 _ACCEPT_PAUSE_S = 0.1
 
 
+class AnotherPeer(Exception):
+    """Where somebody was dialled `peer` is, as Noise has proved."""
+
+    def __init__(self, peer: str) -> None:
+        super().__init__("another peer is there")
+        self.peer = peer
+
+
 class BufferedConnection(ReadWriteCloser):
     """A TCP connection whose reads are exact. `secured` is set once Noise has proved the other side."""
 
