@@ -21,13 +21,16 @@ from edgepool.model.codec import Wire, encode
 from edgepool.model.ids import PeerId
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport import refusals
+from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.conduitwire import (
     LATE_PERIODS,
     MAX_FRAME_BYTES,
     Ask,
+    AskFormer,
     Beat,
     BeatAnswer,
     Declined,
+    FormerKeys,
     Granted,
     Offered,
     Reserve,
@@ -60,7 +63,10 @@ class _Ends:
 class Conduit:
     """The conduit of one peer, whose transport hands it connections; nothing happens before `start`."""
 
-    def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
+    def __init__(
+        self, settings: PeerSettings, identity: Identity, counters: Counters, keys: ConduitKeys
+    ) -> None:
+        self.keys = keys
         self.table = CircuitTable(settings.conduit)
         self.limits = settings.limits
         self.counters = counters
@@ -217,6 +223,7 @@ class _Call(asyncio.BufferedProtocol):
         self._conduit = conduit
         self._transport: asyncio.Transport | None = None
         self._frames = FrameBuffer(MAX_FRAME_BYTES)
+        self._has_said_keys = False
 
     def end(self) -> None:
         """End the connection at once."""
@@ -275,5 +282,10 @@ class _Call(asyncio.BufferedProtocol):
                     self.say(Granted(number, self._conduit.grant(self.identity, target)))
                 except OSError as error:
                     self.say(Declined(number, error.strerror or "the conduit failed"))
+            case AskFormer():
+                if self._has_said_keys:
+                    raise DecodeError("a question that was answered")
+                self._has_said_keys = True
+                self.say(FormerKeys(self._conduit.keys.line))
             case Beat(number):
                 self.say(BeatAnswer(number))

@@ -10,14 +10,18 @@ from edgepool.config import Limits
 from edgepool.errors import DecodeError
 from edgepool.model.codec import Wire, encode
 from edgepool.model.ids import PeerId
+from edgepool.model.lineage import Line
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.conduitwire import (
     LATE_PERIODS,
-    MAX_FRAME_BYTES,
+    MAX_ANSWER_BYTES,
     Ask,
+    AskFormer,
     Beat,
     BeatAnswer,
     Declined,
+    FormerKeys,
+    FromConduit,
     Granted,
     Offered,
     Reserve,
@@ -54,9 +58,10 @@ class ConduitLine(asyncio.BufferedProtocol):
         self.measured = asyncio.Event()
         self._keepalive_s = limits.keepalive_ms / 1000
         self._offered = offered
-        self._frames = FrameBuffer(MAX_FRAME_BYTES)
+        self._frames = FrameBuffer(MAX_ANSWER_BYTES)
         self._transport: asyncio.Transport | None = None
         self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._former: asyncio.Future[Line] = self._loop.create_future()
         self._number = 0
         self._heard_at_s = self._used_at_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -65,6 +70,16 @@ class ConduitLine(asyncio.BufferedProtocol):
     def open(self) -> bool:
         """Whether something can be asked."""
         return self._transport is not None and not self._transport.is_closing()
+
+    async def former_keys(self) -> Line:
+        """Ask the conduit which keys it had before, once; () if it does not say."""
+        self._say(AskFormer())
+        return await self._former
+
+    def begin(self) -> None:
+        """It is the conduit that is meant: ask for a place, if one is wanted."""
+        if self.keeps:
+            self._say(Reserve())
 
     async def ask(self, target: PeerId) -> bytes:
         """Ask for a circuit; return the token to come with. OSError with the reason if there is none."""
@@ -89,11 +104,9 @@ class ConduitLine(asyncio.BufferedProtocol):
     # --- for asyncio --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The conduit is there: ask for a place, if one is wanted."""
+        """The conduit is there."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport.set_write_buffer_limits(high=_OUTBOX_BYTES)
-        if self.keeps:
-            self._say(Reserve())
         self._beat()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -125,6 +138,8 @@ class ConduitLine(asyncio.BufferedProtocol):
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(OSError(0, "the conduit has ended the connection"))
+        if not self._former.done():
+            self._former.set_result(())
         self.reserved = False
         self.settled.set()
         self.measured.set()
@@ -132,7 +147,7 @@ class ConduitLine(asyncio.BufferedProtocol):
 
     # --- words --------------------------------------------------------------------------------
 
-    def _take(self, word: Reserved | Granted | Declined | Offered | BeatAnswer) -> None:
+    def _take(self, word: FromConduit) -> None:
         match word:
             case Reserved(refusal):
                 self.reserved, self.refusal = not refusal, refusal
@@ -148,6 +163,9 @@ class ConduitLine(asyncio.BufferedProtocol):
             case Offered():
                 if self.keeps:
                     self._offered(word)
+            case FormerKeys(line):
+                if not self._former.done():
+                    self._former.set_result(line)
             case BeatAnswer(number):
                 self.round_trip.answered(number, self._loop.time())
                 self.measured.set()

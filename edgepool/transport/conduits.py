@@ -17,6 +17,7 @@ from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError
 from edgepool.model.ids import PeerId, format_address, short, split_address
 from edgepool.runtime.ports import PeerIdentity
+from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.conduitline import ConduitLine
 from edgepool.transport.conduitwire import CIRCUIT_NAME, Offered
 from edgepool.transport.dial import OpenStream, Way, open_tcp
@@ -57,13 +58,14 @@ class Conduits:
     """The conduits in a peer's settings, and those at which others are reached. `open` opens a stream."""
 
     def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
+        self.keys = ConduitKeys(identity.network)
         self.names: dict[PeerId, str] = {}
         self.through_libp2p: OpenStream | None = None
         self.local: Callable[[PeerIdentity, PeerId], bytes] | None = None
         self._settings = settings
         self._identity = identity
         self._counters = counters
-        self._places: dict[tuple[str, int, PeerId], _Place] = {}
+        self._places: list[_Place] = []
         self._arrive: Arrive | None = None
         self._coming: set[asyncio.Task[None]] = set()
 
@@ -71,7 +73,8 @@ class Conduits:
     def addresses(self) -> tuple[str, ...]:
         """Where this peer can be reached through its conduits, as multiaddrs with its own id at the end."""
         return tuple(
-            f"{conduit}/p2p-circuit/p2p/{self._identity.peer}" for conduit in self._settings.conduits
+            f"{self.keys.of_address(conduit)}/p2p-circuit/p2p/{self._identity.peer}"
+            for conduit in self._settings.conduits
         )
 
     def name_of(self, address: str) -> str:
@@ -80,11 +83,14 @@ class Conduits:
 
     def named(self, conduit: PeerId | None) -> str:
         """Return the name of a conduit, '' for none."""
-        return "" if conduit is None else self.names.get(conduit, short(conduit))
+        if conduit is None:
+            return ""
+        conduit = self.keys.now(conduit)
+        return self.names.get(conduit, short(conduit))
 
     def places(self) -> list[ConduitPlace]:
         """Return how it stands with the places at this peer's own conduits."""
-        return [place.view() for place in self._places.values() if place.keeping is not None]
+        return [place.view() for place in self._places if place.keeping is not None]
 
     def start(self, arrive: Arrive) -> None:
         """Keep places from now on; those who come through the conduits are handed to `arrive`."""
@@ -101,7 +107,7 @@ class Conduits:
     async def close(self) -> None:
         """Give all places up."""
         tasks: list[asyncio.Task[Any]] = [*self._coming]
-        for place in self._places.values():
+        for place in self._places:
             tasks += place.close()
         for task in tasks:
             task.cancel()
@@ -119,7 +125,7 @@ class Conduits:
                 return await open_tcp(found.host, found.port)
         if found.peer is None:
             raise OSError(0, "it does not say which peer is wanted behind the conduit")
-        if found.conduit == self._identity.peer:
+        if self.keys.now(found.conduit) == self._identity.peer:
             if self.local is None:
                 raise OSError(0, "this peer is no conduit (any more)")
             token = self.local(self._identity.certificate, found.peer)
@@ -133,24 +139,23 @@ class Conduits:
         found = split_address(address)
         conduit = found.conduit or found.peer
         assert conduit is not None
-        key = (found.host, found.port, conduit)
-        place = self._places.get(key)
-        if place is None:
-            for old in [one for one, place in self._places.items() if place.unused]:
-                del self._places[old]
-            if len(self._places) >= MAX_LINES:
-                raise OSError(0, f"there are connections to {MAX_LINES} conduits already")
-            place = self._places[key] = _Place(self, *key)
-        return place
+        wanted = found.host, found.port, self.keys.now(conduit)
+        for place in self._places:
+            if (place.host, place.port, place.peer) == wanted:
+                return place
+        self._places = [place for place in self._places if not place.unused]
+        if len(self._places) >= MAX_LINES:
+            raise OSError(0, f"there are connections to {MAX_LINES} conduits already")
+        self._places.append(made := _Place(self, *wanted))
+        return made
 
     async def call(self, place: _Place, keeps: bool) -> ConduitLine:
         """Connect to a conduit. Raises OSError (which TimeoutError is), ValueError or DecodeError."""
 
         def judge(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            if identity.peer != place.peer or protocol != CONDUIT_PROTOCOL:
+            if protocol != CONDUIT_PROTOCOL:
                 count(self._counters, WRONG_PEER)
                 return None
-            self.names[identity.peer] = identity.name
             return ConduitLine(
                 identity, self._settings.limits, keeps, lambda offered: self._told(place, offered)
             )
@@ -162,9 +167,25 @@ class Conduits:
             await connect(doorway, address, self._identity.conduit_context, timeout_ms)
         finally:
             doorway.abandoned = True
-        if not isinstance(doorway.admitted, ConduitLine):
+        line = doorway.admitted
+        if not isinstance(line, ConduitLine):
             raise OSError(0, "another peer answers there, or it is no conduit")
-        return doorway.admitted
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._recognize(place, line)
+        except BaseException:
+            line.end()
+            raise
+        line.begin()
+        return line
+
+    async def _recognize(self, place: _Place, line: ConduitLine) -> None:
+        """See that the conduit that is meant is there, if under another key than before; else OSError."""
+        named, met = place.peer, line.identity.peer
+        if met != named and not self.keys.follow(named, met, await line.former_keys()):
+            count(self._counters, WRONG_PEER)
+            raise OSError(0, "another peer answers there")
+        self.names[met] = line.identity.name
 
     # --- who asks for this peer ---------------------------------------------------------------
 
@@ -191,13 +212,18 @@ class _Place:
     def __init__(self, owner: Conduits, host: str, port: int, peer: PeerId) -> None:
         self.host = host
         self.port = port
-        self.peer = peer
         self.keeping: asyncio.Task[None] | None = None
         self._owner = owner
+        self._named = peer
         self._kept: ConduitLine | None = None
         self._line: ConduitLine | None = None
         self._calling: asyncio.Task[ConduitLine] | None = None
         self._problem = "not tried yet"
+
+    @property
+    def peer(self) -> PeerId:
+        """The key that the conduit has by now."""
+        return self._owner.keys.now(self._named)
 
     @property
     def unused(self) -> bool:

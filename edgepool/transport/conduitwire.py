@@ -1,8 +1,9 @@
 """What peers and a conduit say to each other, in frames over a connection of their own under mutual TLS.
 
-A peer keeps a place (Reserve) or asks for a circuit to one that has (Ask). Both ends of a circuit are given
-a token each, with which they come to the conduit's port once more over plain TCP: greeting.py has the form.
-What then goes through is between the two of them.
+A peer keeps a place (Reserve) or asks for a circuit to one that has (Ask). If it finds another key there than
+the one it knows of, it asks first which keys the conduit had before (AskFormer). Both ends of a circuit are
+given a token each, with which they come to the conduit's port once more over plain TCP: greeting.py has the
+form. What then goes through is between the two of them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from msgspec import Meta
 
 from edgepool.model.codec import Wire, decode
 from edgepool.model.fields import PeerText, Text
+from edgepool.model.lineage import MAX_LINE, Line
 from edgepool.transport.greeting import TOKEN_BYTES
 
 CIRCUIT_NAME = b"ep-circ1"
 """How a plain connection that is one end of a circuit begins (greeting.py)."""
 MAX_FRAME_BYTES = 1024
+MAX_ANSWER_BYTES = 8 * 1024
+"""A conduit's frames are never longer; what it says of its former keys takes the most."""
 LATE_PERIODS = 3
 """After so many keepalive periods without a word the other side is taken for dead."""
 
@@ -75,8 +79,18 @@ class BeatAnswer(Wire, tag="beat-answer", frozen=True):
     count: Number
 
 
-FromPeer = Reserve | Ask | Beat
-FromConduit = Reserved | Granted | Declined | Offered | BeatAnswer
+class AskFormer(Wire, tag="ask-former", frozen=True):
+    """Peer to conduit, once at most: which keys had you before?"""
+
+
+class FormerKeys(Wire, tag="former-keys", frozen=True):
+    """Conduit or relay to peer: the keys that it had before, the oldest first, up to its own."""
+
+    line: Annotated[Line, Meta(max_length=MAX_LINE)]
+
+
+FromPeer = Reserve | Ask | Beat | AskFormer
+FromConduit = Reserved | Granted | Declined | Offered | BeatAnswer | FormerKeys
 _FROM_PEER: type[FromPeer] = FromPeer  # type: ignore[assignment]
 _FROM_CONDUIT: type[FromConduit] = FromConduit  # type: ignore[assignment]
 
@@ -88,4 +102,4 @@ def from_peer(frame: bytes) -> FromPeer:
 
 def from_conduit(frame: bytes) -> FromConduit:
     """Return what a conduit says to a peer; DecodeError if it is nothing that a conduit says."""
-    return decode(_FROM_CONDUIT, frame, MAX_FRAME_BYTES)
+    return decode(_FROM_CONDUIT, frame, MAX_ANSWER_BYTES)

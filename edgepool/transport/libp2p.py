@@ -8,6 +8,7 @@ has proved to have a peer id; here they become links, once both sides have shown
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from edgepool.config import PeerSettings
 from edgepool.errors import LocalError
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_address
+from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.dial import Way
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
-from edgepool.transport.libp2p_child.messages import Begin, LookAround
+from edgepool.transport.libp2p_child.messages import MAX_ADDRESSES, Begin, LookAround
 from edgepool.transport.libp2p_pipes import BYTES_STREAM, StreamSide
 from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
 from edgepool.transport.libp2p_relays import PLACE_STREAM, Relays, Standing
-from edgepool.transport.libp2p_stream import ChildStream
+from edgepool.transport.libp2p_stream import AnotherPeer, ChildStream
 from edgepool.transport.link import Link
 from edgepool.transport.nearby import Nearby
 from edgepool.transport.proofdoor import Admit, ProofDoor
@@ -35,6 +37,9 @@ QUERY_STREAM = "/edgepool/query/1"
 PROOF_STREAM = "/edgepool/proof/1"
 """The protocols of questions, for those who have no link."""
 
+FORMER_SAID = 3
+"""By so many of its former keys, the newest, does a peer let itself be found on the local network."""
+
 
 class Libp2pRoad:
     """Opens and takes libp2p streams for links. `admit` judges who has proved to be a member."""
@@ -45,6 +50,7 @@ class Libp2pRoad:
         identity: Identity,
         counters: Counters,
         admit: Admit,
+        keys: ConduitKeys,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
@@ -56,9 +62,9 @@ class Libp2pRoad:
         self._doors: dict[ProofDoor, None] = {}
         self._proven: dict[PeerId, None] = {}
         self.serving: dict[str, Callable[[PeerIdentity], asyncio.BufferedProtocol]] = {
-            PLACE_STREAM: lambda identity: Standing(speaks=True),
+            PLACE_STREAM: lambda identity: Standing(keys),
         }
-        self.relays = Relays(settings.libp2p.relays, identity.peer, self)
+        self.relays = Relays(settings.libp2p.relays, identity.peer, self, keys, counters)
         limits = settings.limits
         begin = Begin(
             identity.signer.seed,
@@ -107,7 +113,10 @@ class Libp2pRoad:
         """The child stands, for the first time or after a restart: have it look around, if that is wanted."""
         if not self._settings.libp2p.mdns:
             return
-        standing = tuple(f"{on_tcp(address)}/p2p/{self._identity.peer}" for address in self.addresses)
+        # Who knows this peer by a former key only looks for that one.
+        former = [one.former for one in reversed(self.relays.keys.line[-FORMER_SAID:])]
+        every = itertools.product((self._identity.peer, *former), map(on_tcp, self.addresses))
+        standing = tuple(f"{address}/p2p/{peer}" for peer, address in every)[:MAX_ADDRESSES]
         host = parse_address(on_tcp(self.addresses[0]))[0] if standing else reachable_host("0.0.0.0")
         self.process.say(LookAround(host, standing))
 
@@ -123,11 +132,17 @@ class Libp2pRoad:
         return self._door(protocol, True, proven)
 
     async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
-        """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails."""
+        """Open a stream to `peer` for `door`, which then knows the outcome; OSError if that fails.
+
+        If another peer is there the stream is opened to that one: as over TLS, the door judges who it is.
+        """
         timeout_ms = self._limits.handshake_timeout_ms
         if split_address(address).conduit is not None:
-            await self.relays.stand(address)
-        stream = await self.process.open_stream(peer, on_tcp(address), door.protocol, timeout_ms)
+            address = await self.relays.stand(address)
+        try:
+            stream = await self.process.open_stream(peer, on_tcp(address), door.protocol, timeout_ms)
+        except AnotherPeer as there:
+            stream = await self.process.open_stream(there.peer, on_tcp(address), door.protocol, timeout_ms)
         try:
             stream.begin(door)
             await asyncio.shield(door.over)

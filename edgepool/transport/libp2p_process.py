@@ -132,10 +132,7 @@ class ChildProcess:
         self._task = asyncio.create_task(self._keep_alive(), name="edgepool libp2p child")
 
     async def open_stream(self, peer: PeerId, address: str, protocol: str, timeout_ms: int) -> ChildStream:
-        """Open a stream to a peer; OSError if that fails, AnotherPeer if somebody else is there.
-
-        Whoever gets it calls `begin` on it at once.
-        """
+        """Open a stream to a peer, to `begin` at once; OSError if not, AnotherPeer if that is there."""
         number = self._next_number
         self._next_number += 2
         opening: asyncio.Future[ChildStream] = asyncio.get_running_loop().create_future()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, cast
 
+from edgepool.errors import DecodeError
+from edgepool.model.codec import decode, encode
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, short, split_address
+from edgepool.model.lineage import Line
+from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.conduits import ConduitPlace
+from edgepool.transport.conduitwire import MAX_ANSWER_BYTES, FormerKeys
+from edgepool.transport.framing import FrameBuffer, header
 from edgepool.transport.libp2p_child.messages import Reserve, ToChild
 from edgepool.transport.proofdoor import Admit, ProofDoor
+from edgepool.transport.refusals import WRONG_PEER, Counters, count
 
 AGAIN_S = 2.0
 """After so long a place that was lost, or not given, is asked for again."""
@@ -17,7 +24,10 @@ KEEP_S = 30.0
 """So often a place is asked for that stands already."""
 MAX_RELAYS = 16
 PLACE_STREAM = "/edgepool/place/1"
-"""The protocol by which a peer is known as a member at a relay; nothing but an empty frame is said."""
+"""The protocol by which a peer is known as a member at a relay.
+
+Nothing is said but one frame of the relay: empty, or with the keys that it had before (FormerKeys).
+"""
 
 
 class Process(Protocol):
@@ -38,45 +48,71 @@ class Road(Protocol):
         ...
 
     async def connect(self, door: ProofDoor, peer: PeerId, address: str) -> None:
-        """Open a stream to a peer for `door`; OSError if that fails."""
+        """Open a stream to a peer, or to who is there instead, for `door`; OSError if that fails."""
         ...
 
 
 class Standing(asyncio.BufferedProtocol):
-    """A stream that says, by an empty frame of the relay, that its opener is known there; it is then kept."""
+    """A stream that says, by a frame of the relay, that its opener is known there; it is then kept.
 
-    def __init__(self, speaks: bool = False) -> None:
-        self.known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    With `keys` this is the relay's end. Otherwise `known` is what the relay says of its former keys, None if
+    the opener is not known there.
+    """
+
+    def __init__(self, keys: ConduitKeys | None = None) -> None:
+        self.known: asyncio.Future[Line | None] = asyncio.get_running_loop().create_future()
         self.over = asyncio.Event()
-        self._speaks = speaks
-        self._buffer = bytearray(64)
+        self._keys = keys
+        self._frames = FrameBuffer(MAX_ANSWER_BYTES) if keys is None else None
+        self._ignored = bytearray(64)
+        self._transport: asyncio.Transport | None = None
+
+    def end(self) -> None:
+        """End the stream at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Both have proved their membership."""
-        if self._speaks:
-            transport.write(bytes(4))  # type: ignore[attr-defined]
+        self._transport = cast("asyncio.Transport", transport)
+        if self._keys is not None:
+            body = encode(FormerKeys(self._keys.line)) if self._keys.line else b""
+            self._transport.write(header(len(body)) + body)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
         """Return where to read into."""
-        return self._buffer
+        return self._ignored if self._frames is None else self._frames.space(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The relay has spoken; what else may come says nothing."""
-        if not self.known.done():
-            self.known.set_result(True)
+        """The relay has spoken; nothing else that may come, to either end, says anything."""
+        if self._frames is None:
+            return
+        self._frames.received(nbytes)
+        try:
+            if (frame := self._frames.next_frame()) is not None:
+                self._frames = None
+                said = decode(FormerKeys, frame, MAX_ANSWER_BYTES) if frame else FormerKeys(())
+                self.known.set_result(said.line)
+        except DecodeError:
+            self.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
+        self._transport = None
         self.over.set()
         if not self.known.done():
-            self.known.set_result(False)
+            self.known.set_result(None)
 
 
 class Relays:
     """The relays at which this peer stands: its own, where it keeps places, and those on ways to others."""
 
-    def __init__(self, own: tuple[str, ...], me: PeerId, road: Road) -> None:
-        self.addresses = tuple(f"{relay}/p2p-circuit/p2p/{me}" for relay in own)
+    def __init__(
+        self, own: tuple[str, ...], me: PeerId, road: Road, keys: ConduitKeys, counters: Counters
+    ) -> None:
+        self.keys = keys
+        self._counters = counters
+        self._me = me
         self._own = own
         self._road = road
         self._standing: dict[PeerId, Standing] = {}
@@ -84,26 +120,38 @@ class Relays:
         self.names: dict[PeerId, str] = {}
         self._refusals: dict[PeerId, str] = {}
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where this peer can be reached through its relays, as multiaddrs with its own id at the end."""
+        return tuple(f"{self.keys.of_address(relay)}/p2p-circuit/p2p/{self._me}" for relay in self._own)
+
     def name_of(self, relay: str) -> str:
         """Return the name of a relay by its peer id, '' for none."""
         return self.names.get(PeerId(relay), short(relay)) if relay else ""
 
     def placed(self, relay: PeerId, refusal: str) -> None:
         """The child has asked a relay for a place: it has one, or none for this reason."""
-        if any(split_address(own).peer == relay for own in self._own):
+        if any(self._relay_of(own) == relay for own in self._own):
             self._refusals[relay] = refusal
 
     def places(self) -> list[ConduitPlace]:
         """Return how it stands with the places at this peer's own relays."""
         return [self._place(own) for own in self._own]
 
-    def _place(self, own: str) -> ConduitPlace:
-        relay = split_address(own).peer
+    def _relay_of(self, address: str) -> PeerId:
+        """Return the relay that an address names, by the key that it has by now."""
+        found = split_address(address)
+        relay = found.conduit or found.peer
         assert relay is not None
+        return self.keys.now(relay)
+
+    def _place(self, own: str) -> ConduitPlace:
+        relay = self._relay_of(own)
         standing = self._standing.get(relay)
         linked = standing is not None and not standing.over.is_set()
         reason = self._refusals.get(relay, "not asked yet") if linked else "no connection"
-        return ConduitPlace(relay, self.names.get(relay, ""), own, not reason, reason, None)
+        name, address = self.names.get(relay, ""), self.keys.of_address(own)
+        return ConduitPlace(relay, name, address, not reason, reason, None)
 
     def start(self) -> None:
         """Keep places from now on."""
@@ -118,38 +166,47 @@ class Relays:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def stand(self, address: str) -> None:
-        """Be known as a member at the relay in `address`; OSError if it does not let us."""
-        found = split_address(address)
-        relay = found.conduit or found.peer
-        assert relay is not None
+    async def stand(self, address: str) -> str:
+        """Be known as a member at the relay in `address`; OSError if it does not let us.
+
+        Returns the address with the key that the relay has by now.
+        """
+        relay = self._relay_of(address)
         standing = self._standing.get(relay)
         if standing is not None and not standing.over.is_set():
-            return
+            return self.keys.of_address(address)
         self._standing = {peer: one for peer, one in self._standing.items() if not one.over.is_set()}
         if len(self._standing) >= MAX_RELAYS:
             raise OSError(0, f"there are connections to {MAX_RELAYS} relays already")
-        standing = Standing()
+        standing, met = Standing(), list[PeerIdentity]()
 
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            if identity.peer != relay:
-                return None
-            self.names[relay] = identity.name
+            met.append(identity)
             return standing
 
         way, _, _ = address.partition("/p2p-circuit")
         await self._road.connect(self._road.door(admit, PLACE_STREAM), relay, way)
-        if not await standing.known:
-            raise OSError(0, "the relay does not know this peer")
-        self._standing[relay] = standing
+        try:
+            line = await standing.known
+            if line is None or not met:
+                raise OSError(0, "the relay does not know this peer")
+            there = met[0].peer
+            if there != relay and not self.keys.follow(relay, there, line):
+                count(self._counters, WRONG_PEER)
+                raise OSError(0, "another peer answers there")
+        except BaseException:
+            standing.end()
+            raise
+        self.names[there] = met[0].name
+        self._standing[there] = standing
+        return self.keys.of_address(address)
 
     async def _keep(self, relay: str) -> None:
-        peer = split_address(relay).peer
-        assert peer is not None
         while True:
             try:
                 async with asyncio.timeout(KEEP_S):
                     await self.stand(relay)
+                    peer = self._relay_of(relay)
                     self._road.process.say(Reserve(peer))
                     await self._standing[peer].over.wait()
             except TimeoutError:

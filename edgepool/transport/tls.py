@@ -76,7 +76,9 @@ class TlsTransport:
         self._transfers = transfers
         self._live = live
         self.conduits = conduits or Conduits(settings, identity, counters)
-        self.conduit = Conduit(settings, identity, counters) if settings.conduit.serve else None
+        self.conduit = None
+        if settings.conduit.serve:
+            self.conduit = Conduit(settings, identity, counters, self.conduits.keys)
         self._paths = Paths()
         self.found = FoundElsewhere()
         self._listener = Listener(identity, settings.limits, counters, self._judge_tls)
@@ -84,7 +86,7 @@ class TlsTransport:
             self._listener.plain[LANE] = transfers.take
         self.libp2p: Libp2pRoad | None = None
         if settings.transport != "tls":
-            self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p)
+            self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p, self.conduits.keys)
             self.libp2p.arrived, self.conduits.through_libp2p = self._arrived, self.libp2p.open_pipe
             self.libp2p.relays.names = self.conduits.names
         self._handler: LinkHandler | None = None

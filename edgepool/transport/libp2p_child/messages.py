@@ -19,6 +19,8 @@ CHUNK_BYTES = 64 * 1024
 """No Data carries more."""
 MAX_MESSAGE_BYTES = CHUNK_BYTES + 1024
 
+MAX_ADDRESSES = 8
+
 StreamId = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=0, le=2**31)]
 AddressText = Annotated[str, Meta(max_length=512)]
@@ -35,7 +37,7 @@ class Begin(Wire, tag="begin", frozen=True):
     """
 
     seed: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    listen: Annotated[tuple[AddressText, ...], Meta(max_length=8)]
+    listen: Annotated[tuple[AddressText, ...], Meta(max_length=MAX_ADDRESSES)]
     protocols: Annotated[tuple[Protocol, ...], Meta(max_length=16)]
     handshakes: Size
     connections: Size
@@ -84,11 +86,12 @@ class Publish(Wire, tag="publish", frozen=True):
 class LookAround(Wire, tag="look", frozen=True):
     """To the child: ask the local network by multicast DNS who is there, and tell it `addresses`.
 
-    `host` is the IPv4 address of the interface to use; the addresses are multiaddrs with /p2p/PEER, or none.
+    `host` is the IPv4 address of the interface to use; the addresses are multiaddrs with /p2p/PEER,
+    also of its former keys, or none.
     """
 
     host: Annotated[str, Meta(max_length=64)]
-    addresses: Annotated[tuple[AddressText, ...], Meta(max_length=8)]
+    addresses: Annotated[tuple[AddressText, ...], Meta(max_length=MAX_ADDRESSES)]
 
 
 class Beat(Wire, tag="beat", frozen=True):
@@ -127,7 +130,7 @@ class Reset(Wire, tag="reset", frozen=True):
 class Listening(Wire, tag="listening", frozen=True):
     """From the child: it is up, at these multiaddrs."""
 
-    addresses: Annotated[tuple[AddressText, ...], Meta(max_length=8)]
+    addresses: Annotated[tuple[AddressText, ...], Meta(max_length=MAX_ADDRESSES)]
 
 
 class ListenFailed(Wire, tag="listen_failed", frozen=True):

@@ -54,7 +54,7 @@ def test_the_muxer_that_is_configured_is_the_one_that_is_used() -> None:
 
     async def main() -> None:
         noise: Any = Connections(begin(), lambda reason: None).swarm.upgrader.security_multistream
-        here = Upgrader(next(iter(noise.transports.values())), 5.0, lambda reason: None)
+        here = Upgrader(next(iter(noise.transports.values())), 5.0)
         assert [type(one) for one in await made(here)] == [Yamux, Yamux]
         there = TransportUpgrader(dict(noise.transports), {TProtocol(YAMUX): Yamux})  # type: ignore[dict-item]
         assert not any(isinstance(one, Yamux) for one in await made(there))

@@ -1,0 +1,62 @@
+"""Which key a conduit, or a relay, has by now that an address names under a former one [S3.6].
+
+Such addresses stand in settings, geneses, rosters and offers, which are not written again. Who dials one
+finds another key there. Whoever that is says which keys it had before, as it does on links; both keys have
+signed each change (model/lineage.py). Nobody else is asked for circuits, or given a place's traffic, though
+that is sealed between its ends anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgepool.model.ids import PeerId, split_address
+from edgepool.model.lineage import Line, line_problem
+
+MAX_FOLLOWED = 256
+"""So many keys are remembered that were found in the places of others; the oldest goes."""
+
+
+class ConduitKeys:
+    """What one peer knows of the keys of conduits and relays of `network`; `line` is that of its own key.
+
+    `heir` says what its chains and links have told: it counts first. `changed` is called when somebody was
+    found in another's place.
+    """
+
+    def __init__(self, network: str) -> None:
+        self.line: Line = ()
+        self.heir: Callable[[PeerId], PeerId] = lambda peer: peer
+        self.changed: Callable[[], None] = lambda: None
+        self._network = network
+        self._followed: dict[PeerId, PeerId] = {}
+
+    def now(self, peer: PeerId) -> PeerId:
+        """Return the key that a conduit or relay has by now which once had the key `peer`."""
+        seen: dict[PeerId, None] = {}
+        while peer not in seen:
+            seen[peer] = None
+            heir = self.heir(peer)
+            peer = self._followed.get(heir, heir)
+        return peer
+
+    def of_address(self, address: str) -> str:
+        """Return an address with the key that its conduit, or who is there if it has none, has by now."""
+        way, circuit, behind = address.partition("/p2p-circuit")
+        found = split_address(way)
+        if found.peer is None:
+            return address
+        return f"{way.removesuffix(found.peer)}{self.now(found.peer)}{circuit}{behind}"
+
+    def follow(self, named: PeerId, met: PeerId, line: Line) -> bool:
+        """Say whether `met`, who has said `line` of itself, has the place of `named`; it has from then on."""
+        before = self.now(named)
+        if all(one.former != before for one in line) or self.now(met) != met:
+            return False
+        if line_problem(line, self._network, met):
+            return False
+        if len(self._followed) >= MAX_FOLLOWED:
+            del self._followed[next(iter(self._followed))]
+        self._followed[before] = met
+        self.changed()
+        return True
