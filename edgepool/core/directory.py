@@ -9,7 +9,7 @@ from edgepool.core.access import Access
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.proof import prove, prove_kept
 from edgepool.core.ledger.succession import has_own
-from edgepool.core.machine import BlockSource
+from edgepool.core.machine import BlockSource, Holding, Load
 from edgepool.core.rights import Subject
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import OfferProof
@@ -34,6 +34,16 @@ class ChainDirectory:
         self.load_percent = (0, 0)
         self._me = me
         self._source = source
+
+    def told(self, event: Holding | Load) -> None:
+        """Take what the shell says of data that is held, and of the load."""
+        match event:
+            case Holding(root, size_bytes, held=True):
+                self.held[root] = size_bytes
+            case Holding(root):
+                self.held.pop(root, None)
+            case Load(network_percent, processing_percent):
+                self.load_percent = (network_percent, processing_percent)
 
     def main_chains(self) -> tuple[ChainId, ...]:
         """Return the chains of the fixed pools that this peer is in."""

@@ -87,12 +87,18 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """This peer can be dialled at other addresses from now on."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Woke:
     """The deadline that the node named has passed."""
 
 
-Event = Received | PeerUp | PeerDown | Submitted | Holding | Load | Woke
-
+Event = Received | PeerUp | PeerDown | Submitted | Holding | Load | Moved | Woke
 
 # --- commands: what an owner can ask of its node -----------------------------------------------
 

@@ -38,6 +38,7 @@ from edgepool.core.machine import (
     KeySucceeded,
     Load,
     Misbehaved,
+    Moved,
     NewChain,
     Notify,
     PeerDown,
@@ -183,15 +184,11 @@ class Node:
                 return effects + self._merge(self._resolver.peer_down(peer, now), now)
             case Submitted(ticket, command):
                 return self._submit(ticket, command, now)
-            case Holding(root, size_bytes, held):
-                if held:
-                    self.directory.held[root] = size_bytes
-                else:
-                    self.directory.held.pop(root, None)
+            case Holding() | Load():
+                self.directory.told(event)
                 return []
-            case Load(network_percent, processing_percent):
-                self.directory.load_percent = (network_percent, processing_percent)
-                return []
+            case Moved(addresses):
+                return self.rendezvous.moved(addresses, now)
             case Woke():
                 return self._wake(now)
             case _:

@@ -27,8 +27,8 @@ KEPT_MS = 24 * 3_600_000
 """So long a coordinator remembers where a peer was whose link is gone."""
 MAX_KEPT = 1024
 """Of so many peers is it known where they are; of those without a link the first that lapses goes."""
-WORDS_OF_A_LINK = 4
-"""So often a peer may say on one link where it is: once, and again if it learns that its clock went back."""
+WORDS_OF_A_LINK = 16
+"""So often a peer may say on one link where it is: once, and again if it moves or its clock went back."""
 
 
 class Rendezvous:
@@ -46,7 +46,7 @@ class Rendezvous:
         revoked: Callable[[], Collection[PeerId]],
     ) -> None:
         self.addresses: tuple[str, ...] = ()
-        """Where this peer can be dialled; set before anything else."""
+        """Where this peer can be dialled; set before anything else, and by `moved`."""
         self.said: dict[PeerId, tuple[str, ...]] = {}
         """Where those who are linked say that they can be dialled."""
         self._signer = signer
@@ -102,6 +102,11 @@ class Rendezvous:
         """A key has the place of one that the settings name: if it is a coordinator's, say where we are."""
         is_new = heir in self._coordinators and heir in self._linked
         return [self._own(heir, now)] if is_new and self.addresses else []
+
+    def moved(self, addresses: tuple[str, ...], now: Instant) -> list[Effect]:
+        """This peer can be dialled elsewhere by now: say so to all who are linked."""
+        self.addresses = addresses
+        return [*(Send(peer, Hello(addresses)) for peer in self._linked), *self._own_to_all(now)]
 
     def peer_down(self, peer: PeerId, now: Instant) -> None:
         """The link is gone: from now on, what is known of the peer ages."""

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 from edgepool.core.circuits import Pair
+from edgepool.core.machine import Event, Moved
+from edgepool.core.node import Node
 from edgepool.model.ids import PeerId, short
 from edgepool.peer.pathvalues import ConduitStatus, Libp2pStatus, PairStatus, PlaceStatus
 from edgepool.runtime.ports import Transport
 from edgepool.transport.conduit import Conduit
+from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.paths import LinkPath
 from edgepool.transport.tls import TlsTransport
 
 _MAX_PAIRS = 256
+
+
+def follow_conduits(
+    keys: ConduitKeys, node: Node, transport: Transport, post: Callable[[Event], None]
+) -> None:
+    """Let conduits and relays be known under the keys that they have by now.
+
+    This peer, which is reached through them, then says anew where it is.
+    """
+
+    def met() -> None:
+        if transport.addresses != node.rendezvous.addresses:
+            post(Moved(transport.addresses))
+
+    keys.heir, keys.line, keys.met = node.heirs.heir, node.heirs.line, met
 
 
 def paths_of(transport: Transport) -> dict[PeerId, LinkPath]:

@@ -46,7 +46,7 @@ from edgepool.peer.fetching import FetchingPeer
 from edgepool.peer.foreign import Foreign
 from edgepool.peer.keeper import DataKeeper, blobs_of
 from edgepool.peer.members import Membership
-from edgepool.peer.paths import conduit_to
+from edgepool.peer.paths import conduit_to, follow_conduits
 from edgepool.peer.rights import DataRights
 from edgepool.peer.rotation import KeyRotation
 from edgepool.peer.streams import Live
@@ -128,6 +128,7 @@ class Peer(FetchingPeer):
             on_link=self._link_changed,
             on_failure=self._stop_for,
         )
+        follow_conduits(conduits.keys, self._node, self._transport, self._loop.post)
         self.trusting = Trusting(self, self._identity)
         self._foreign = Foreign(self, self._transport)
         self._identities: dict[PeerId, PeerIdentity] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgepool.model.ids import PeerId, split_address
+from edgepool.model.ids import PeerId, short, split_address
 from edgepool.model.lineage import Line, line_problem
 
 MAX_FOLLOWED = 256
@@ -20,14 +20,16 @@ MAX_FOLLOWED = 256
 class ConduitKeys:
     """What one peer knows of the keys of conduits and relays of `network`; `line` is that of its own key.
 
-    `heir` says what its chains and links have told: it counts first. `changed` is called when somebody was
-    found in another's place.
+    `heir` says what its chains and links have told: it counts first. `met` is called when a conduit or relay
+    is there, under whatever key.
     """
 
     def __init__(self, network: str) -> None:
         self.line: Line = ()
         self.heir: Callable[[PeerId], PeerId] = lambda peer: peer
-        self.changed: Callable[[], None] = lambda: None
+        self.met: Callable[[], None] = lambda: None
+        self.names: dict[PeerId, str] = {}
+        """What they are called, by the keys that they have by now."""
         self._network = network
         self._followed: dict[PeerId, PeerId] = {}
 
@@ -39,6 +41,13 @@ class ConduitKeys:
             heir = self.heir(peer)
             peer = self._followed.get(heir, heir)
         return peer
+
+    def name_of(self, peer: PeerId | None) -> str:
+        """Return the name of a conduit or relay, '' for none."""
+        if not peer:
+            return ""
+        now = self.now(peer)
+        return self.names.get(now, short(now))
 
     def of_address(self, address: str) -> str:
         """Return an address with the key that its conduit, or who is there if it has none, has by now."""
@@ -58,5 +67,4 @@ class ConduitKeys:
         if len(self._followed) >= MAX_FOLLOWED:
             del self._followed[next(iter(self._followed))]
         self._followed[before] = met
-        self.changed()
         return True

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError
-from edgepool.model.ids import PeerId, format_address, short, split_address
+from edgepool.model.ids import PeerId, format_address, split_address
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.conduitline import ConduitLine
@@ -59,7 +59,6 @@ class Conduits:
 
     def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
         self.keys = ConduitKeys(identity.network)
-        self.names: dict[PeerId, str] = {}
         self.through_libp2p: OpenStream | None = None
         self.local: Callable[[PeerIdentity, PeerId], bytes] | None = None
         self._settings = settings
@@ -76,17 +75,6 @@ class Conduits:
             f"{self.keys.of_address(conduit)}/p2p-circuit/p2p/{self._identity.peer}"
             for conduit in self._settings.conduits
         )
-
-    def name_of(self, address: str) -> str:
-        """Return the name of the conduit on the way to an address, '' if there is none."""
-        return self.named(split_address(address).conduit)
-
-    def named(self, conduit: PeerId | None) -> str:
-        """Return the name of a conduit, '' for none."""
-        if conduit is None:
-            return ""
-        conduit = self.keys.now(conduit)
-        return self.names.get(conduit, short(conduit))
 
     def places(self) -> list[ConduitPlace]:
         """Return how it stands with the places at this peer's own conduits."""
@@ -185,7 +173,8 @@ class Conduits:
         if met != named and not self.keys.follow(named, met, await line.former_keys()):
             count(self._counters, WRONG_PEER)
             raise OSError(0, "another peer answers there")
-        self.names[met] = line.identity.name
+        self.keys.names[met] = line.identity.name
+        self.keys.met()
 
     # --- who asks for this peer ---------------------------------------------------------------
 
@@ -248,7 +237,7 @@ class _Place:
         up = kept is not None and kept.open and kept.reserved
         return ConduitPlace(
             self.peer,
-            self._owner.names.get(self.peer, ""),
+            self._owner.keys.names.get(self.peer, ""),
             f"{format_address(self.host, self.port)}/p2p/{self.peer}",
             up,
             "" if up else self._problem,

@@ -185,7 +185,7 @@ class Libp2pRoad:
 
     def _accept(self, stream: ChildStream, protocol: str) -> asyncio.BaseProtocol | None:
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            relay = self.relays.name_of(stream.relay)
+            relay = self.relays.keys.name_of(stream.relay)
             serve = self.serving.get(protocol)
             taker: asyncio.BufferedProtocol | None
             if protocol == BYTES_STREAM:

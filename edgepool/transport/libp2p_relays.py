@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from edgepool.errors import DecodeError
 from edgepool.model.codec import decode, encode
 from edgepool.model.identity import PeerIdentity
-from edgepool.model.ids import PeerId, short, split_address
+from edgepool.model.ids import PeerId, split_address
 from edgepool.model.lineage import Line
 from edgepool.transport.conduitkeys import ConduitKeys
 from edgepool.transport.conduits import ConduitPlace
@@ -117,17 +117,12 @@ class Relays:
         self._road = road
         self._standing: dict[PeerId, Standing] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.names: dict[PeerId, str] = {}
         self._refusals: dict[PeerId, str] = {}
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where this peer can be reached through its relays, as multiaddrs with its own id at the end."""
         return tuple(f"{self.keys.of_address(relay)}/p2p-circuit/p2p/{self._me}" for relay in self._own)
-
-    def name_of(self, relay: str) -> str:
-        """Return the name of a relay by its peer id, '' for none."""
-        return self.names.get(PeerId(relay), short(relay)) if relay else ""
 
     def placed(self, relay: PeerId, refusal: str) -> None:
         """The child has asked a relay for a place: it has one, or none for this reason."""
@@ -150,7 +145,7 @@ class Relays:
         standing = self._standing.get(relay)
         linked = standing is not None and not standing.over.is_set()
         reason = self._refusals.get(relay, "not asked yet") if linked else "no connection"
-        name, address = self.names.get(relay, ""), self.keys.of_address(own)
+        name, address = self.keys.names.get(relay, ""), self.keys.of_address(own)
         return ConduitPlace(relay, name, address, not reason, reason, None)
 
     def start(self) -> None:
@@ -197,8 +192,9 @@ class Relays:
         except BaseException:
             standing.end()
             raise
-        self.names[there] = met[0].name
+        self.keys.names[there] = met[0].name
         self._standing[there] = standing
+        self.keys.met()
         return self.keys.of_address(address)
 
     async def _keep(self, relay: str) -> None:

@@ -48,7 +48,6 @@ from edgepool.transport.transfer_server import TransferServer
 
 CLOSE_S = 1.0
 """How long `close` waits for what is queued."""
-
 _CROSSING_S = 2.0
 
 logger = logging.getLogger(__name__)
@@ -76,9 +75,8 @@ class TlsTransport:
         self._transfers = transfers
         self._live = live
         self.conduits = conduits or Conduits(settings, identity, counters)
-        self.conduit = None
-        if settings.conduit.serve:
-            self.conduit = Conduit(settings, identity, counters, self.conduits.keys)
+        self._keys = keys = self.conduits.keys
+        self.conduit = Conduit(settings, identity, counters, keys) if settings.conduit.serve else None
         self._paths = Paths()
         self.found = FoundElsewhere()
         self._listener = Listener(identity, settings.limits, counters, self._judge_tls)
@@ -86,9 +84,8 @@ class TlsTransport:
             self._listener.plain[LANE] = transfers.take
         self.libp2p: Libp2pRoad | None = None
         if settings.transport != "tls":
-            self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p, self.conduits.keys)
+            self.libp2p = Libp2pRoad(settings, identity, counters, self._judge_libp2p, keys)
             self.libp2p.arrived, self.conduits.through_libp2p = self._arrived, self.libp2p.open_pipe
-            self.libp2p.relays.names = self.conduits.names
         self._handler: LinkHandler | None = None
         self._closing = False
         self._wanted: dict[PeerId, Member] = {}
@@ -227,7 +224,7 @@ class TlsTransport:
         if protocol == LINK_PROTOCOL:
             refusal = self._link_refusal(identity.peer)
             if not refusal:
-                conduit = self.conduits.named(way.conduit)
+                conduit = self._keys.name_of(way.conduit)
                 return Link(identity, False, self, self._limits, self._counters, conduit)
             count(self._counters, refusal)
             return None
@@ -323,17 +320,18 @@ class TlsTransport:
         place, peer = split_address(address), identity.peer
         through_conduit, link = place.conduit is not None, self._up.get(peer)
         taken = link is not None and (through_conduit or not link.conduit)
-        if protocol not in (LINK_PROTOCOL, LINK_STREAM) or peer != wanted.peer:
+        strange = protocol not in (LINK_PROTOCOL, LINK_STREAM)
+        if strange or peer != wanted.peer:
             count(self._counters, refusals.WRONG_PEER)
             full = link is None and len(self._up) >= self._limits.links
-            if protocol != LINK_PROTOCOL or through_conduit or full or self._pauses.lasts(peer):
+            if strange or through_conduit or full or self._pauses.lasts(peer):
                 return None
             self.found.note(wanted, address, identity)
             # The other side takes this for the newest link, whatever there was before: so does this one.
             taken = peer == self._identity.peer
         if self._closing or taken or peer in self._awaiting_welcome:
             return None
-        made = Link(identity, True, self, self._limits, self._counters, self.conduits.name_of(address))
+        made = Link(identity, True, self, self._limits, self._counters, self._keys.name_of(place.conduit))
         made.road = "libp2p" if place.libp2p else "tls"
         return made
 
