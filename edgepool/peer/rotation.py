@@ -160,8 +160,6 @@ class KeyRotation:
                 "a coordinator keeps its key: the genesis of each of its pools and the settings of their "
                 "members name it"
             )
-        if settings.conduit.serve or settings.libp2p.relay:
-            return "a conduit or relay keeps its key: the settings of those that it serves name it"
         watched = [pool.invitation.name for pool in self._peer.pools if self._observes(pool)]
         if watched:
             return f"an observer keeps its key: the genesis of {', '.join(watched)} names it"

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 from test_conduit import conduit_peer, inner_peer, kept, started
-from tls_peers import TlsPeer, ended, make_settings, until
+from tls_peers import NETWORK, TlsPeer, ended, free_port, make_settings, until
 
 from edgepool.config import Limits
 from edgepool.core.circuits import NOT_HERE, SHARE
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.model.codec import Wire, encode
+from edgepool.model.ids import format_address
+from edgepool.model.lineage import follow
 from edgepool.transport.conduitwire import (
     CIRCUIT_NAME,
     Ask,
+    AskFormer,
     Beat,
     Declined,
+    FormerKeys,
     FromConduit,
     Granted,
     Offered,
@@ -285,3 +289,41 @@ async def test_another_peer_in_the_place_of_the_one_that_was_asked_for_gets_no_l
             assert a.seen.events == []
             await listener.close()
         theirs.close()
+
+
+async def test_who_sits_where_a_conduit_was_has_to_be_its_heir(tmp_path: Path) -> None:
+    """A member that serves at that address gets no place's traffic, whatever it says of its keys."""
+    at = format_address("127.0.0.1", free_port())
+    async with conduit_peer(tmp_path, listen=at) as c:
+        a, b = inner_peer(tmp_path, "a", c), inner_peer(tmp_path, "b", c)
+    other = TlsPeer(make_settings(tmp_path, "other"))
+    async with started(a, b), conduit_peer(tmp_path, "heir", listen=at) as heir:
+        a.transport.want(b.member)
+        conduit, own = heir.transport.conduit, heir.identity.signer
+        assert conduit is not None
+        for line in ((), (follow(other.identity.signer, own, NETWORK),)):
+            conduit.keys.line = line
+            refused = a.counters.get("refused_wrong_peer", 0), b.counters.get("refused_wrong_peer", 0)
+            # The call under way may have begun with the line before.
+            await until(lambda: a.counters.get("refused_wrong_peer", 0) > refused[0] + 1, SLOW_S)  # noqa: B023
+            await until(lambda: b.counters.get("refused_wrong_peer", 0) > refused[1] + 1, SLOW_S)  # noqa: B023
+            assert not conduit.table.reserved
+            assert not kept(a)
+        assert not conduit.table.passed
+        conduit.keys.line = (follow(c.identity.signer, own, NETWORK),)
+        await until(lambda: kept(a) and kept(b), SLOW_S)
+        await until(lambda: a.linked_to(b) and b.linked_to(a), SLOW_S)
+        assert a.transport.paths()[b.peer].conduit == "heir"
+        assert a.transport.addresses == (f"{at}/p2p/{heir.peer}/p2p-circuit/p2p/{a.peer}",)
+
+
+async def test_a_conduit_says_once_which_keys_it_had(tmp_path: Path) -> None:
+    async with conduit_peer(tmp_path) as c:
+        asker = TlsPeer(make_settings(tmp_path, "asker"))
+        caller = await Caller.at(c, asker)
+        caller.say(AskFormer())
+        assert await caller.hear() == FormerKeys(())
+        caller.say(AskFormer())
+        assert await ended(caller.reader)
+        assert c.counters == {"refused_garbage": 1}
+        caller.close()

@@ -54,27 +54,34 @@ class Inner:
 def serves(settings: PeerSettings, relay: bool) -> PeerSettings:
     """Make a peer a conduit, or a libp2p relay, with ports that stay when it is opened again."""
     if not relay:
-        return replace(
-            settings, listen=format_address("127.0.0.1", free_port()), conduit=ConduitSettings(serve=True)
-        )
-    serving = Libp2pSettings(listen=format_address("127.0.0.1", free_port()), relay=True)
-    return replace(
-        settings,
-        listen=format_address("127.0.0.1", free_port()),
-        transport="both",
-        libp2p=serving,
-        limits=PATIENT,
-    )
+        return replace(settings, listen=port(), conduit=ConduitSettings(serve=True))
+    return on_both_roads(settings, Libp2pSettings(listen=port(), relay=True))
 
 
-def reached_through(conduit: Peer, settings: PeerSettings, relay: bool) -> PeerSettings:
-    """Let a peer accept nothing, and be reached through a conduit or relay."""
+def on_both_roads(settings: PeerSettings, libp2p: Libp2pSettings) -> PeerSettings:
+    return replace(settings, listen=port(), transport="both", libp2p=libp2p, limits=PATIENT)
+
+
+def port() -> str:
+    return format_address("127.0.0.1", free_port())
+
+
+def over_libp2p(peer: Peer) -> str:
+    return with_peer(next(one for one in peer.addresses if one.endswith("/noise")), peer.id)
+
+
+def reached_through(conduit: Peer, cloud: Peer, settings: PeerSettings, relay: bool) -> PeerSettings:
+    """Let a peer accept nothing, know the coordinator, and be reached through a conduit or relay."""
     if not relay:
         return replace(settings, listen="", conduits=(with_peer(conduit.addresses[0], conduit.id),))
-    address = with_peer(next(one for one in conduit.addresses if one.endswith("/noise")), conduit.id)
-    hidden = Libp2pSettings(listen="", relays=(address,))
-    known = (KnownPeer("cloud", address),)
-    return replace(settings, listen="", transport="libp2p", libp2p=hidden, known_peers=known, limits=PATIENT)
+    return replace(
+        settings,
+        listen="",
+        transport="libp2p",
+        libp2p=Libp2pSettings(listen="", relays=(over_libp2p(conduit),)),
+        known_peers=(KnownPeer("cloud", over_libp2p(cloud)),),
+        limits=PATIENT,
+    )
 
 
 @asynccontextmanager
@@ -87,7 +94,7 @@ async def inner_cell(folder: Path, machines: int, relay: bool = False) -> AsyncI
         made = []
         for number in range(machines):
             settings = load_peer_settings(make_machine(folder, f"m{number}", cloud.peer))
-            made.append(Program(reached_through(cloud.peer, settings, relay), stack))
+            made.append(Program(reached_through(cloud.peer, cloud.peer, settings, relay), stack))
             await made[-1].open()
         peers = [cloud.peer, *(program.peer for program in made)]
         members = await gather_members(cloud.peer, [peer.name for peer in peers], timeout_s=PATIENCE_S)
@@ -106,9 +113,9 @@ async def test_who_is_behind_a_conduit_changes_its_key(tmp_path: Path, relay: bo
         program, reader = cell.machines[0], cell.machines[1].peer
         data = os.urandom(8_000_000)
         await program.peer.publish(KEY, data)
-        await reader.budgets.change(BudgetSettings(mbit_s=10))
+        await reader.budgets.change(BudgetSettings(mbit_s=2))
         fetching = asyncio.create_task(reader.fetch(KEY))
-        await until(lambda: any(one.done_bytes > 1_000_000 for one in reader.status().transfers))
+        await until(lambda: any(one.done_bytes for one in reader.status().transfers))
         old = program.peer.id
         new = await program.rotate()
         assert new.id != old
@@ -116,9 +123,64 @@ async def test_who_is_behind_a_conduit_changes_its_key(tmp_path: Path, relay: bo
             await until(lambda: old in peer.trusting.revoked)  # noqa: B023
         await until(lambda: ways(new) == {"cloud": "", "m1": "cloud", "m2": "cloud"})
         await reader.budgets.change(None)
-        assert (await fetching).read() == data
+        fetched = await fetching
+        assert fetched.read() == data
+        assert fetched.shares.keys() == {old, new.id}
         again = os.urandom(1_000_000)
         await new.publish(DataKey("PTVA10212-02", "model"), again)
         assert (await reader.fetch(DataKey("PTVA10212-02", "model"))).read() == again
         await reader.publish(DataKey("PTVA10212-03", "model"), again)
         assert (await new.fetch(DataKey("PTVA10212-03", "model"))).read() == again
+
+
+def keeps(peer: Peer, conduit: Peer) -> bool:
+    """Say whether a peer keeps a place at a conduit, and tells others so, under the key that this has now."""
+    places = [place for place in peer.status().conduits if place.peer == conduit.id]
+    behind = f"/p2p/{conduit.id}/p2p-circuit/p2p/{peer.id}"
+    return bool(places) and places[0].kept and all(one.endswith(behind) for one in peer.addresses)
+
+
+@roads
+async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
+    tmp_path: Path, relay: bool
+) -> None:
+    """The conduit stands by itself: those behind it have no link to it, and no chain in common with it."""
+    async with AsyncExitStack() as stack:
+        settings = certifies(load_peer_settings(make_coordinator(tmp_path)))
+        if relay:
+            settings = on_both_roads(settings, Libp2pSettings(listen=port()))
+        cloud = await Program(settings, stack).open()
+        await stack.enter_async_context(open_registrar(cloud))
+        settings = load_peer_settings(make_machine(tmp_path, "dmz", cloud, role="witness"))
+        dmz = Program(serves(settings, relay), stack)
+        await dmz.open()
+        machines = []
+        for name in ("m0", "m1", "m2"):
+            settings = load_peer_settings(make_machine(tmp_path, name, cloud))
+            machines.append(Program(reached_through(dmz.peer, cloud, settings, relay), stack))
+            await machines[-1].open()
+        m0, m1, m2 = machines
+        everybody = [cloud, m0.peer, m1.peer, m2.peer]
+        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=PATIENCE_S)
+        pool = await cloud.form_pool("cell", "fixed", members)
+        await pool_stands(pool, everybody, timeout_s=PATIENCE_S)
+        await until(lambda: ways(m0.peer) == {"cloud": "", "m1": "dmz", "m2": "dmz"})
+        data = os.urandom(8_000_000)
+        await m0.peer.publish(KEY, data)
+        await m1.peer.budgets.change(BudgetSettings(mbit_s=2))
+        fetching = asyncio.create_task(m1.peer.fetch(KEY))
+        await until(lambda: any(one.done_bytes for one in m1.peer.status().transfers))
+        await m2.close()
+
+        old, new = dmz.peer.id, await dmz.rotate()
+        assert new.id != old
+        await until(lambda: keeps(m0.peer, new) and keeps(m1.peer, new))
+        await until(lambda: ways(m0.peer) == {"cloud": "", "m1": "dmz"})
+        await m1.peer.budgets.change(None)
+        assert (await fetching).read() == data
+
+        # Who was off knows the former key alone; what was offered meanwhile names it, too.
+        await m2.open()
+        await until(lambda: keeps(m2.peer, new))
+        await until(lambda: ways(m2.peer) == {"cloud": "", "m0": "dmz", "m1": "dmz"})
+        assert (await m2.peer.fetch(KEY)).read() == data

@@ -14,7 +14,7 @@ from peer_cell import Cell, open_cell
 from test_members import busy, demand, voters
 
 from edgepool import DataKey, LocalError, Peer, Refused
-from edgepool.config import AuthoritySettings, BudgetSettings, ConduitSettings, PeerSettings
+from edgepool.config import AuthoritySettings, BudgetSettings, PeerSettings
 from edgepool.gateway.registrar import open_registrar
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.policy import PolicyTerms
@@ -208,11 +208,6 @@ async def test_who_is_named_by_its_key_keeps_it(tmp_path: Path) -> None:
         cell.cloud.rotation.on_ready = program.ready.set
         with pytest.raises(LocalError, match="a coordinator keeps its key"):
             await cell.cloud.rotation.begin()
-        serves = program.peer.settings
-        program.peer.settings = replace(serves, conduit=ConduitSettings(serve=True))
-        with pytest.raises(LocalError, match="a conduit or relay keeps its key"):
-            await program.peer.rotation.begin()
-        program.peer.settings = serves
         watcher, member = cell.cloud.member(program.peer.id), cell.cloud.member(cell.machines[1].id)
         assert watcher is not None
         assert member is not None

@@ -98,6 +98,19 @@ def test_what_the_pool_says_already_is_not_told() -> None:
     assert Send(B.peer, of(A, OLD, 7)) in cloud.receive(A.peer, of(A, OLD, 7), at(4))
 
 
+def test_who_can_be_dialled_elsewhere_says_so_to_all_and_signed_to_coordinators() -> None:
+    a = place(A)
+    first = said(up(a, CLOUD.peer, at(0)), A.peer)
+    up(a, B.peer, at(0))
+    effects = a.moved(OLD, at(1))
+    hellos = [one.peer for one in effects if one.message == Hello(OLD)]
+    assert sorted(hellos) == sorted([CLOUD.peer, B.peer])
+    assert [one.peer for one in effects if isinstance(one.message, Reachable)] == [CLOUD.peer]
+    assert said(effects, A.peer).addresses == OLD
+    assert said(effects, A.peer).number > first.number
+    assert Send(C.peer, Hello(OLD)) in up(a, C.peer, at(2))
+
+
 def test_only_those_with_a_pool_in_common_are_told() -> None:
     cloud = place(CLOUD, CLOUD, A, B)
     for peer in (A.peer, B.peer, C.peer):

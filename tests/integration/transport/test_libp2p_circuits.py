@@ -12,12 +12,13 @@ import pytest
 from msgspec.structs import replace
 from peer_cell import make_coordinator, make_machine
 from roads import Libp2pRoad
-from tls_peers import TlsPeer, free_port, until
+from tls_peers import NETWORK, TlsPeer, free_port, until
 
 from edgepool import Peer
 from edgepool.config import KnownPeer, Libp2pSettings, Limits, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import format_address
+from edgepool.model.lineage import follow
 from edgepool.model.pool import Member
 
 if find_spec("libp2p") is None:
@@ -91,6 +92,28 @@ async def test_a_relay_serves_members_alone(tmp_path: Path) -> None:
             assert stream is None
             await until(lambda: relay.counters.get("refused_circuit"), PATIENCE_S)
             assert a.seen.events == []
+
+
+async def test_who_sits_where_a_relay_was_has_to_be_its_heir(tmp_path: Path) -> None:
+    road = Libp2pRoad(tmp_path)
+    serving = Libp2pSettings(listen=format_address("127.0.0.1", free_port()), relay=True)
+    async with road.peer("relay", libp2p=serving) as relay:
+        hidden = Libp2pSettings(listen="", relays=(f"{relay.transport.addresses[0]}/p2p/{relay.peer}",))
+    a, b = road.peer("a", libp2p=hidden), road.peer("b", libp2p=hidden)
+    async with a, b, road.peer("heir", libp2p=serving) as heir:
+        a.transport.want(member(b))
+        keys, own, child = heir.transport.conduits.keys, heir.identity.signer, heir.transport.libp2p
+        assert child is not None
+        for line in ((), (follow(a.identity.signer, own, NETWORK),)):
+            keys.line = line
+            refused = a.counters.get("refused_wrong_peer", 0)
+            # The call under way may have begun with the line before.
+            await until(lambda: a.counters.get("refused_wrong_peer", 0) > refused + 1, PATIENCE_S)  # noqa: B023
+            assert not any(place.kept for place in a.transport.libp2p.relays.places())
+        keys.line = (follow(relay.identity.signer, own, NETWORK),)
+        await until(lambda: a.linked_to(b) and b.linked_to(a), PATIENCE_S)
+        assert a.transport.paths()[b.peer].conduit == "heir"
+        assert [place.peer for place in a.transport.libp2p.relays.places()] == [heir.peer]
 
 
 async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) -> None:
