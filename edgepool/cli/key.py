@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -81,13 +81,19 @@ def rotate(
     done = run_async(_rotate(folder, timeout))
     if json:
         print_json(done)
-    elif done["former"]:
-        say(f"the peer is {done['id']} now; its old key {done['former']} is revoked")
+        return
+    say(f"the peer is {done['id']} now")
+    if done["revoked"]:
+        say(f"its old key {done['former']} is revoked")
     else:
-        say(f"the peer is {done['id']} now")
+        say(
+            f"no main pool has revoked its old key {done['former']}, for this peer has no word in any: if "
+            "somebody may have copied it, say 'edgepool member revoke' where a member runs",
+            "yellow",
+        )
 
 
-async def _rotate(folder: Path, timeout_s: float) -> dict[str, str]:
+async def _rotate(folder: Path, timeout_s: float) -> dict[str, Any]:
     """Have the key changed, and wait until the peer has settled under the new one."""
     import asyncio
     import time
@@ -112,7 +118,9 @@ async def _rotate(folder: Path, timeout_s: float) -> dict[str, str]:
                 status = await client.key_status()
         except Unavailable:
             continue
-    return {"id": status.peer, "former": former}
+    async with ApiClient.of(folder) as client:
+        revoked = [one.peer for one in (await client.trust()).revoked]
+    return {"id": status.peer, "former": former, "revoked": former in revoked}
 
 
 def _show(folder: Path, change: KeyChange, state: str, json: bool) -> None:

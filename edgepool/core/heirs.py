@@ -55,11 +55,6 @@ class Heirs:
         *_, last = self._line_of(peer)
         return last
 
-    def is_superseded(self, peer: PeerId) -> bool:
-        """Say whether a coordinator that is trusted has the place of `peer`, which had it before."""
-        heir = self.heir(peer)
-        return heir != peer and heir in self.coordinators
-
     def of_address(self, address: str) -> str:
         """Return an address with the keys that have the places of those in it; at most two stand in one."""
         parts = address.split("/")
@@ -113,6 +108,8 @@ class Heirs:
             return [Notify(Misbehaved(peer, "is no coordinator, and says that it was one"))]
         if any(self.heir(former) not in (former, *news.values()) for former in news) or self._me in news:
             return []  # somebody else has that place
+        if any(former in self._revoked and former not in self._decided for former in news):
+            return []  # it was stolen: of whose key changed in peace, the chain says so
         return self._take(self._said, news)
 
     def follow(self, state: ChainState, revoked: Collection[PeerId]) -> list[Effect]:

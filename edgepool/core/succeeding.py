@@ -10,12 +10,16 @@ from collections.abc import Iterable
 
 from edgepool.core.chain import Chain
 from edgepool.model.ids import PeerId
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import RevokePeer
 
 
 def places(chains: Iterable[Chain], me: PeerId) -> list[Chain]:
-    """Return the chains on which the key `me` votes, now or soon, in an order that all peers have."""
-    return sorted((chain for chain in chains if chain.state.may_write(me)), key=lambda chain: chain.id)
+    """Return the chains that name the key `me`, in an order that all peers have.
+
+    There it votes, now or soon, observes, or is the coordinator.
+    """
+    return sorted((chain for chain in chains if chain.state.names(me)), key=lambda chain: chain.id)
 
 
 def place_to_pass_on(waiting: Iterable[Chain], me: PeerId) -> Chain | None:
@@ -23,9 +27,11 @@ def place_to_pass_on(waiting: Iterable[Chain], me: PeerId) -> Chain | None:
 
     A pool that has decided so waits for the new key, and that one comes when the last pool has. So each peer
     passes on one place after the other, in the same order: else two peers who change their keys at the same
-    time would each be waited for where the other needs a decision.
+    time would each be waited for where the other needs a decision. Where it has no vote nobody waits.
     """
     for chain in waiting:
+        if not chain.state.may_write(me):
+            return None if _is_saying(chain) else chain
         if any(one.peer == me for one in chain.state.next_roster):
             return None if _has_said(chain, me) else chain
     return None
@@ -45,3 +51,8 @@ def _has_said(chain: Chain, me: PeerId) -> bool:
     return any(change.heir and change.outgoing == me for change in said) or any(
         getattr(body, "heir", "") and getattr(body, "number", 0) == number for body in chain.own_waiting
     )
+
+
+def _is_saying(chain: Chain) -> bool:
+    """Say whether the word of this peer, which has no vote, is on its way."""
+    return any(isinstance(body, KeySuccession) for body in chain.own_waiting)

@@ -134,6 +134,7 @@ class Registrar:
 
     def open(self) -> None:
         """Let strangers with a code knock at the peer's port."""
+        self._peer.rotation.hindrance = self.rotation.hindrance
         self._door.open(self.admitting.root.der, self.answer)
         self._peer.certifier.serve = self.certify
 
@@ -234,7 +235,8 @@ class Registrar:
                     _log.error("no certificate for '%s', who has a code: %s", found.name, error)
                     return Admission(FAILED)
                 self._say(f"{found.name} has joined as {found.role}, peer {found.peer}")
-        others = tuple(PeerId(peer) for peer in self._peer.settings.coordinators)[:16]
+        named = (self._peer.node.heirs.heir(PeerId(peer)) for peer in self._peer.settings.coordinators)
+        others = tuple(dict.fromkeys(named))[:16]
         network = self._peer.settings.network
         return Admission("", found.certificate.encode(), network, others, found.pool)
 

@@ -140,7 +140,21 @@ class Rotation:
             problem=self._problem,
         )
 
+    def hindrance(self) -> str:
+        """Say why the registrar's own key is not to be changed now, or return ''."""
+        plan = self._plan
+        if not self._beginning.locked() and (plan is None or self._stage(plan) == "done"):
+            return ""
+        return (
+            "its organisation's root rotates: change the key when 'edgepool org rotate' says that it is over"
+        )
+
     def _planned(self, overlap_s: int, leave_behind: bool) -> Plan:
+        if self._peer.rotation.is_under_way:
+            raise LocalError(
+                "the key of this registrar is being changed: rotate the root when 'edgepool key rotate' says "
+                "that this is over"
+            )
         present = self._registrar.issuing
         own, folder = present.root, next_folder(present.setting, self._home)
         self._changed_settings(folder)
@@ -366,7 +380,7 @@ class Rotation:
         known = self._registrar.joined()
         for genesis in self._peer.pools:
             state = self._peer.chain_state(genesis.chain)
-            for one in (*state.roster, *state.next_roster, *genesis.invitation.observers):
+            for one in (*state.roster, *state.next_roster, *state.observers):
                 known[one.peer] = one.name
         return known
 

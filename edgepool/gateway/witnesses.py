@@ -78,7 +78,7 @@ async def keep_witnesses(peer: Peer, report: Callable[[str], None] | None = None
     desks: dict[ChainId, _Desk] = {}
     while True:
         for genesis in peer.pools:
-            if genesis.invitation.coordinator == peer.id:
+            if peer.chain_state(genesis.chain).coordinator == peer.id:
                 desks.setdefault(genesis.chain, _Desk(genesis, say))
         now_s = asyncio.get_running_loop().time()
         await asyncio.gather(*(desk.look(peer, now_s) for desk in desks.values()))

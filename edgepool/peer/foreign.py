@@ -142,8 +142,7 @@ class Foreign:
         certified = None if genesis is None else self._peer.block(asked.chain, asked.height)
         if genesis is None or certified is None or asked.index >= len(certified.block.records):
             return No("there is no such record here (any more)")
-        people = {member.peer for member in genesis.invitation.people()}
-        people |= {member.peer for member in self._peer.members(asked.chain).members}  # type: ignore[misc]
+        people = self._peer.node.chains[asked.chain].people
         follows = refusal("follow chain", subject, ("people",) if subject.peer in people else ())
         is_offer = isinstance(certified.block.records[asked.index].record.body, DataOffer)
         if follows and (searches or not is_offer):

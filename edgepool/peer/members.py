@@ -145,7 +145,7 @@ class Membership:
                 )
                 for one in state.roster
             ],
-            observers=[one.name for one in invitation.observers],
+            observers=[one.name for one in state.observers],
             decided=_decided(state.pending_change, state.height, names),
             open=[self._open(known, change, authors, names) for change, authors in state.open_changes()],
             convicted=[names.get(peer, peer) for peer in convicted],

@@ -24,8 +24,9 @@ from edgepool.errors import EdgepoolError, LocalError, Refused, Unavailable
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.lineage import Line, follow
-from edgepool.model.pool import Genesis, Member
+from edgepool.model.pool import Member
 from edgepool.model.record import DataOffer
+from edgepool.model.succession import key_succession
 from edgepool.model.trust import RevokePeer, own_revocation
 from edgepool.model.vote import quorum
 from edgepool.peer.values import KeyStatus
@@ -58,6 +59,8 @@ class KeyRotation:
 
     def __init__(self, peer: Peer, identity: Identity, clock: Clock) -> None:
         self.on_ready: Callable[[], None] | None = None
+        self.hindrance: Callable[[], str] = lambda: ""
+        """Says why this is no time to begin, or ''; whoever runs this peer may know of something."""
         self._peer = peer
         self._identity = identity
         self._clock = clock
@@ -118,6 +121,11 @@ class KeyRotation:
             problem=self._problem,
         )
 
+    @property
+    def is_under_way(self) -> bool:
+        """Say whether a change is begun, or is just being begun, and not at its end."""
+        return self._beginning or self._files.begun or self._files.is_made
+
     def former_key(self) -> RevokePeer:
         """Return what the present key leaves behind for the time when it is the former one."""
         return own_revocation(self._identity.signer, self._peer.settings.network)
@@ -152,21 +160,9 @@ class KeyRotation:
         self._task = asyncio.create_task(self._run(), name=f"key of {self._peer.name}")
 
     def _unfit(self) -> str:
-        settings = self._peer.settings
         if self.on_ready is None:
             return "the program in which this peer runs cannot open it again under a new key"
-        if settings.role == "coordinator":
-            return (
-                "a coordinator keeps its key: the genesis of each of its pools and the settings of their "
-                "members name it"
-            )
-        watched = [pool.invitation.name for pool in self._peer.pools if self._observes(pool)]
-        if watched:
-            return f"an observer keeps its key: the genesis of {', '.join(watched)} names it"
-        return ""
-
-    def _observes(self, pool: Genesis) -> bool:
-        return any(one.peer == self._peer.id for one in pool.invitation.observers)
+        return self.hindrance()
 
     def _has_quorum(self, chain: Chain) -> bool:
         linked = {one.peer for one in self._peer.connected()} | {self._peer.id}
@@ -233,9 +229,13 @@ class KeyRotation:
         return places(self._peer.node.chains.values(), self._peer.id)
 
     async def _propose(self, chain: Chain, heir: Signer) -> None:
-        number = chain.state.change_number
+        number, member = chain.state.change_number, self._as_member(chain, heir.peer)
         chain_id, network = chain.id, self._peer.settings.network
-        terms = (self._identity.signer, heir, network, chain_id, number, self._as_member(heir.peer))
+        if not chain.state.may_write(self._peer.id):
+            said = await asyncio.to_thread(key_succession, heir, network, chain_id, self._peer.id, member)
+            await self._peer.submit(said, chain=chain_id)
+            return
+        terms = (self._identity.signer, heir, network, chain_id, number, member)
         change = await asyncio.to_thread(succession, *terms)
         try:
             await self._peer.command(Succeed(chain_id, change), STEP_TIMEOUT_MS)
@@ -243,15 +243,17 @@ class KeyRotation:
             if chain.state.change_number == number and chain.state.pending_change != change:
                 raise
 
-    def _as_member(self, heir: PeerId) -> Member:
-        """Return this peer as it is under its next key, at the same addresses."""
+    def _as_member(self, chain: Chain, heir: PeerId) -> Member:
+        """Return this peer as a pool knows it, under its next key, at the same addresses."""
         own = self._peer.member(self._peer.id)
         assert own is not None
+        people = (*chain.state.roster, *chain.state.next_roster, *chain.state.observers)
+        named = next((one for one in people if one.peer == self._peer.id), own)
         behind = f"/p2p/{self._peer.id}"
         addresses = tuple(
             f"{one.removesuffix(behind)}/p2p/{heir}" if one.endswith(behind) else one for one in own.addresses
         )
-        return Member(heir, own.name, own.machine_type, addresses, own.role)
+        return Member(heir, named.name, named.machine_type, addresses, named.role)
 
     # --- afterwards -----------------------------------------------------------------------------
 
@@ -271,7 +273,8 @@ class KeyRotation:
             if chain.member:
                 await self._offer_again(chain)
         for chain in tuple(self._peer.node.chains.values()):
-            if chain.member and chain.genesis.invitation.kind == "fixed":
+            has_a_word = chain.member or chain.state.coordinator == self._peer.id
+            if has_a_word and chain.genesis.invitation.kind == "fixed":
                 await self._revoke(chain, former)
         await asyncio.to_thread(self._files.over)
 

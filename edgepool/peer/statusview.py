@@ -189,7 +189,7 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
         round=chain.engine.round,
         waiting=chain.waiting_records,
         members=[member.name for member in state.roster],
-        observers=[member.name for member in invitation.observers],
+        observers=[member.name for member in state.observers],
         missing=missing,
         quorum=quorum(len(state.roster)),
         combination=list(invitation.combination),
@@ -235,7 +235,7 @@ def _wanted(settings: PeerSettings, node: Node) -> list[str]:
     names = {known.name: None for known in settings.known_peers}
     for chain in node.chains.values():
         state = chain.state
-        for member in (*state.roster, *state.next_roster, *chain.genesis.invitation.observers):
+        for member in (*state.roster, *state.next_roster, *state.observers):
             if member.peer != node.peer:
                 names[member.name] = None
     return list(names)

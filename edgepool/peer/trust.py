@@ -117,7 +117,7 @@ class Trusting:
     def is_accused(self, peer: PeerId) -> bool:
         """Say whether a coordinator asks for the revocation of `peer` on a main chain, and it is open."""
         return any(
-            accused == peer and chain.genesis.invitation.coordinator in by
+            accused == peer and chain.state.coordinator in by
             for chain in self._main_chains()
             for accused, by in chain.state.trust.to_be_revoked()
         )
@@ -173,7 +173,7 @@ class Trusting:
         return [
             chain
             for chain in self._main_chains()
-            if me in chain.state.members or me == chain.genesis.invitation.coordinator
+            if me in chain.state.members or me == chain.state.coordinator
         ]
 
     def _stands(self, chain: Chain, step: TrustStep) -> StepStanding:

@@ -12,14 +12,26 @@ from msgspec.structs import replace
 from edgepool.config import KnownPeer, PeerSettings
 from edgepool.core import heirs as table
 from edgepool.core.heirs import Heirs
-from edgepool.core.machine import Effect, KeySucceeded, Misbehaved, Notify, Send, WantLink
+from edgepool.core.machine import (
+    Effect,
+    Instant,
+    KeySucceeded,
+    Misbehaved,
+    Notify,
+    PeerUp,
+    Received,
+    Send,
+    WantLink,
+)
+from edgepool.core.node import Node
 from edgepool.core.rights import Subject
 from edgepool.model.codec import decode, encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.identity import Role
 from edgepool.model.ids import PeerId
 from edgepool.model.lineage import MAX_LINE, KeyFollows, Line, Lineage, follow
-from edgepool.model.message import decode_message
+from edgepool.model.message import Hello, Reachable, decode_message
+from edgepool.storage.memory import MemoryStore
 
 NETWORK = "works"
 KEYS = [Signer(sha256(f"cloud {n}".encode())) for n in range(MAX_LINE + 4)]
@@ -59,15 +71,12 @@ def test_a_coordinators_heir_is_trusted_in_its_place() -> None:
     assert notices(say(one, NEW, line_of(OLD, NEW))) == [KeySucceeded(OLD.peer, NEW.peer)]
     assert list(trusted) == [NEW.peer]
     assert one.heir(OLD.peer) == NEW.peer
-    assert one.is_superseded(OLD.peer)
-    assert not one.is_superseded(NEW.peer)
     assert say(one, NEW, line_of(OLD, NEW)) == []
     assert notices(say(one, NEXT, line_of(OLD, NEW, NEXT))) == [
         KeySucceeded(OLD.peer, NEXT.peer),
         KeySucceeded(NEW.peer, NEXT.peer),
     ]
     assert list(trusted) == [NEXT.peer]
-    assert one.is_superseded(NEW.peer)
 
 
 def test_who_was_away_for_several_changes_hears_of_all_at_once_and_later_lines_may_begin_later() -> None:
@@ -146,11 +155,23 @@ def test_who_comes_second_displaces_nobody_but_a_chain_does() -> None:
     assert list(fooled.coordinators) == [NEW.peer]
 
 
+def test_nobody_is_the_heir_of_a_key_that_was_revoked_before_it_was_followed() -> None:
+    """Its owner had it revoked: whoever has stolen it, and is a coordinator elsewhere, gets nothing by it."""
+    world = World()
+    stolen, heir = heirs(), heirs()
+    stolen.follow(world.state, (OLD.peer,))
+    assert say(stolen, THIEF, line_of(OLD, THIEF)) == []
+    assert list(stolen.coordinators) == [OLD.peer]
+    heir.succeeded(OLD.peer, NEW.peer)
+    heir.follow(world.state, (OLD.peer,))
+    say(heir, NEXT, line_of(OLD, NEW, NEXT))
+    assert list(heir.coordinators) == [NEXT.peer]
+
+
 def test_a_chain_alone_is_believed_in_any_order() -> None:
     one = heirs()
     assert one.succeeded(NEW.peer, NEXT.peer) == [Notify(KeySucceeded(NEW.peer, NEXT.peer))]
     assert list(one.coordinators) == [OLD.peer]
-    assert not one.is_superseded(NEW.peer)
     say(one, NEW, line_of(OLD, NEW))
     assert list(one.coordinators) == [NEW.peer, NEXT.peer], "it may not have adopted all its pools yet"
     assert one.succeeded(NEW.peer, NEXT.peer) == []
@@ -243,3 +264,26 @@ def test_a_former_key_of_which_a_chain_speaks_is_trusted_until_it_is_revoked() -
     assert list(one.coordinators) == [world.coordinator.peer, new.peer]
     assert one.follow(world.state, (world.coordinator.peer,)) == []
     assert list(one.coordinators) == [new.peer]
+
+
+def test_a_node_says_its_line_first_and_follows_that_of_others() -> None:
+    """A coordinator under its next key is dialled where it was, and hears where this peer is."""
+    now, source = Instant(1, 1_700_000_000_000), MemoryStore()
+    known = (KnownPeer(name="cloud", address=AT + OLD.peer),)
+    mill = PeerSettings(name="mill", network=NETWORK, coordinators=(OLD.peer,), known_peers=known)
+    cloud = PeerSettings(name="cloud", network=NETWORK, role="coordinator")
+    member, coordinator = Node(mill, ME, source), Node(cloud, NEW, source, line_of(OLD, NEW))
+    member.rendezvous.addresses = ("/ip4/10.0.0.9/tcp/4001",)
+
+    said = [one for one in coordinator.step(PeerUp(Subject(ME.peer)), now) if isinstance(one, Send)]
+    assert [type(one.message) for one in said] == [Lineage, Hello]
+    first = member.step(PeerUp(Subject(NEW.peer, "coordinator")), now)
+    assert [type(one.message) for one in first if isinstance(one, Send)] == [Hello]
+    effects = member.step(Received(NEW.peer, said[0].message), now)
+    assert Notify(KeySucceeded(OLD.peer, NEW.peer)) in effects
+    (told,) = [one for one in effects if isinstance(one, Send)]
+    assert (told.peer, type(told.message)) == (NEW.peer, Reachable)
+    assert [one.instead_of for one in effects if isinstance(one, WantLink)] == [OLD.peer]
+    # The pools that it forms are believed from now on.
+    assert not member.pools._former_problem(NEW.peer)
+    assert member.pools._former_problem(OLD.peer)

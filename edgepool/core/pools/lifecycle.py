@@ -121,8 +121,9 @@ class PoolLifecycle:
 
     @property
     def settled_ms(self) -> int:
-        """From when on no invitation taken so far can become a pool, in monotonic ms."""
-        return max(self._open_until.values(), default=0)
+        """From when on no invitation taken, or made, so far can become a pool, in monotonic ms."""
+        made = [forming.deadline_ms for forming in self._forming.values()]
+        return max((*self._open_until.values(), *made), default=0)
 
     @property
     def deadline(self) -> int | None:
@@ -201,6 +202,8 @@ class PoolLifecycle:
         problem = self._former_problem(self._own)
         if problem:
             return problem
+        if self.closed:
+            return self.closed
         if invitation.hash in self._forming:
             return "this pool is being formed already"
         if len(self._forming) >= self._limit:
