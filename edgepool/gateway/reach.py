@@ -15,7 +15,7 @@ from edgepool.config import PeerSettings
 from edgepool.errors import DecodeError, RemoteError
 from edgepool.gateway.doctor import Finding
 from edgepool.gateway.ways import PlaceFacts
-from edgepool.model.ids import PeerId, split_address
+from edgepool.model.ids import split_address
 from edgepool.model.pool import Member
 from edgepool.transport.conduits import Conduits
 from edgepool.transport.dial import OpenStream
@@ -49,7 +49,7 @@ async def reach(settings: PeerSettings, identity: Identity, members: Sequence[Me
 
     async def one(member: Member, address: str) -> Reached:
         async with gate:
-            problem, advice = await _try(identity, PeerId(member.peer), address, conduits.open)
+            problem, advice = await _try(identity, member, address, conduits.open)
             return Reached(member, address, problem, advice)
 
     conduits = Conduits(settings, identity, {})
@@ -90,8 +90,8 @@ def reach_findings(tries: Sequence[Reached]) -> list[Finding]:
     return [Finding("reach", "ok", found), *findings]
 
 
-async def _try(identity: Identity, peer: PeerId, address: str, open_stream: OpenStream) -> tuple[str, str]:
-    """Return (problem, advice) of reaching `peer` at a multiaddr."""
+async def _try(identity: Identity, member: Member, address: str, open_stream: OpenStream) -> tuple[str, str]:
+    """Return (problem, advice) of reaching `member` at a multiaddr."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(TIMEOUT_S):
@@ -99,7 +99,7 @@ async def _try(identity: Identity, peer: PeerId, address: str, open_stream: Open
             reader, writer = await asyncio.open_connection(
                 sock=connection, ssl=identity.transfer_context, server_hostname=""
             )
-            return await _judge(identity, peer, reader, writer)
+            return await _judge(identity, member, reader, writer)
     except TimeoutError:
         return (
             f"no answer in {TIMEOUT_S:.0f} s",
@@ -120,14 +120,19 @@ async def _try(identity: Identity, peer: PeerId, address: str, open_stream: Open
 
 
 async def _judge(
-    identity: Identity, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    identity: Identity, member: Member, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[str, str]:
     tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
     try:
         there = identity.trust.check(tls.getpeercert(binary_form=True) or b"")
     except RemoteError as error:
         return error.reason, "correct its address, or have it issued another certificate"
-    if there.peer != peer:
+    if there.peer != member.peer:
+        if there.name == member.name:
+            return "it answers under another key", (
+                "nothing if 'edgepool key rotate' gave it that one, which it tells this peer when both run; "
+                "else correct the id in its address"
+            )
         return f"another peer, {there.name}, answers there", "correct its address in known_peers"
     with suppress(TimeoutError):
         async with asyncio.timeout(_REFUSAL_S):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 
 from edgepool.core.circuits import Pair
@@ -65,14 +65,15 @@ def places_of(transport: Transport) -> list[PlaceStatus]:
     ]
 
 
-def found_elsewhere(transport: Transport) -> list[str]:
-    """Say of each peer that is not linked, and in whose place another was found, who that is."""
+def found_elsewhere(transport: Transport, wanted: Collection[str]) -> list[str]:
+    """Say of each peer with a name among `wanted` in whose place another was found who that is."""
     found = transport.found.all() if isinstance(transport, TlsTransport) else []
     return [
         f"at {one.address}, an address of {one.wanted.name}, another peer answers, {one.there.name} "
         f"({one.there.peer}), and does not say that its key follows the one that is wanted there "
         f"({one.wanted.peer}): correct the address, or the id behind it"
         for one in found
+        if one.wanted.name in wanted
     ]
 
 

@@ -183,6 +183,7 @@ class KeyRotation:
     async def _run(self) -> None:
         """Do what is left, with growing pauses where it fails."""
         pause_s = FIRST_PAUSE_S
+        await self._await_registrar()
         while True:
             try:
                 if self._files.is_made:
@@ -197,6 +198,14 @@ class KeyRotation:
                 self._problem = str(error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _await_registrar(self) -> None:
+        """Let a registrar, which certifies itself, be opened first, if it is that at all."""
+        if self._peer.settings.authority.folder:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_PAUSE_S):
+                    while self._peer.certifier.serve is None:  # noqa: ASYNC110 - it has no event
+                        await asyncio.sleep(LOOK_EVERY_S)
 
     async def _pass_on(self) -> None:
         """Let the next key take the place of this one on all chains; then tell who runs this peer."""

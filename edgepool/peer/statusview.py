@@ -38,6 +38,7 @@ def status_of(
     chains = [_chain_status(chain, node) for chain in node.chains.values()]
     network_load, processing_load = node.directory.load()
     paths, places = paths_of(transport), places_of(transport)
+    wanted = _wanted(settings, node)
     return PeerStatus(
         id=node.peer,
         name=settings.name,
@@ -48,7 +49,7 @@ def status_of(
         started_ms=started_ms,
         network_load_percent=network_load,
         processing_load_percent=processing_load,
-        wanted=_wanted(settings, node),
+        wanted=wanted,
         links=[
             _link(identity, up_since_ms[identity.peer], paths.get(identity.peer), now.wall_ms)
             for identity in identities.values()
@@ -60,7 +61,7 @@ def status_of(
             *_problems(chains, failure),
             *keeper.problems(),
             *_unreachable(settings, places),
-            *found_elsewhere(transport),
+            *found_elsewhere(transport, wanted),
         ],
         storage=keeper.status(),
         conduits=places,

@@ -41,13 +41,16 @@ async def test_who_answers_is_told_from_who_does_not(tmp_path: Path) -> None:
     async with serving(tmp_path, "lathe") as lathe, serving(tmp_path, "drill") as drill:
         absent = Member(identity.peer, "absent", "", (f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",))
         moved = Member(drill.peer, "drill", "", lathe.member.addresses)
-        tries = await reach(settings, identity, [lathe.member, absent, moved])
+        renewed = Member(drill.peer, "lathe", "", lathe.member.addresses)
+        tries = await reach(settings, identity, [lathe.member, absent, moved, renewed])
         assert [one.problem for one in tries] == [
             "",
             "nothing listens there",
             "another peer, lathe, answers there",
+            "it answers under another key",
         ]
-        findings = reach_findings(tries)
+        assert "edgepool key rotate" in tries[-1].advice
+        findings = reach_findings(tries[:3])
         assert [(one.check, one.level) for one in findings] == [
             ("reach", "ok"),
             ("reach absent", "warn"),

@@ -67,7 +67,7 @@ async def test_who_answers_in_the_place_of_another_is_linked_once_as_who_it_is(
             assert b.seen.events == [("up", a.peer)]
             ((wanted, there),) = [(one.wanted.peer, one.there.peer) for one in a.transport.found.all()]
             assert (wanted, there) == (c.peer, b.peer)
-            (told,) = found_elsewhere(a.transport)
+            (told,) = found_elsewhere(a.transport, ["c"])
             assert where[0] in told
             assert b.peer in told
             # It dials as well: the newest connection is the link, on both sides, and nothing else changes.
@@ -77,7 +77,7 @@ async def test_who_answers_in_the_place_of_another_is_linked_once_as_who_it_is(
             await until(lambda: len(tries) > before + 10 and a.linked_to(b) and b.linked_to(a))
         async with road.peer("c", listen=where[0]) as c:
             await until(lambda: a.linked_to(c))
-            assert found_elsewhere(a.transport) == []
+            assert found_elsewhere(a.transport, ["c"]) == []
 
 
 async def test_who_may_not_come_in_is_not_linked_where_another_was_looked_for(tmp_path: Path) -> None:
