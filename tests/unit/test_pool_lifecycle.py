@@ -345,3 +345,43 @@ def test_a_pool_that_cannot_be_is_refused_at_once(former: str, invitation: Invit
     assert isinstance(notice, Failed)
     assert (notice.ticket, notice.refused) == (3, True)
     assert reason in notice.reason
+
+
+def test_who_changes_its_key_forms_no_pool_and_waits_for_those_that_it_is_forming() -> None:
+    cloud = lifecycle("cloud")
+    invitation = plan("a", "b")
+    cloud.form(1, invitation, at(0))
+    cloud.closed = "its key is being changed"
+    assert cloud.settled_ms > 0
+    assert cloud.form(2, plan("a", "c"), at(1)) == [
+        Notify(Failed(2, "its key is being changed", refused=True))
+    ]
+    for name in ("a", "b"):
+        cloud.receive(PEER[name], acceptance(name, invitation), at(2))
+    assert cloud.settled_ms == 0
+    cloud.closed = ""
+    cloud.form(3, plan("a", "c"), at(3))
+    cloud.wake(at(cloud.settled_ms))
+    assert cloud.settled_ms == 0
+
+
+def test_those_whom_a_peer_trusts_may_change_while_it_runs() -> None:
+    trusted = {PEER["cloud"]: None}
+    one = PoolLifecycle(
+        signer=SIGNERS["a"],
+        network=NETWORK,
+        coordinators=trusted,
+        known=lambda _: False,
+        who=lambda peer: Subject(peer, ROLES[peer]),
+        chains_limit=4,
+    )
+    theirs = plan("a", "b", coordinator=PEER["rogue"])
+    (no,) = one.receive(PEER["rogue"], invite(theirs, by="rogue"), at(0))
+    assert isinstance(no, Send)
+    assert isinstance(no.message, PoolDecline)
+    del trusted[PEER["cloud"]]
+    trusted[PEER["rogue"]] = None
+    assert one.receive(PEER["rogue"], invite(theirs, by="rogue"), at(1)) == [WantLink(person("b"))]
+    (no,) = one.receive(PEER["cloud"], invite(plan("a", "b")), at(2))
+    assert isinstance(no, Send)
+    assert isinstance(no.message, PoolDecline)
