@@ -89,7 +89,7 @@ def show(
     genesis = choose_chain(chain, stored_pools(peer_folder))
     certified, follower = _find_block(peer_folder, genesis, height)
     rosters = follower.history
-    view = block_view(certified, genesis, rosters.handovers)
+    view = block_view(certified, rosters)
     voters = {member.peer for member in rosters.at(certified.block.header.height)}
     for record, signed in zip(view["records"], certified.block.records, strict=True):
         body = signed.record.body

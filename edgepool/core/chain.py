@@ -36,6 +36,7 @@ from edgepool.core.pruning import Pruner
 from edgepool.core.recalling import WindowFetcher
 from edgepool.core.replay import handover_of, load_state, missed_turns, next_leaders
 from edgepool.core.rights import Subject
+from edgepool.core.rosters import RosterHistory
 from edgepool.core.snapshots import SnapshotServer
 from edgepool.model.block import (
     MAX_BLOCK_BYTES,
@@ -129,6 +130,11 @@ class Chain:
     def member(self) -> bool:
         """Say whether this peer votes on the next height."""
         return self._me in self.state.members
+
+    @property
+    def rosters(self) -> RosterHistory:
+        """Who votes at which height."""
+        return RosterHistory(self.genesis, tuple(self.handovers), self.state.observers)
 
     @property
     def people(self) -> dict[PeerId, Member]:

@@ -59,7 +59,6 @@ from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.rendezvous import Rendezvous
 from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
-from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
 from edgepool.model.crypto import Signer
@@ -357,8 +356,7 @@ class Node:
         """Do what the rest of this peer makes of a new block: see to anchors, renew wishes."""
         height = certified.block.header.height
         if chain.member:
-            rosters = RosterHistory(chain.genesis, tuple(chain.handovers))
-            voters = tuple(member.peer for member in rosters.at(height))
+            voters = tuple(member.peer for member in chain.rosters.at(height))
             kind = chain.genesis.invitation.kind
             self._anchoring.block_committed(chain.id, kind, certified, voters, now.monotonic_ms)
         effects = self._learn(chain, now)

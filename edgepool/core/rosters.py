@@ -13,6 +13,7 @@ from edgepool.model.block import CertifiedBlock, Handover, changed_roster
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis, Member, members_hash
 from edgepool.model.record import MembershipChange
+from edgepool.model.succession import KeySuccession
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,14 @@ class Former:
 
 @dataclass(frozen=True, slots=True)
 class RosterHistory:
-    """Who votes at which height of a chain; `handovers` are its own, the oldest first."""
+    """Who votes at which height of a chain; `handovers` are its own, the oldest first.
+
+    `observers` are those of them whose keys have changed, under the later ones, as far as they are known.
+    """
 
     genesis: Genesis
     handovers: tuple[Handover, ...] = ()
+    observers: tuple[Member, ...] = ()
 
     @property
     def present(self) -> tuple[Member, ...]:
@@ -67,7 +72,7 @@ class RosterHistory:
 
     def everybody(self) -> tuple[Member, ...]:
         """Return all who were ever in the pool, each once and as it was named last: members and observers."""
-        people = {member.peer: member for member in self.genesis.invitation.people()}
+        people = {one.peer: one for one in (*self.genesis.invitation.people(), *self.observers)}
         for handover in self.handovers:
             if handover.incoming is not None:
                 people[handover.incoming.peer] = handover.incoming
@@ -82,8 +87,8 @@ class RosterFollower:
     """Finds the handovers of a chain in its blocks, taken in order, and who has approved which change.
 
     Begins at the genesis; or behind a snapshot at `height`, with the `handovers` up to it, the roster that
-    votes on the height after the next (`following`) and the changes that are `open`, with their authors.
-    Blocks up to `height` are passed over.
+    votes on the height after the next (`following`), the changes that are `open`, with their authors, and the
+    `observers` under their keys of then. Blocks up to `height` are passed over.
     """
 
     def __init__(
@@ -93,11 +98,13 @@ class RosterFollower:
         handovers: Sequence[Handover] = (),
         following: Sequence[Member] = (),
         open: Sequence[tuple[MembershipChange, Sequence[PeerId]]] = (),
+        observers: Sequence[Member] = (),
     ) -> None:
         self._genesis = genesis
         self.height = height
         """The height of the last block taken, or of the snapshot."""
         self._handovers = list(handovers)
+        self._observers = list(observers)
         self._roster = self.history.present
         self._following = tuple(following)
         self._open = {change: list(authors) for change, authors in open}
@@ -105,7 +112,7 @@ class RosterFollower:
     @property
     def history(self) -> RosterHistory:
         """The rosters up to the height after the last block."""
-        return RosterHistory(self._genesis, tuple(self._handovers))
+        return RosterHistory(self._genesis, tuple(self._handovers), tuple(self._observers))
 
     def authors(self, change: MembershipChange) -> tuple[PeerId, ...]:
         """Return who has written `change` so far, be it with a vote or without."""
@@ -124,8 +131,11 @@ class RosterFollower:
                 self._roster = changed_roster(self._roster, *found)
         self._following = ()
         for signed in certified.block.records:
-            if isinstance(signed.record.body, MembershipChange):
-                self._open.setdefault(signed.record.body, []).append(signed.record.author)
+            body = signed.record.body
+            if isinstance(body, MembershipChange):
+                self._open.setdefault(body, []).append(signed.record.author)
+            elif isinstance(body, KeySuccession):
+                self._observers.append(body.incoming)
 
     def _change_to(self, target: bytes) -> tuple[PeerId, Member | None] | None:
         """Return who goes and who comes on the way to the roster with the hash `target`."""

@@ -212,7 +212,7 @@ class ApiServer:
             return _error(
                 404, "missing", f"chain '{genesis.invitation.name}' has no block at height {int(text)}"
             )
-        return _json(block_view(block, genesis, self._peer.handovers(genesis.chain)))
+        return _json(block_view(block, self._peer.node.chains[genesis.chain].rosters))
 
     async def _members(self, request: web.Request) -> web.StreamResponse:
         return _json(self._peer.members(self._named_chain(request)))

@@ -28,20 +28,17 @@ from edgepool.peer.trust import trust_text
 from edgepool.peer.values import Fetched, Published
 
 
-def block_view(
-    certified: CertifiedBlock, genesis: Genesis, handovers: Sequence[Handover] = ()
-) -> dict[str, Any]:
+def block_view(certified: CertifiedBlock, rosters: RosterHistory) -> dict[str, Any]:
     """Return a block as JSON: header, packer, records, and whose votes make it stand [S3.17].
 
-    `handovers` are those of its chain, at least up to the block.
+    `rosters` are those of its chain, at least up to the block.
     """
     header = certified.block.header
-    rosters = RosterHistory(genesis, tuple(handovers))
     names = rosters.names()
     members = [member.peer for member in rosters.at(header.height)]
     return {
         "chain": header.chain,
-        "name": genesis.invitation.name,
+        "name": rosters.genesis.invitation.name,
         "height": header.height,
         "id": header.id.hex(),
         "previous": header.previous.hex(),

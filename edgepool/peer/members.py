@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, RecordRef
-from edgepool.core.rosters import RosterHistory
 from edgepool.errors import DecodeError, LocalError, Refused, Unavailable
 from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId, public_key_of, short, split_address, with_peer
@@ -124,7 +123,7 @@ class Membership:
         """See Peer.members."""
         known = self._chain(chain)
         state, invitation = known.state, known.genesis.invitation
-        rosters = RosterHistory(known.genesis, tuple(known.handovers))
+        rosters = known.rosters
         since, names = rosters.since(), self._names(known)
         convicted = state.convicted()
         return PoolMembers(
@@ -190,7 +189,7 @@ class Membership:
         if header.members_hash == header.next_members_hash:
             return None
         known = self._chain(chain)
-        people = {one.peer: one for one in RosterHistory(known.genesis, tuple(known.handovers)).everybody()}
+        people = {one.peer: one for one in known.rosters.everybody()}
         for handover in reversed(known.handovers):
             if handover.header.height == header.height:
                 joined = (handover.incoming,) if handover.incoming is not None else ()
@@ -209,7 +208,7 @@ class Membership:
     def _names(self, known: Chain) -> dict[PeerId, str]:
         names = {one.peer: one.name for one in self._peer.connected()} | {self._peer.id: self._peer.name}
         coming = {member.peer: member.name for member in known.state.newcomers()}
-        return names | coming | RosterHistory(known.genesis, tuple(known.handovers)).names()
+        return names | coming | known.rosters.names()
 
     def _present(self, known: Chain, who: str) -> PeerId:
         """Return the member that `who` means; LocalError says who the members are."""

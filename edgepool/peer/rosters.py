@@ -24,7 +24,8 @@ def follower_of(folder: Path, genesis: Genesis) -> RosterFollower:
     if stored is None:
         return RosterFollower(genesis)
     state = _restored(folder, genesis, stored)
-    return RosterFollower(genesis, stored.height, stored.handovers, state.next_roster, state.open_changes())
+    people = (state.next_roster, state.open_changes(), state.observers)
+    return RosterFollower(genesis, stored.height, stored.handovers, *people)
 
 
 def rosters_for(folder: Path, genesis: Genesis, header: Header) -> RosterHistory:

@@ -8,7 +8,6 @@ from edgepool.config import PeerSettings
 from edgepool.core.chain import Chain
 from edgepool.core.machine import Instant
 from edgepool.core.node import Node
-from edgepool.core.rosters import RosterHistory
 from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
@@ -173,7 +172,7 @@ def _path_metrics(status: PeerStatus) -> dict[str, float]:
 
 def _chain_status(chain: Chain, node: Node) -> ChainStatus:
     invitation = chain.genesis.invitation
-    rosters = RosterHistory(chain.genesis, tuple(chain.handovers))
+    rosters = chain.rosters
     names = rosters.names()
     state = chain.state
     missing = [

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from edgepool.core.chain import Chain
 from edgepool.core.ledger.trust import NEVER_MS, Trust
 from edgepool.core.machine import ChangeTrust, RecordRef
-from edgepool.core.rosters import RosterHistory
 from edgepool.core.trusting import root_problem
 from edgepool.errors import DecodeError, LocalError
 from edgepool.model.codec import encode
@@ -266,7 +265,7 @@ class Trusting:
     def _names(self) -> dict[PeerId, str]:
         names = {one.peer: one.name for one in self._peer.connected()} | {self._peer.id: self._peer.name}
         for chain in self._peer.node.chains.values():
-            names |= RosterHistory(chain.genesis, tuple(chain.handovers)).names()
+            names |= chain.rosters.names()
         return names
 
     def _main_chains(self) -> list[Chain]:

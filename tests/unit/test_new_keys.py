@@ -11,6 +11,7 @@ from edgepool.core.ledger.roster import MAX_VOTELESS
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.membership import MembershipPolicy
 from edgepool.core.people import People, listeners
+from edgepool.core.rosters import RosterFollower, RosterHistory
 from edgepool.model.crypto import Signer
 from edgepool.model.pool import Member
 from edgepool.model.record import DataDemand
@@ -117,6 +118,16 @@ def test_a_state_with_new_keys_is_the_same_from_its_snapshot(world: World) -> No
     assert restored.coordinator == world.state.coordinator
     assert restored.observers == world.state.observers
     assert restored.adoption == world.state.adoption
+
+
+def test_the_new_key_is_called_what_the_old_one_was(world: World) -> None:
+    follower = RosterFollower(world.genesis)
+    client = world.observers["client"]
+    new = world.newcomer("new key")
+    follower.take(world.certify(world.pack(world.record(client, world.new_key(client, new)))))
+    names = follower.history.names()
+    assert names[new.peer] == names[client.peer] == "client"
+    assert follower.history == RosterHistory(world.genesis, (), (world.state.observers[0],))
 
 
 def test_of_a_peer_without_a_vote_few_keys_are_remembered(world: World) -> None:
