@@ -79,7 +79,7 @@ from edgepool.model.record import (
     sign_record,
 )
 from edgepool.model.succession import Adoption, KeySuccession, key_succession
-from edgepool.model.trust import MAX_ROOT_BYTES, TrustChange
+from edgepool.model.trust import MAX_ROOT_BYTES, RevokePeer, TrustChange, own_revocation
 from edgepool.model.whereabouts import sign_whereabouts
 
 PURPOSES = ("", "production", "x" * 64)
@@ -267,6 +267,7 @@ class Liar(Governing):
                 CertificateAnswer(self._peer(), der, "x" * self._one((0, 1, 256))),
                 CertificateShown(der),
                 RootFollows(der[:MAX_ROOT_BYTES] or b"root", bytes(64)),
+                self._one((RevokePeer(self._peer(), signature), own_revocation(self._signer(), NETWORK))),
             )
         )
 

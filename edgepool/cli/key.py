@@ -87,8 +87,8 @@ def rotate(
         say(f"its old key {done['former']} is revoked")
     else:
         say(
-            f"no main pool has revoked its old key {done['former']}, for this peer has no word in any: if "
-            "somebody may have copied it, say 'edgepool member revoke' where a member runs",
+            f"it is in no main pool that could revoke its old key {done['former']}: if somebody may have "
+            "copied that, say 'edgepool member revoke' where a member runs",
             "yellow",
         )
 

@@ -96,6 +96,7 @@ from edgepool.model.message import (
 from edgepool.model.policy import DataPolicy
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import SignedRecord
+from edgepool.model.trust import RevokePeer
 
 SELF_PROVING = (Blocks, Status, SnapshotHead, SnapshotPage)
 """What a chain takes from anybody: who is on it may have changed in blocks that this peer lacks."""
@@ -234,7 +235,9 @@ class Node:
                 return [Notify(Misbehaved(peer, refused))]
             case Query() | QueryAnswer() | LoadQuery() | LoadReport() | ConfirmRequest() | ConfirmAnswer():
                 return self._merge(self._resolver.receive(peer, message, now), now)
-            case CertificateRequest() | CertificateAnswer() | CertificateShown() | RootFollows():
+            case (
+                CertificateRequest() | CertificateAnswer() | CertificateShown() | RootFollows() | RevokePeer()
+            ):
                 return [Notify(Certified(peer, message))]
             case Lineage():
                 return self._merge(self.heirs.receive(self.directory.subject(peer), message), now)

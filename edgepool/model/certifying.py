@@ -16,7 +16,7 @@ from edgepool.model.credential import MAX_CERTIFICATE_BYTES
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.fields import MaybeSignature, PeerText, Signature, Text
 from edgepool.model.ids import PeerId
-from edgepool.model.trust import MAX_ROOT_BYTES
+from edgepool.model.trust import MAX_ROOT_BYTES, RevokePeer
 
 ROTATION_DOMAIN = "rotation"
 NEXT_ROOT_DOMAIN = "next-root"
@@ -58,7 +58,8 @@ class RootFollows(Wire, tag="root-follows", frozen=True):
     signature: Signature
 
 
-Certifying = CertificateRequest | CertificateAnswer | CertificateShown | RootFollows
+Certifying = CertificateRequest | CertificateAnswer | CertificateShown | RootFollows | RevokePeer
+"""The last: a former key of the sender's, which has no word in a main pool, has signed its own revocation."""
 
 
 def next_root_terms(network: str, old: bytes, root: bytes) -> Sequence[object]:

@@ -33,6 +33,7 @@ from edgepool.model.policy import DataPolicy, PolicyTerms, Purpose
 from edgepool.model.pool import MAX_MEMBERS, Acceptance, Genesis, Invitation, Member
 from edgepool.model.record import SignedRecord
 from edgepool.model.succession import Adoption
+from edgepool.model.trust import RevokePeer
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Certificate, Vote
 from edgepool.model.whereabouts import Whereabouts
@@ -386,6 +387,7 @@ Message = (
     | CertificateAnswer
     | CertificateShown
     | RootFollows
+    | RevokePeer
     | Hello
     | Lineage
     | Reachable

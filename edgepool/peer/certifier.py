@@ -27,6 +27,7 @@ from edgepool.model.credential import NotProven, read_root, root_key
 from edgepool.model.crypto import Signer, verify
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
+from edgepool.model.trust import RevokePeer
 from edgepool.peer.lifeview import CertificateStatus, days_left
 from edgepool.runtime.ports import Clock
 from edgepool.transport.identity import Identity
@@ -52,8 +53,18 @@ Serve = Callable[[PeerIdentity, CertificateRequest], Awaitable[CertificateAnswer
 """Answers a member's request; never raises."""
 
 
+EndFormer = Callable[[PeerId, RevokePeer], Coroutine[None, None, None]]
+
+
+async def _end_nothing(peer: PeerId, revocation: RevokePeer) -> None:
+    pass
+
+
 class Certifier:
-    """The certificates of one peer. `serve` answers others, if the peer is a registrar."""
+    """The certificates of one peer. `serve` answers others, if the peer is a registrar.
+
+    `end_former` sees to the revocation of a linked peer's former key.
+    """
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class Certifier:
         linked: dict[PeerId, PeerIdentity],
     ) -> None:
         self.serve: Serve | None = None
+        self.end_former: EndFormer = _end_nothing
         self.keeps_root = False
         """Whether this peer, a registrar, is to be the last to renew to its organisation's next root."""
         self.problem = ""
@@ -241,6 +253,8 @@ class Certifier:
                 self._spawn(self._answer(identity, message))
             case RootFollows():
                 self._spawn(self._follow(identity, message))
+            case RevokePeer():
+                self._spawn(self.end_former(peer, message))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name="edgepool certify")
@@ -249,6 +263,10 @@ class Certifier:
 
     def show_root(self, peers: tuple[PeerId, ...], message: RootFollows) -> None:
         """Tell linked members of the next root of their organisation."""
+        self._say(peers, message)
+
+    def show_revocation(self, peers: tuple[PeerId, ...], message: RevokePeer) -> None:
+        """Ask linked members to have a former key of this peer's revoked."""
         self._say(peers, message)
 
     async def _follow(self, identity: PeerIdentity, message: RootFollows) -> None:

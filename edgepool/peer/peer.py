@@ -134,6 +134,7 @@ class Peer(FetchingPeer):
         self._identities: dict[PeerId, PeerIdentity] = {}
         self._up_since_ms: dict[PeerId, int] = {}
         self.certifier = Certifier(self._identity, self._clock, self._loop.post, self._identities)
+        self.certifier.end_former = self.trusting.end_former
         self._tickets = Tickets(self._loop.post)
         self._watchers = Watchers()
         self._load_task: asyncio.Task[None] | None = None

@@ -29,6 +29,7 @@ from edgepool.model.record import DataOffer
 from edgepool.model.succession import key_succession
 from edgepool.model.trust import RevokePeer, own_revocation
 from edgepool.model.vote import quorum
+from edgepool.peer.trust import FORMER_KEY
 from edgepool.peer.values import KeyStatus
 from edgepool.runtime.ports import Clock
 from edgepool.transport.identity import Identity, read_own_key
@@ -43,7 +44,6 @@ LONGEST_PAUSE_S = 30.0
 STEP_TIMEOUT_MS = 15_000
 AT_ONCE = 16
 """How many offers are made again at the same time."""
-REASON = "its key was changed"
 COMES_INTO_NONE = "its key is being changed: ask again in a moment"
 """Why the peer comes into no pool meanwhile."""
 
@@ -282,8 +282,7 @@ class KeyRotation:
             if chain.member:
                 await self._offer_again(chain)
         for chain in tuple(self._peer.node.chains.values()):
-            has_a_word = chain.member or chain.state.coordinator == self._peer.id
-            if has_a_word and chain.genesis.invitation.kind == "fixed":
+            if chain.genesis.invitation.kind == "fixed" and chain.state.names(self._peer.id):
                 await self._revoke(chain, former)
         await asyncio.to_thread(self._files.over)
 
@@ -311,9 +310,16 @@ class KeyRotation:
                 raise
 
     async def _revoke(self, chain: Chain, former: RevokePeer) -> None:
+        """Have the former key revoked; where this peer has no word the members are asked to say theirs."""
+        has_a_word = chain.member or chain.state.coordinator == self._peer.id
         while not chain.state.trust.is_revoked(former.peer):
-            if lacks_revocation(chain, self._peer.id, former):
+            if not has_a_word:
+                linked = [one.peer for one in self._peer.connected()]
+                told = tuple(peer for peer in chain.state.members if peer in linked)
+                self._peer.certifier.show_revocation(told, former)
+                await asyncio.sleep(FIRST_PAUSE_S)
+            elif lacks_revocation(chain, self._peer.id, former):
                 await self._peer.trusting.change(
-                    former, reason=REASON, chain=chain.id, timeout_ms=STEP_TIMEOUT_MS
+                    former, reason=FORMER_KEY, chain=chain.id, timeout_ms=STEP_TIMEOUT_MS
                 )
             await asyncio.sleep(LOOK_EVERY_S)

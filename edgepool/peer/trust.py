@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from edgepool.core.chain import Chain
 from edgepool.core.ledger.trust import NEVER_MS, Trust
 from edgepool.core.machine import ChangeTrust, RecordRef
 from edgepool.core.trusting import root_problem
-from edgepool.errors import DecodeError, LocalError
+from edgepool.errors import DecodeError, EdgepoolError, LocalError
 from edgepool.model.codec import encode
 from edgepool.model.credential import Root
 from edgepool.model.crypto import sha256
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from edgepool.peer.peer import Peer
 
 TIMEOUT_MS = 30_000
+FORMER_KEY = "its key was changed"
+"""Why a former key is revoked."""
 ID_DIGITS = 12
 """By so many hexadecimal digits an open change of trust is named."""
+
+_log = logging.getLogger(__name__)
 
 
 class Trusting:
@@ -35,6 +40,7 @@ class Trusting:
     def __init__(self, peer: Peer, identity: Identity) -> None:
         self._peer = peer
         self._identity = identity
+        self._ending: dict[PeerId, None] = {}
 
     @property
     def revoked(self) -> frozenset[PeerId]:
@@ -165,6 +171,25 @@ class Trusting:
             if not found.decided and not found.written:
                 await self.change(step, reason=reason, chain=chain.id, timeout_ms=timeout_ms)
         return all(self._stands(chain, step).decided for chain in self._spoken())
+
+    async def end_former(self, peer: PeerId, revocation: RevokePeer) -> None:
+        """Have a former key of `peer` revoked, which has signed that, where a chain says whose it was.
+
+        `peer` has no word there itself. What fails is asked for again.
+        """
+        if peer in self._ending:
+            return
+        self._ending[peer] = None
+        try:
+            for chain in self._spoken():
+                stands = self._stands(chain, revocation)
+                is_former = chain.state.heir(revocation.peer) == peer != revocation.peer
+                if is_former and revocation.signature and not stands.decided and not stands.written:
+                    await self.change(revocation, reason=FORMER_KEY, chain=chain.id)
+        except EdgepoolError as error:
+            _log.info("the former key of %s is not revoked yet: %s", peer, error)
+        finally:
+            del self._ending[peer]
 
     def _spoken(self) -> list[Chain]:
         """Return the main chains on which this peer has a word."""

@@ -18,7 +18,9 @@ from tls_peers import free_port
 from edgepool import LocalError, Peer
 from edgepool.config import AuthoritySettings, KnownPeer, load_peer_settings
 from edgepool.gateway.newcomer import join_network
+from edgepool.model.crypto import Signer
 from edgepool.model.ids import format_address
+from edgepool.model.trust import RevokePeer, own_revocation
 from edgepool.peer.verify import verify_chain
 from edgepool.transport.joincode import read_code
 
@@ -143,13 +145,14 @@ async def test_who_has_no_vote_changes_its_key_in_no_pool_and_in_one(tmp_path: P
         )
         pool = await third.form_pool("cell", "fixed", voters, observers=observers)
         await until(lambda: all(pool.chain in one.chains for one in (m0, m1, reader.peer)))
+        former_reader = reader.peer.id
         fourth = await program.rotate()
         await reader.rotate()
         for peer in (m0, m1, reader.peer, fourth):
             state = peer.chain_state(pool.chain)
             await until(lambda: state.coordinator == fourth.id)  # noqa: B023
             await until(lambda: [one.peer for one in state.observers] == [fourth.id, reader.peer.id])  # noqa: B023
-            await until(lambda: third.id in peer.trusting.revoked)  # noqa: B023
+            await until(lambda: {third.id, former_reader} <= peer.trusting.revoked)  # noqa: B023
         await until(lambda: knows(late, fourth) and knows(reader.peer, fourth))
         # The coordinator's word counts under its present key.
         member = fourth.member(late.id)
@@ -157,6 +160,18 @@ async def test_who_has_no_vote_changes_its_key_in_no_pool_and_in_one(tmp_path: P
         await fourth.change_members(pool.chain, admit=member)
         coming = late.chain_state(pool.chain)
         await until(lambda: late.id in [one.peer for one in coming.next_roster])
+        # Who shows a revocation that is not of its own former key, or is forged, moves nobody.
+        trust = m0.chain_state(pool.chain).trust
+        strange = own_revocation(Signer(bytes(32)), "cell")
+        for who, shown in (
+            (reader.peer.id, strange),
+            (reader.peer.id, replace(strange, peer=late.id)),
+            (reader.peer.id, RevokePeer(m1.id)),
+            (m1.id, replace(strange, peer=m1.id)),
+        ):
+            await m0.trusting.end_former(who, shown)
+        assert m0.chain_state(pool.chain).trust.revoked == trust.revoked
+        assert not m0.chain_state(pool.chain).trust.open
         ref = await late.submit(demand(1), chain=pool.chain)
         await until(lambda: reader.peer.chain_state(pool.chain).height >= ref.height)
 
