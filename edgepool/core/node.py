@@ -125,6 +125,7 @@ class Node:
             known=self.chains.__contains__,
             who=self._who,
             chains_limit=settings.limits.chains,
+            formers=[one.former for one in line],
         )
         self._resolver = Resolver(
             signer=signer,

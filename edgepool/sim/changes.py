@@ -82,7 +82,7 @@ class Changes:
     def may_be_wiped(self, peer: SimPeer) -> bool:
         """Say whether `peer` has never had a vote to forget, or is bad anyway."""
         world = self._world
-        if not peer.up or peer is world.cloud:
+        if not peer.up or peer is world.cloud or world.keys.is_under_way(peer):
             return False
         never = not any(world.judge.oracles[chain].has_voted(peer.id) for chain in world.chains)
         return peer.id in world.liars or (never and not any(wish.names(peer.id) for wish in self._open))
@@ -99,7 +99,7 @@ class Changes:
     def may_change_key(self, peer: SimPeer) -> bool:
         """Say whether `peer` is somebody whose key can change, and nobody wants anything else of it."""
         world = self._world
-        if peer is world.cloud or peer in world.observers or peer.id in world.trust.revoked:
+        if peer.id in world.trust.revoked:
             return False
         return not any(wish.names(peer.id) for chain in world.chains for wish in self._pending(chain))
 
@@ -112,7 +112,7 @@ class Changes:
             if peer.id in authors or change.outgoing == peer.id:
                 continue
             incoming = change.incoming.peer if change.incoming is not None else ""
-            for wish in self._open:
+            for wish in self._pending(chain):
                 if wish.by in authors and (wish.outgoing, wish.incoming) == (change.outgoing, incoming):
                     return ApproveChange(chain, wish.by)
         return None
@@ -161,7 +161,8 @@ class Changes:
         still = []
         for one in self._open:
             oracle = world.judge.oracles[one.chain]
-            members, wish = oracle.newest_members, replace(one, outgoing=oracle.newest_key(one.outgoing))
+            by, outgoing = oracle.newest_key(one.by), oracle.newest_key(one.outgoing)
+            members, wish = oracle.newest_members, replace(one, by=by, outgoing=outgoing)
             gone = wish.outgoing and wish.outgoing not in members
             if not gone and not (wish.incoming and wish.incoming in members):
                 still.append(wish)

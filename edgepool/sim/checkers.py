@@ -42,10 +42,12 @@ from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, Polka, Proposal, Votes
+from edgepool.model.pool import Member
 from edgepool.model.record import MembershipChange
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote
 from edgepool.runtime.ports import Store
 from edgepool.sim.oracle import ChainOracle
+from edgepool.sim.rosteroracle import KeyPassed
 from edgepool.sim.trustjudge import TrustJudge
 
 SAYINGS_KEPT = 4096
@@ -217,6 +219,9 @@ class Judge:
             if isinstance(body, MembershipChange):
                 self._changed(oracle.chain, body)
                 continue
+            if isinstance(body, KeyPassed):
+                self._changed_key(oracle.chain, *body)
+                continue
             self.count("convicted")
             if (person := oracle.person(body.member)) not in self.liars:
                 raise self.violation("members", person, "is honest, and convicted")
@@ -241,6 +246,12 @@ class Judge:
                 f"is to leave, and '{self.names.get(coming, coming)}' to come, as nobody honest has asked for"
             )
             raise self.violation("members", change.outgoing, text)
+
+    def _changed_key(self, chain: ChainId, old: PeerId, member: Member) -> None:
+        """Somebody without a vote has another key."""
+        self.count("keys changed")
+        if self.wishes is not None and (chain, old, member.peer) not in self.wishes:
+            raise self.violation("members", old, "is to have another key, as nobody honest has asked for")
 
     def count(self, what: str) -> None:
         """Count something that a ledger has done."""

@@ -91,7 +91,7 @@ class FalseGovernance:
         """Return a record that must not stand, or come to nothing."""
         draw = self._random
         makers = [self._one_value, self._two_chains, self._not_signed, self._unwilling]
-        if chain.genesis.invitation.coordinator != self._signer.peer:
+        if chain.state.coordinator != self._signer.peer:
             # What the coordinator proposes, honest members approve: it is trusted in this.
             makers += [self._replayed, self._unwanted, self._accomplice, self._usurper, self._framed]
         if self._stolen:

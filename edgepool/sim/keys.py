@@ -20,6 +20,7 @@ from edgepool.core.succeeding import lacks_revocation, place_to_pass_on, places
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.record import DataOffer
+from edgepool.model.succession import key_succession
 from edgepool.model.trust import TrustChange, own_revocation
 from edgepool.sim.plan import Fault
 from edgepool.sim.world import NETWORK
@@ -85,6 +86,10 @@ class KeyChanges:
         change = self._changes.get(peer.name)
         return change.heir if change is not None and change.former is None else None
 
+    def is_under_way(self, peer: SimPeer) -> bool:
+        """Say whether `peer` changes its key, or has still to settle that."""
+        return peer.name in self._changes
+
     def passing(self) -> list[str]:
         """Return the honest peers that are still under a key which is to go."""
         return [peer.name for peer in self._honest() if self.heir(peer) is not None]
@@ -134,8 +139,13 @@ class KeyChanges:
         chain = place_to_pass_on(waiting, peer.id)
         if chain is not None:
             member = msgspec.structs.replace(peer.member, peer=change.heir.peer)
-            terms = (peer.signer, change.heir, NETWORK, chain.id, chain.state.change_number, member)
-            self._asked(life, world.ask(peer, Succeed(chain.id, succession(*terms))))
+            if chain.state.may_write(peer.id):
+                number = chain.state.change_number
+                follows = succession(peer.signer, change.heir, NETWORK, chain.id, number, member)
+                self._asked(life, world.ask(peer, Succeed(chain.id, follows)))
+            else:
+                said = key_succession(change.heir, NETWORK, chain.id, peer.id, member)
+                self._asked(life, world.put(peer, said, chain.id, world.settling))
         elif not waiting and self._is_durable(peer, life):
             change.former = peer.signer
             world.change_key(peer, change.heir)
@@ -151,14 +161,15 @@ class KeyChanges:
     def _settle(self, peer: SimPeer, former: Signer, life: _Life) -> None:
         """Offer again what the former key has offered, and revoke it on main chains; then forget it."""
         world = self._world
-        voting = [chain for chain in peer.node.chains.values() if chain.member]
-        for chain in voting:
+        chains = peer.node.chains.values()
+        for chain in [one for one in chains if one.member]:
             offers = inherited_offers(chain.state, peer.id)
             if offers:
                 self._asked(life, self._offer(peer, chain, offers[0]))
                 return
         revocation = own_revocation(former, NETWORK)
-        for chain in [one for one in voting if one.genesis.invitation.kind == "fixed"]:
+        heard = [chain for chain in chains if chain.member or chain.state.coordinator == peer.id]
+        for chain in [one for one in heard if one.genesis.invitation.kind == "fixed"]:
             if lacks_revocation(chain, peer.id, revocation):
                 world.trust.want(revocation, peer)
                 self._asked(life, world.ask(peer, ChangeTrust(chain.id, TrustChange(revocation, REASON))))

@@ -31,12 +31,13 @@ from edgepool.model.record import (
     SignedRecord,
     TransferReceipt,
 )
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import TrustChange
 from edgepool.model.vote import PRECOMMIT, Equivocation
 from edgepool.sim.holdingsoracle import HoldingsOracle
 from edgepool.sim.persons import Persons
 from edgepool.sim.policyoracle import PolicyOracle
-from edgepool.sim.rosteroracle import RosterOracle
+from edgepool.sim.rosteroracle import KeyPassed, RosterOracle
 from edgepool.sim.trustoracle import TrustOracle
 from edgepool.sim.workoracle import WorkOracle
 
@@ -132,7 +133,7 @@ class ChainOracle:
         """Whom this chain trusts after its last block."""
         return self._trust
 
-    def take_news(self) -> list[Equivocation | MembershipChange]:
+    def take_news(self) -> list[Equivocation | MembershipChange | KeyPassed]:
         """Return the evidence and the decided changes of the last blocks, once."""
         news, self._rosters.news = self._rosters.news, []
         return news
@@ -178,7 +179,8 @@ class ChainOracle:
             self.rounds.append(certified.certificate.round)
             problem = self._policies.standing_problem(self._state)
             problem = problem or self._trust.standing_problem(self._state)
-            if self.height % CHECK_BLOCKS == 0 or self._rosters.passing(self.height) is not None:
+            problem = problem or self._rosters.standing_problem(self._state)
+            if self.height % CHECK_BLOCKS == 0 or self._rosters.passed:
                 problem = problem or self._all_problem()
         return problem
 
@@ -252,11 +254,10 @@ class ChainOracle:
         self._next_trust = self._trust.copy()
         height, members = header.height, self.members_at(header.height)
         words = [one for one in block.records if not self._next_rosters.says_again(height, one)]
-        problem = self._next_trust.take(height, words, members)
+        problem = self._next_trust.take(height, words, members, self._rosters.coordinator)
         problem = problem or self._next_rosters.take(height, block.records)
-        passing = self._rosters.passing(height)
-        if passing is not None:
-            self._next_trust.pass_on(passing[0], passing[1].heir)
+        for old, member in self._next_rosters.passed:
+            self._next_trust.pass_on(old, member.peer)
         self._next_trust.counted(height, self._next_rosters.members(height + 1))
         return problem
 
@@ -270,14 +271,17 @@ class ChainOracle:
         passing = self._rosters.passing(self.height + 1)
         if passing is not None and record.author == passing[1].heir:
             return "its author is a new key that does not vote yet"
-        coordinators = isinstance(record.body, MachiningRequirement | MembershipChange | TrustChange)
+        kinds = MachiningRequirement | MembershipChange | TrustChange | KeySuccession
+        coordinators = isinstance(record.body, kinds)
         if record.author in self.members or record.author in self.newest_members:
             return ""
         asks = isinstance(record.body, DataDemand | TransferReceipt | Complaint)
-        clients = [one.peer for one in self.genesis.invitation.observers if one.role == "client"]
-        if asks and record.author in clients:
+        observers = {one.peer: one.role for one in self._rosters.observers}
+        if asks and observers.get(record.author) == "client":
             return ""
-        own = coordinators and record.author == self.genesis.invitation.coordinator
+        if isinstance(record.body, KeySuccession) and record.author in observers:
+            return ""
+        own = coordinators and record.author == self._rosters.coordinator
         return "" if own else "its author is no member"
 
     def _foreign_work(self, signed: SignedRecord) -> str:
@@ -312,9 +316,8 @@ class ChainOracle:
                 reached = max(body.certificate.height, self.anchored.get(body.sub_chain, 0))
                 self.anchored[body.sub_chain] = reached
         self._work.miss(header.height, missed)
-        passing = self._rosters.passing(header.height)
-        if passing is not None:
-            self._persons.pass_on(passing[0], passing[1].heir)
+        for old, member in self._next_rosters.passed:
+            self._persons.pass_on(old, member.peer)
         self._rosters, self._policies = self._next_rosters, self._next_policies
         self._trust = self._next_trust
         self._tips = self._rosters.tips | self._tips

@@ -8,17 +8,27 @@ height at which one begins.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from edgepool.core.ledger.state import ChainState
 from edgepool.model.codec import encode
 from edgepool.model.crypto import sha256, verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
 from edgepool.model.record import MembershipChange, SignedRecord
+from edgepool.model.succession import KeySuccession
 from edgepool.model.vote import PROPOSAL, Equivocation
 from edgepool.sim.words import passed_on, room_for
 
 # Bound here, so that a canary that swaps it in the core does not swap it here.
 _verify = verify
+
+
+class KeyPassed(NamedTuple):
+    """Who goes on as whom."""
+
+    old: PeerId
+    member: Member
 
 
 class RosterOracle:
@@ -29,13 +39,16 @@ class RosterOracle:
             (yes.member, 1): yes.beacon_tip for yes in genesis.acceptances
         }
         """The beacon tip of each admission: who, and the first height on which it votes."""
-        self.news: list[Equivocation | MembershipChange] = []
+        self.news: list[Equivocation | MembershipChange | KeyPassed] = []
         """Evidence that stands, and changes that are decided, since somebody last took them."""
+        self.passed: list[KeyPassed] = []
+        """Who has another key from the height after the last block on."""
+        self.coordinator: PeerId = genesis.invitation.coordinator
+        self.observers: list[Member] = list(genesis.invitation.observers)
         self.convicted: list[PeerId] = []
         """Those of whom the pool knows that they have lied, while they are in it."""
         self._network: str = genesis.invitation.network
         self._chain: ChainId = genesis.chain
-        self._coordinator: PeerId = genesis.invitation.coordinator
         self._height = 0
         self._rosters: dict[int, tuple[Member, ...]] = {1: genesis.invitation.members}
         self._voters: dict[int, tuple[PeerId, ...]] = {1: genesis.members}
@@ -43,12 +56,26 @@ class RosterOracle:
         self._words: list[tuple[MembershipChange, PeerId]] = []
         self._new_keys: dict[int, MembershipChange] = {}
         """The changes by which members go on under new keys, by the first height of these."""
+        self._keys: dict[PeerId, PeerId] = {}
+        """Which key has followed which."""
+        self._adopted: tuple[PeerId, Member] | None = None
+        """Which coordinator's key the present one has followed, and how that is named."""
 
     def copy(self) -> RosterOracle:
         """Return another one that knows the same."""
         other: RosterOracle = object.__new__(RosterOracle)
         other.__dict__.update(self.__dict__)
-        for name in ("tips", "news", "convicted", "_rosters", "_voters", "_words", "_new_keys"):
+        for name in (
+            "tips",
+            "news",
+            "convicted",
+            "observers",
+            "_rosters",
+            "_voters",
+            "_words",
+            "_new_keys",
+            "_keys",
+        ):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -70,10 +97,10 @@ class RosterOracle:
 
     def person(self, peer: PeerId, newest: bool = False) -> PeerId:
         """Return the present key of who once voted with the key `peer`; or the `newest` that is decided."""
-        for first, change in self._new_keys.items():
-            if change.outgoing == peer and (newest or first <= self._height):
-                peer = change.heir
-        return peer
+        while peer in self._keys:
+            peer = self._keys[peer]
+        coming = [one.heir for one in self._new_keys.values() if newest and one.outgoing == peer]
+        return coming[-1] if coming else peer
 
     def says_again(self, height: int, signed: SignedRecord) -> bool:
         """Say whether by this record an old key tells on `height`, its last one, that it goes."""
@@ -87,6 +114,7 @@ class RosterOracle:
     def take(self, height: int, records: Sequence[SignedRecord]) -> str:
         """Count what the block at `height` says of the members; or say what of it may not stand."""
         self._height = height
+        self.passed = []
         number = self._number
         for signed in records:
             body = signed.record.body
@@ -101,6 +129,12 @@ class RosterOracle:
                     return problem
                 self._words.append((body, signed.record.author))
                 self._count(height)
+            elif isinstance(body, KeySuccession):
+                problem = self._observer_problem(body, signed.record.author)
+                if problem:
+                    return problem
+                self.passed.append(KeyPassed(signed.record.author, body.incoming))
+                self.news.append(self.passed[-1])
             elif isinstance(body, Equivocation):
                 problem = self._evidence_problem(height, body)
                 if problem:
@@ -119,7 +153,7 @@ class RosterOracle:
 
     def _change_problem(self, height: int, change: MembershipChange, author: PeerId) -> str:
         newest = self.members(height + 1)
-        if author not in self.members(height) and author != self._coordinator:
+        if author not in self.members(height) and author != self.coordinator:
             return "a change of the members by somebody who is none"
         if change.number != self._number:
             return f"change {change.number} of the members, where the next is {self._number}"
@@ -141,12 +175,12 @@ class RosterOracle:
     def _key_problem(self, change: MembershipChange, coming: Member) -> str:
         """Say why a member cannot go on under the key of `coming`, or return ''."""
         member = next((one for one in self.roster(self._height + 1) if one.peer == change.outgoing), None)
-        if member is None or member.peer == self._coordinator or member.peer in self.convicted:
+        if member is None or member.peer in self.convicted:
             return "a new key for somebody who cannot have one"
-        if (member.name, member.machine_type, member.role) != (coming.name, coming.machine_type, coming.role):
+        if _as_named(member) != _as_named(coming):
             return "a new key for somebody who is somebody else then"
-        if self.has_voted(coming.peer):
-            return "a new key that is an old one"
+        if self._is_known(coming.peer):
+            return "a new key that somebody has"
         terms = [
             self._network,
             self._chain,
@@ -160,12 +194,49 @@ class RosterOracle:
         return "" if held else "a new key that one of the two has not signed"
 
     def _change_keys(self, height: int) -> None:
-        """Let the words of an old key be those of the new one that votes from the next height on."""
+        """Put new keys in the places of those that have their last height."""
         change = self._new_keys.get(height + 1)
         if change is not None and change.incoming is not None:
-            old, new = change.outgoing, change.incoming.peer
+            self.passed.append(KeyPassed(change.outgoing, change.incoming))
+        for old, member in self.passed:
+            new = self._keys[old] = member.peer
             self._words = passed_on(self._words, old, new)
             self.convicted = [new if peer == old else peer for peer in self.convicted]
+            self.observers = [member if one.peer == old else one for one in self.observers]
+            if self.coordinator == old:
+                self.coordinator, self._adopted = new, (old, member)
+
+    def standing_problem(self, state: ChainState) -> str:
+        """Say how those without a vote are others in `state` than they were counted here, or return ''."""
+        if (state.coordinator, list(state.observers)) != (self.coordinator, self.observers):
+            return "its coordinator or its observers are not those that its records have set"
+        said = state.adoption
+        adopted = None if said is None else (said.former, said.incoming)
+        return "" if adopted == self._adopted else "its coordinator has not said that the chain is its own"
+
+    def _observer_problem(self, body: KeySuccession, author: PeerId) -> str:
+        """Say why somebody without a vote cannot go on under another key, or return ''."""
+        heights = (self._height, self._height + 1, self._height + 2)
+        voting = [peer for height in heights for peer in self.members(height)]
+        coming = [change.incoming.peer for change, _ in self._words if change.incoming is not None]
+        if author in (*voting, *coming) or author in [old for old, _ in self.passed]:
+            return "a new key, by its own word, for somebody who votes, will vote, or has one already"
+        before = next((one for one in self.observers if one.peer == author), None)
+        if before is None:
+            before = Member(author, body.incoming.name, body.incoming.machine_type, (), "coordinator")
+        if _as_named(before) != _as_named(body.incoming):
+            return "a new key for somebody who is somebody else then"
+        if self._is_known(body.incoming.peer) or body.incoming.peer in coming:
+            return "a new key that somebody has"
+        terms = [self._network, self._chain, 0, author, body.incoming, b""]
+        held = _verify(body.incoming.peer, "succession", terms, body.signature)
+        return "" if held else "a new key that has not signed that it is one"
+
+    def _is_known(self, peer: PeerId) -> bool:
+        """Say whether a key is, or was, somebody's on this chain."""
+        named = [self.coordinator, *(one.peer for one in self.observers)]
+        named += [member.peer for _, member in self.passed]
+        return peer in named or peer in self._keys or self.has_voted(peer)
 
     def _make_room(self, change: MembershipChange, author: PeerId) -> str:
         """Drop a change that `author` opened before, if this is one too many; say why there is none."""
@@ -223,3 +294,7 @@ class RosterOracle:
             self._new_keys[first] = change
         for member in coming:
             self.tips[member.peer, first] = change.beacon_tip
+
+
+def _as_named(member: Member) -> tuple[str, str, str]:
+    return (member.name, member.machine_type, member.role)

@@ -130,6 +130,7 @@ class TrustWishes:
         """Return the word of the owner of `peer` for a step on `chain` that some other owner wants."""
         for change, authors in peer.node.chains[chain].state.trust.open:
             mine = isinstance(change.step, RevokePeer) and change.step.peer == peer.id
-            if peer.id not in authors and not mine and self._steps.get(change.step) in authors:
+            by = self._world.judge.oracles[chain].person(self._steps.get(change.step, PeerId("")))
+            if peer.id not in authors and not mine and by in authors:
                 return ChangeTrust(chain, change)
         return None

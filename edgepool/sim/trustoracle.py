@@ -13,6 +13,7 @@ from edgepool.model.crypto import sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Genesis
 from edgepool.model.record import MembershipChange, SignedRecord
+from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
 from edgepool.sim.words import passed_on, room_for
 
@@ -40,7 +41,9 @@ class TrustOracle:
             setattr(other, name, getattr(self, name).copy())
         return other
 
-    def take(self, height: int, records: Sequence[SignedRecord], voters: Sequence[PeerId]) -> str:
+    def take(
+        self, height: int, records: Sequence[SignedRecord], voters: Sequence[PeerId], coordinator: PeerId
+    ) -> str:
         """Count what the block at `height`, on which `voters` vote, says; or say what may not stand."""
         for signed in records:
             body, author = signed.record.body, signed.record.author
@@ -49,6 +52,12 @@ class TrustOracle:
                     return "somebody is to come who is revoked"
                 if body.succession and body.outgoing in self.revoked:
                     return "a new key for somebody who is revoked"
+            elif isinstance(body, KeySuccession):
+                if author in self.revoked or body.incoming.peer in self.revoked:
+                    return "a new key of or for somebody who is revoked"
+                asked = [one.step for one, by in self._words if by == coordinator]
+                if any(isinstance(step, RevokePeer) and step.peer == author for step in asked):
+                    return "a new key for somebody whom the coordinator wants revoked"
             elif isinstance(body, TrustChange):
                 problem = self._problem(body, author) or self._make_room(body, author)
                 if problem:

@@ -45,6 +45,7 @@ from edgepool.errors import EdgepoolError, Refused, Unavailable
 from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.lineage import MAX_LINE, Line, follow
 from edgepool.model.message import Message, decode_message
 from edgepool.model.pool import Member
 from edgepool.model.record import Body, sign_record
@@ -71,13 +72,14 @@ class SimPeer:
     life: int = 0
     wall_offset_ms: int = 0
     held: dict[bytes, int] = field(default_factory=dict)
+    line: Line = ()
+    """The keys that it had before, as it says on each link."""
     id: PeerId = field(init=False)
-    line: bytes = field(init=False)
-    """The name as traces have it."""
+    trace_name: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = self.signer.peer
-        self.line = self.name.encode()
+        self.trace_name = self.name.encode()
 
     @property
     def member(self) -> Member:
@@ -160,7 +162,7 @@ class World:
     def restart(self, peer: SimPeer) -> None:
         """Bring `peer` back with what its store kept."""
         peer.up = True
-        peer.node = Node(peer.settings, peer.signer, peer.store)
+        peer.node = Node(peer.settings, peer.signer, peer.store, peer.line)
         for saved in peer.store.open():
             peer.node.load(saved.genesis, saved.height, saved.vote_state)
         for root, size_bytes in peer.held.items():
@@ -175,6 +177,7 @@ class World:
         """Let `peer` go on under another key, as a program does that closes it and opens it again."""
         self.crash(peer)
         del self.peers[peer.id]
+        peer.line = (*peer.line, follow(peer.signer, signer, NETWORK))[-MAX_LINE:]
         peer.signer, peer.id = signer, signer.peer
         self.peers[peer.id] = peer
         self.restart(peer)
@@ -318,7 +321,7 @@ class World:
     def _deliver(self, sender: SimPeer, receiver: PeerId, life: int, frame: bytes) -> None:
         target = self.peers.get(receiver)
         if target is not None and target.up and target.life == life and (sender.id, receiver) in self._links:
-            self._trace.update(b"%d\0deliver\0%b\0%b\0" % (self.now_ms, sender.line, target.line))
+            self._trace.update(b"%d\0deliver\0%b\0%b\0" % (self.now_ms, sender.trace_name, target.trace_name))
             self._trace.update(frame)
             self._accept(target, sender.id, frame)
 

@@ -60,6 +60,30 @@ def test_a_liar_of_each_role_changes_its_key_and_steals_the_former_keys_of_other
     assert set(result.accused) <= {"m2", "a stranger", *former}
 
 
+def test_an_observer_whose_disk_is_lost_after_its_key_has_changed_is_told_of_its_pool_again() -> None:
+    faults = (Fault(100, "key", {"peer": 5}), Fault(2_500, "wipe", {"peer": 5, "for_ms": 100}))
+    plan = Plan(seed=7, heights=20, members=4, observed=True, chains=1, faults=faults, spares=1)
+    result = run_plan(check_plan(plan))
+    assert (result.violations, result.faults) == ([], {"key": 1, "wipe": 1})
+    assert result.happened["keys changed"] == 1
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_everybodys_key_changes_and_the_coordinators_twice(observed: bool) -> None:
+    """A newcomer that has only heard of the first of them is asked by the last, and believes it."""
+    people = 4 + observed
+    keys = [Fault(500 + 50 * place, "key", {"peer": place}) for place in range(people + 1)]
+    again = {"peer": people - 1}
+    admit = {"peer": people + 1, "by": people - 1, "chain": 0}
+    faults = (*keys, Fault(1_500, "heal", {}), Fault(1_600, "key", again), Fault(2_500, "heal", {}))
+    faults = (*faults, Fault(2_600, "admit", admit), Fault(3_500, "heal", {}))
+    plan = Plan(seed=7, heights=120, members=4, observed=observed, chains=2, faults=faults, spares=2)
+    result = run_plan(check_plan(plan))
+    assert (result.violations, result.happened["admitted"]) == ([], 1)
+    # On two chains; the first spare observes the first of them, the other one none.
+    assert result.happened["keys changed"] == 2 * people + 1 + 2
+
+
 def test_who_is_to_leave_does_not_stay_by_changing_its_key() -> None:
     leave = Fault(520, "exclude", {"peer": 1, "by": 5, "chain": 0})
     result = run(Fault(500, "key", {"peer": 1}), leave, Fault(3_000, "heal", {}), members=5)

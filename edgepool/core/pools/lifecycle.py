@@ -90,7 +90,8 @@ def beacon_chain(secret: bytes) -> BeaconChain:
 class PoolLifecycle:
     """One peer's part in the forming of pools, as coordinator and as member.
 
-    `coordinators` may form pools; `known` says whether a chain has been started already. At most
+    `coordinators` may form pools; `known` says whether a chain has been started already; `formers` are the
+    keys that this peer had before. At most
     `chains_limit` pools are formed, and as many invitations considered, at the same time.
     """
 
@@ -103,9 +104,11 @@ class PoolLifecycle:
         known: Callable[[ChainId], bool],
         who: Callable[[PeerId], Subject | None],
         chains_limit: int,
+        formers: Collection[str] = (),
     ) -> None:
         self._signer = signer
         self._own = signer.peer
+        self._keys = frozenset((signer.peer, *formers))
         self._network = network
         self._coordinators = coordinators
         self._known = known
@@ -372,9 +375,9 @@ class PoolLifecycle:
             return []
         if not is_trusted(genesis, message.adoption, self._network, self._coordinators):
             return []
-        if all(member.peer != self._own for member in invitation.people()) and not self._follows_all(
-            self._own
-        ):
+        # Whoever has lost its disk may have had another key when the pool was formed.
+        named = any(member.peer in self._keys for member in invitation.people())
+        if not named and not self._follows_all(self._own):
             return []
         problem = genesis.problem(self._network)
         if problem:
