@@ -45,7 +45,7 @@ class Heirs:
         self._said = {PeerId(one.former): PeerId(one.heir) for one in line}
         self._decided: dict[PeerId, PeerId] = {}
         self._revoked: frozenset[PeerId] = frozenset()
-        self._heard: dict[PeerId, None] = {}
+        self._heard: dict[PeerId, Line] = {}
         self._renew()
 
     # --- what is known ------------------------------------------------------------------------
@@ -94,9 +94,11 @@ class Heirs:
     def receive(self, subject: Subject, message: Lineage) -> list[Effect]:
         """Take what a linked peer, who is `subject` by its certificate, says of its former keys."""
         peer, line = subject.peer, message.line
+        if self._heard.get(peer) == line:
+            return []  # it may have been under way when the link was made anew
         if peer in self._heard:
             return [Notify(Misbehaved(peer, "says again and again which keys it had before"))]
-        self._heard[peer] = None
+        self._heard[peer] = line
         first = next((place for place, one in enumerate(line) if self._stands_for(one.former)), None)
         if first is None:
             return []  # of nobody whom we know by that key

@@ -270,8 +270,7 @@ class Node:
             case SubmitRecord(record):
                 return self._submit_record(ticket, record, now)
             case FindData():
-                refused = refusal("search", self._self)
-                if refused:
+                if refused := refusal("search", self._self):
                     return failed(ticket, refused)
                 return self._merge(self._resolver.find(ticket, command, now), now)
             case ConfirmTransfer():

@@ -16,6 +16,7 @@ from edgepool.core.node import Node
 from edgepool.model.block import Block, CertifiedBlock, records_root
 from edgepool.model.crypto import SIGNATURE_BYTES, Signer, sha256
 from edgepool.model.ids import ChainId, PeerId
+from edgepool.model.lineage import Lineage, follow
 from edgepool.model.message import (
     Blocks,
     Hello,
@@ -31,16 +32,14 @@ from edgepool.model.message import (
     sign_proposal,
 )
 from edgepool.model.record import (
-    DataDemand,
     MachiningCompletion,
     MachiningProcedure,
     Record,
     SignedRecord,
     sign_record,
 )
-from edgepool.model.twin import DataKey
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
-from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots, Stolen
+from edgepool.sim.falsehoods import FalseGovernance, FalseSnapshots, Stolen, looted
 
 MESSAGES_KEPT = 300
 VOTES_KEPT_A_HEIGHT = 24
@@ -145,7 +144,7 @@ class Liar:
         return [Votes(name, tuple(votes))]
 
     def _with_stolen_keys(self, node: Node, receiver: PeerId, name: ChainId) -> list[Saying]:
-        """Two votes, and a record, by a former key of somebody else, on a link of that key too."""
+        """Votes, a record and a line of keys by a former key of somebody else, on a link of it too."""
         chain, draw = node.chains.get(name), self._random
         if chain is None or not self._stolen or self.role in ("silent", "withhold") or draw.random() > 0.3:
             return []
@@ -156,11 +155,12 @@ class Liar:
             for kind in (PREVOTE, PRECOMMIT)
             for block_id in (NIL, draw.randbytes(32))
         )
-        nonce, since = draw.getrandbits(50), chain.state.height
-        body = DataDemand(DataKey("loot", "model"), 0, "", "")
-        record = sign_record(thief, self._network, name, body, 1, nonce, since)
-        said = (Votes(name, votes), Records(name, (record,)))
-        return [(speaker, receiver, one) for speaker in (node.peer, thief.peer) for one in said]
+        said = (Votes(name, votes), Records(name, (looted(stolen, chain, draw),)))
+        mine = Lineage((follow(thief, self._signer, self._network),))
+        return [
+            (node.peer, receiver, mine),
+            *((speaker, receiver, one) for speaker in (node.peer, thief.peer) for one in said),
+        ]
 
     # --- roles: each returns what to send in place of one message --------------------------------
 

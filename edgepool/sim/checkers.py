@@ -10,7 +10,8 @@ Most rules are local, so that a fault is found where it begins and not only when
     durability   what was synced is there after a restart; heights never go back
     records      what was acknowledged stands at its place, durably, and later on every honest peer
     blame        no honest peer is ever accused
-    members      nobody honest is convicted; who goes, and who comes, somebody honest has asked for
+    members      nobody honest is convicted; who goes, who comes, and whose key changes, somebody honest has
+                 asked for (peoplejudge.py)
     history      a snapshot is the pool's state; nothing is pruned that a replay could come from
     trust        whom a chain trusts is what its members have said; no honest peer takes a frame of somebody
                  whose revocation it has committed (trustjudge.py)
@@ -42,12 +43,10 @@ from edgepool.model.block import CertifiedBlock
 from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, Polka, Proposal, Votes
-from edgepool.model.pool import Member
-from edgepool.model.record import MembershipChange
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Vote
 from edgepool.runtime.ports import Store
 from edgepool.sim.oracle import ChainOracle
-from edgepool.sim.rosteroracle import KeyPassed
+from edgepool.sim.peoplejudge import PeopleJudge
 from edgepool.sim.trustjudge import TrustJudge
 
 SAYINGS_KEPT = 4096
@@ -91,6 +90,7 @@ class Judge:
         self.wishes: dict[tuple[ChainId, str, str], None] | None = None
         """Chain, who leaves, who comes ('' for nobody), as an honest owner wants; None: not judged."""
         self.trust = TrustJudge(self)
+        self.people = PeopleJudge(self)
         self.happened: dict[str, int] = {}
         """How often the ledger has changed its members, forgotten, and so on."""
         self._asked: dict[tuple[PeerId, int], bytes] = {}
@@ -204,54 +204,14 @@ class Judge:
             problem = oracle.next_problem(certified)
             if problem:
                 raise self.violation("validity", peer, f"block {header.height} may not stand: {problem}")
-            self._news(oracle)
+            self.trust.decided(oracle)
+            self.people.decided(oracle)
             self._forget(header.chain)
         elif oracle.blocks[header.height - 1] != header.id:
             raise self.violation("agreement", peer, f"has another block at height {header.height}")
         problem = oracle.certificate_problem(certified)
         if problem:
             raise self.violation("validity", peer, f"block {header.height} may not stand: {problem}")
-
-    def _news(self, oracle: ChainOracle) -> None:
-        """Look at what the last block says of the pool itself."""
-        self.trust.decided(oracle)
-        for body in oracle.take_news():
-            if isinstance(body, MembershipChange):
-                self._changed(oracle.chain, body)
-                continue
-            if isinstance(body, KeyPassed):
-                self._changed_key(oracle.chain, *body)
-                continue
-            self.count("convicted")
-            if (person := oracle.person(body.member)) not in self.liars:
-                raise self.violation("members", person, "is honest, and convicted")
-        for author, anchor in oracle.anchors:
-            self.count("anchors")
-            certificate, sub = anchor.certificate, self.oracles.get(anchor.sub_chain)
-            if author not in self.liars and (
-                sub is None
-                or sub.blocks[certificate.height - 1 : certificate.height] != [certificate.block_id]
-            ):
-                raise self.violation("anchors", author, f"anchored a block {certificate.height} there is not")
-        oracle.anchors.clear()
-
-    def _changed(self, chain: ChainId, change: MembershipChange) -> None:
-        """A change of the members is decided."""
-        coming = change.incoming.peer if change.incoming is not None else PeerId("")
-        what = "replaced" if change.outgoing and coming else "admitted" if coming else "excluded"
-        self.count("keys changed" if change.succession else what)
-        wanted = self.wishes is None or (chain, change.outgoing, coming) in self.wishes
-        if not wanted and (coming or change.outgoing not in self.liars):
-            text = (
-                f"is to leave, and '{self.names.get(coming, coming)}' to come, as nobody honest has asked for"
-            )
-            raise self.violation("members", change.outgoing, text)
-
-    def _changed_key(self, chain: ChainId, old: PeerId, member: Member) -> None:
-        """Somebody without a vote has another key."""
-        self.count("keys changed")
-        if self.wishes is not None and (chain, old, member.peer) not in self.wishes:
-            raise self.violation("members", old, "is to have another key, as nobody honest has asked for")
 
     def count(self, what: str) -> None:
         """Count something that a ledger has done."""

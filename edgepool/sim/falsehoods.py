@@ -17,12 +17,16 @@ from edgepool.model.message import Blocks, Message, Proposal, Records, SnapshotH
 from edgepool.model.pool import Member
 from edgepool.model.record import (
     Body,
+    DataDemand,
+    MachiningRequirement,
     MembershipChange,
     SignedRecord,
     join_terms,
     sign_record,
 )
 from edgepool.model.succession import SUCCESSION_DOMAIN, succession_terms
+from edgepool.model.trust import RevokePeer, TrustChange
+from edgepool.model.twin import DataKey
 from edgepool.model.vote import (
     NIL,
     PRECOMMIT,
@@ -49,6 +53,22 @@ class Stolen:
 
     signer: Signer
     after: dict[ChainId, int]
+
+
+def looted(stolen: Stolen, chain: Chain, draw: Random) -> SignedRecord:
+    """Return a record by a former key: what whoever had it might have written, or its coordinator."""
+    state, victim = chain.state, draw.choice(chain.state.members)
+    task = MachiningRequirement(
+        f"loot-{draw.random()}", "liner", 10, "milling", victim, 0, 1, 60, 0, 3_600_000
+    )
+    bodies: list[Body] = [
+        DataDemand(DataKey("loot", "model"), 0, "", ""),
+        MembershipChange(state.change_number, victim, None, b"", b"", ""),
+        TrustChange(RevokePeer(victim), ""),
+        task,
+    ]
+    terms = (state.network, chain.id, draw.choice(bodies), 1, draw.getrandbits(50), state.height)
+    return sign_record(stolen.signer, *terms)
 
 
 class FalseGovernance:
@@ -90,6 +110,8 @@ class FalseGovernance:
     def record(self, chain: Chain) -> SignedRecord:
         """Return a record that must not stand, or come to nothing."""
         draw = self._random
+        if self._stolen and draw.random() < 0.2:
+            return looted(draw.choice(self._stolen), chain, draw)
         makers = [self._one_value, self._two_chains, self._not_signed, self._unwilling]
         if chain.state.coordinator != self._signer.peer:
             # What the coordinator proposes, honest members approve: it is trusted in this.

@@ -43,8 +43,8 @@ class Canary:
 
     `rules` are those of edgepool.sim.checkers of which one must be violated; `seeds` bounds the runs.
     Each run has the `faults` of its seed, with one liar of `role`, `cuts` power cuts, `wipes` of an
-    observer's disk, `admits` of strangers and `keys` that change added; with a `window`, history is forgotten
-    after so many blocks. A `late` liar turns bad where and when a key changes.
+    observer's disk, `admits` of strangers and `keys` that change (with that of the `coordinator`) added; with
+    a `window`, history is forgotten after so many blocks. A `late` liar turns bad when its key changes.
     """
 
     switch: Callable[[ExitStack], None]
@@ -60,6 +60,7 @@ class Canary:
     window: int = 0
     keys: int = 0
     keys_ms: int = 900
+    coordinator: bool = False
     members: int = 4
     late: str = ""
 
@@ -81,6 +82,8 @@ class Canary:
             where = {"peer": plan.first_spare + 1 + spare, "by": plan.first_spare - 1, "chain": 0}
             faults.append(Fault(soon_ms + 100 * spare, "admit", where))
         faults += self._changing(Random(f"canary/{seed}/keys"))
+        if self.coordinator:
+            faults.append(Fault(300, "key", {"peer": plan.first_spare - 1}))
         faults.sort(key=lambda fault: fault.time_ms)
         if self.role:
             faults.insert(0, Fault(0, "byzantine", {"peer": draw.randrange(4), "role": self.role}))

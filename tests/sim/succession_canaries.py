@@ -14,6 +14,7 @@ from edgepool.core.chain import Chain
 from edgepool.core.ledger import governance
 from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.credit import WorkAccount
+from edgepool.core.ledger.facts import Facts
 from edgepool.core.ledger.roster import MAX_HEIGHT, Roster
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.membership import MembershipPolicy
@@ -21,7 +22,7 @@ from edgepool.model.crypto import verify
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Member
 from edgepool.model.record import MembershipChange
-from edgepool.model.succession import SUCCESSION_DOMAIN, succession_terms
+from edgepool.model.succession import SUCCESSION_DOMAIN, Adoption, succession_terms
 from edgepool.sim import keys
 
 # --- what stays behind under the old key ------------------------------------------------------------
@@ -45,6 +46,8 @@ def kept(owner: Any, name: str, *attributes: str) -> Callable[[ExitStack], None]
     return switch
 
 
+words_left_behind = kept(ChainFacts, "_pass_on", "trust")
+"""What the old key has said of whom to trust is not the new one's."""
 anchors_left_behind = kept(ChainFacts, "_pass_on", "_anchors")
 """What the old key has anchored is forgotten."""
 
@@ -138,12 +141,43 @@ def _last(changes: Any) -> Any:
     return late
 
 
+def unsigned_adoptions(stack: ExitStack) -> None:
+    """Who has no vote names its heir, whoever that is."""
+    swap(stack, Adoption, "holds", lambda self, network, chain: True)
+    governance._adoption_problem.cache_clear()
+    stack.callback(governance._adoption_problem.cache_clear)
+
+
+def a_former_coordinator_counts(stack: ExitStack) -> None:
+    """Whoever had the coordinator's place by a former key has it still."""
+    genuine = Facts._author
+
+    def lax(self: Facts, peer: PeerId) -> Any:
+        return genuine(self, self.coordinator if self.roster.heir(peer) == self.coordinator else peer)
+
+    swap(stack, Facts, "_author", lax)
+
+
+def in_place(name: str) -> Callable[[ExitStack], None]:
+    """Return a switch by which the coordinator, or the observers, of a chain stay who they were at first."""
+
+    def switch(stack: ExitStack) -> None:
+        genuine = Roster._renamed
+
+        def forgetful(self: Roster, *arguments: Any) -> Roster:
+            return replace(genuine(self, *arguments), **{name: getattr(self, name)})
+
+        swap(stack, Roster, "_renamed", forgetful)
+
+    return switch
+
+
 def in_any_order(stack: ExitStack) -> None:
     """Each peer passes on its places as they come."""
 
     def at_once(waiting: Any, me: PeerId) -> Chain | None:
-        voting = [one for one in waiting if any(member.peer == me for member in one.state.next_roster)]
-        return next((one for one in voting if not succeeding._has_said(one, me)), None)
+        alone = (succeeding.place_to_pass_on([one], me) for one in waiting)
+        return next((one for one in alone if one is not None), None)
 
     swap(stack, keys, "place_to_pass_on", at_once)
 
@@ -167,9 +201,6 @@ SUCCESSION_CANARIES: dict[str, Canary] = {
         keys=4,
         keys_ms=2_000,
         heights=60,
-    ),
-    "words for trust not passed on": Canary(
-        kept(ChainFacts, "_pass_on", "trust"), ("validity",), 20, "revoke,admit-root,retire-root", keys=4
     ),
     "weight lost": Canary(
         left_out(WorkAccount, "pass_on", lambda *_: None),
@@ -199,6 +230,12 @@ SUCCESSION_CANARIES: dict[str, Canary] = {
         former_keys_convict, ("validity", "members"), 10, keys=3, role="govern", heights=60
     ),
     "the convicted flee": Canary(the_convicted_flee, ("validity",), 20, keys=4, role="equivocate"),
+    "the coordinator is not passed on": Canary(in_place("coordinator"), ("validity",), 3, coordinator=True),
+    "the adoption is not passed on": Canary(in_place("adoption"), ("validity",), 3, coordinator=True),
+    "observers are not passed on": Canary(in_place("observers"), ("validity",), 5, coordinator=True),
+    "a former coordinator counts": Canary(
+        a_former_coordinator_counts, ("validity",), 10, role="govern", coordinator=True, heights=60
+    ),
     "places in any order": Canary(
         in_any_order, ("liveness",), 5, keys=3, keys_ms=250, members=3, chains=2, heights=4
     ),

@@ -21,12 +21,14 @@ from edgepool.core import replay
 from edgepool.core.consensus import lottery
 from edgepool.core.consensus.votes import VoteBook
 from edgepool.core.ledger.state import ChainState
+from edgepool.core.machine import ChangeTrust
 from edgepool.model.block import Block, CertifiedBlock
 from edgepool.model.codec import encode
-from edgepool.model.crypto import sha256
+from edgepool.model.crypto import Signer, sha256
 from edgepool.model.ids import PeerId
 from edgepool.model.message import Blocks, Proposal, Votes, sign_proposal
 from edgepool.model.pool import Genesis
+from edgepool.model.succession import key_succession
 from edgepool.model.vote import NIL, PRECOMMIT, PREVOTE, Certificate, Vote, sign_vote
 from edgepool.sim.chaos import Chaos
 from edgepool.sim.checkers import Violation
@@ -181,6 +183,26 @@ def anchors_go_over() -> bool:
             return False
 
 
+def words_go_over() -> bool:
+    """A member says that a root be trusted, and gets another key; with it two others make a quorum."""
+    with ideal_signatures():
+        world = Chaos(Plan(seed=1, heights=1, members=4, observed=True, chains=1, faults=()))
+        world.form()
+        world.inject(Fault(0, "admit-root", {"root": 1, "by": 0}))
+        world.run_for(1_000)
+        world.inject(Fault(0, "key", {"peer": 0}))
+        assert world.run_until(lambda: not world.keys.unsettled(), 60_000)
+        first, second, third = world.people[:3]
+        ((change, authors),) = first.node.chains[world.chains[0]].state.trust.open
+        assert len(authors) == 1
+        for peer in (second, third):
+            world.ask(peer, ChangeTrust(world.chains[0], change))
+        try:
+            return world.run_until(lambda: "roots admitted" in world.judge.happened, 60_000)
+        except Violation:
+            return False
+
+
 def old_evidence_convicts_the_new_key() -> bool:
     """A member signs two votes on the last height of its old key."""
     with ideal_signatures():
@@ -196,6 +218,22 @@ def old_evidence_convicts_the_new_key() -> bool:
         assert old not in pool.roster(other)
         roster = pool.chain(other).state
         return pool.world.run_until(lambda: heir.peer not in {one.peer for one in roster.next_roster}, 60_000)
+
+
+def nobody_becomes_an_heir_unasked() -> bool:
+    """An observer names as its next key one that has not signed that."""
+    with ideal_signatures():
+        world = Chaos(Plan(seed=1, heights=1, members=4, observed=True, chains=1, faults=()))
+        world.form()
+        cloud, chain = world.cloud, world.chains[0]
+        member = replace(cloud.member, peer=Signer(sha256(b"somebody honest")).peer)
+        said = key_succession(cloud.signer, cloud.settings.network, chain, cloud.id, member)
+        ticket = world.put(cloud, said, chain, world.settling)
+        try:
+            assert world.run_until(lambda: world.settled(ticket), 60_000)
+        except Violation:
+            return False
+        return "has not signed" in world.refusal(ticket)
 
 
 def last_votes_are_stored() -> bool:
@@ -216,6 +254,8 @@ DIRECTED: dict[str, tuple[Switch, Callable[[], bool]]] = {
         succession_canaries.evidence_lost,
         old_evidence_convicts_the_new_key,
     ),
+    "adoptions unsigned": (succession_canaries.unsigned_adoptions, nobody_becomes_an_heir_unasked),
+    "words for trust not passed on": (succession_canaries.words_left_behind, words_go_over),
     "doors close early": (succession_canaries.doors_close_early, last_votes_are_stored),
     "lock forgotten at restart": (canaries.lock_forgotten_at_restart, a_lock_survives_a_restart),
     "old roster accepted": (ledger_canaries.old_roster_accepted, an_old_roster_decides_nothing),

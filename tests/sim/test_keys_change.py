@@ -84,6 +84,15 @@ def test_everybodys_key_changes_and_the_coordinators_twice(observed: bool) -> No
     assert result.happened["keys changed"] == 2 * people + 1 + 2
 
 
+def test_nobody_is_blamed_whose_former_keys_come_twice() -> None:
+    """Frames are doubled, and links are made anew while they are under way."""
+    twice = Fault(0, "duplication", {"per_mille": 600, "for_ms": 3_000})
+    resets = [Fault(time_ms, "reset", {"peer": 0, "other": 4}) for time_ms in range(900, 2_900, 400)]
+    result = run(twice, Fault(100, "key", {"peer": 4}), *resets, Fault(3_000, "heal", {}), heights=30)
+    assert result.violations == []
+    assert result.happened["keys changed"] == 2
+
+
 def test_who_is_to_leave_does_not_stay_by_changing_its_key() -> None:
     leave = Fault(520, "exclude", {"peer": 1, "by": 5, "chain": 0})
     result = run(Fault(500, "key", {"peer": 1}), leave, Fault(3_000, "heal", {}), members=5)
