@@ -129,7 +129,8 @@ class Limits(Settings, frozen=True):
     """Bounds on everything that others can make grow. A frame must have room for a whole block.
 
     `chain_bytes` is what the blocks of one chain should take on disk at most. It is a goal, not a wall: they
-    are dropped a good part at a time, and those of the chain's window are always kept.
+    are dropped a good part at a time, and those of the chain's window are always kept. A peer comes into no
+    more pools than `chains`; those that it has left do not count until they are as many again.
     """
 
     frame_bytes: Annotated[int, Meta(ge=1536 * 1024, le=4 * 1024 * 1024)] = 2 * 1024 * 1024

@@ -137,6 +137,12 @@ class Chain:
         return RosterHistory(self.genesis, tuple(self.handovers), self.state.observers)
 
     @property
+    def takes_part(self) -> bool:
+        """Whether this peer is one of the pool's people now, or soon: it has not left."""
+        coordinator = self.genesis.invitation.coordinator
+        return self._me == coordinator or self.present(self._me) is not None
+
+    @property
     def people(self) -> dict[PeerId, Member]:
         """All who have to do with the chain now: members, observers, who comes and who has left."""
         return self._people.known

@@ -54,11 +54,12 @@ from edgepool.core.machine import (
     WantLink,
     Woke,
 )
-from edgepool.core.pools.joining import Agreed, Following, Joining
+from edgepool.core.pools.joining import JOIN_TIMEOUT_MS, Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.rendezvous import Rendezvous
 from edgepool.core.resolution.resolver import Countersigned, Resolver
 from edgepool.core.rights import Standing, Subject, refusal
+from edgepool.core.room import TOO_MANY, Room
 from edgepool.model.block import CertifiedBlock
 from edgepool.model.certifying import CertificateAnswer, CertificateRequest, CertificateShown, RootFollows
 from edgepool.model.crypto import Signer
@@ -118,6 +119,7 @@ class Node:
         self.directory = ChainDirectory(signer.peer, source, settings.rights.default)
         self.chains = self.directory.chains
         self.heirs = Heirs(settings, signer.peer, line)
+        self.room = Room(self._self, self.chains, settings.limits.chains)
         self.pools = PoolLifecycle(
             signer=signer,
             network=settings.network,
@@ -126,6 +128,7 @@ class Node:
             who=self._who,
             chains_limit=settings.limits.chains,
             formers=[one.former for one in line],
+            full=self.room.full,
         )
         self._resolver = Resolver(
             signer=signer,
@@ -314,6 +317,7 @@ class Node:
                 case Formed(genesis):
                     effects += self._begin(genesis, now, Notify(PoolJoined(genesis)))
                 case Following(genesis):
+                    self.pools.agreed(genesis.invitation, now.monotonic_ms + JOIN_TIMEOUT_MS, now)
                     effects += self._begin(genesis, now)
                 case Agreed():
                     effects += self._merge(self._governing.agreed(output, now), now)
@@ -340,9 +344,8 @@ class Node:
         """Begin with the chain of a pool that stands, or on which this peer votes once it is admitted."""
         if genesis.chain in self.chains:
             return []
-        if len(self.chains) >= self._settings.limits.chains:
-            coordinator = genesis.invitation.coordinator
-            return [Notify(Misbehaved(coordinator, "forms more pools than limits.chains allows"))]
+        if self.room.has_none_for(genesis):
+            return [Notify(Misbehaved(genesis.invitation.coordinator, TOO_MANY))]
         chain = self._add_chain(genesis, 0, b"")
         return [Persist(NewChain(genesis)), *told, *self._merge(chain.start(now), now)]
 
@@ -350,8 +353,7 @@ class Node:
         """Say why this peer may not come into the pool of a genesis that is believed, or return ''."""
         chain = self.chains.get(genesis.chain)
         if chain is None:
-            full = len(self.chains) >= self._settings.limits.chains
-            return self.pools.closed or ("it is in as many pools as limits.chains allows" if full else "")
+            return self.pools.closed or self.room.full()
         voting = any(member.peer == self.peer for member in chain.state.next_roster)
         return "it is a member already" if voting else ""
 

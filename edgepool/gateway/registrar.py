@@ -178,8 +178,8 @@ class Registrar:
         listen = self._peer.settings.listen
         if not listen or parse_address(listen)[1] == 0:
             raise LocalError(
-                "this peer listens on port 0, a new one at each start: write a fixed port behind 'listen' in "
-                "its settings and restart it, so that those who join find it again"
+                "this peer listens on port 0, which is not the same for ever: write a fixed port behind "
+                "'listen' in its settings and restart it, so that those who join find it again"
             )
         chain = ""
         if pool:

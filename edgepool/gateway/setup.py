@@ -113,7 +113,7 @@ def known_from_folder(folder: Path) -> tuple[KnownPeer, PeerSettings, PeerId]:
     host, port, _ = parse_address(settings.libp2p.listen if over_libp2p else settings.listen)
     if port == 0:
         raise ConfigError(
-            f"'{folder}' listens on port 0, a new one at each start: "
+            f"'{folder}' listens on port 0, which is not the same for ever: "
             f"write a fixed port behind 'listen' in its {CONFIG_FILE} first"
         )
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -207,7 +207,7 @@ role = {_quoted(plan.role)}
 # What the machine is ('Milling', 'Wire cutting'); fixed pools gather machines of like types.
 machine_type = {_quoted(plan.machine_type)}
 
-# Where to listen, as a multiaddr: /ip4/ADDRESS/tcp/PORT. Port 0 takes a new port at each start.
+# Where to listen, as a multiaddr: /ip4/ADDRESS/tcp/PORT. Port 0 takes any, and keeps it while it is free.
 # With "" this peer accepts nothing from outside, and others reach it through its conduits.
 listen = {_quoted(plan.listen)}
 

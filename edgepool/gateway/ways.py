@@ -38,6 +38,13 @@ class PlaceFacts:
 
 def check_port(check: str, host: str, port: int, running: bool, problem: str) -> Finding:
     """Judge a port to listen on; `problem` is the system's answer to a try, '' if it can be bound."""
+    if port == 0 and check == "port" and not problem:
+        return Finding(
+            check,
+            "warn",
+            "left to the system (port 0): it is kept only until another program has it",
+            "write a fixed port behind 'listen': others and firewalls must know it",
+        )
     if running:
         return Finding(check, "ok", f"port {port} is this peer's, which runs" if port else "the peer runs")
     if problem:
@@ -46,13 +53,6 @@ def check_port(check: str, host: str, port: int, running: bool, problem: str) ->
             "fault",
             f"{host} port {port} cannot be bound: {problem}",
             "end the program that has it, or set another address or port in the settings",
-        )
-    if port == 0 and check == "port":
-        return Finding(
-            check,
-            "warn",
-            "a new port at each start",
-            "write a fixed port behind 'listen': others and firewalls must know it",
         )
     return Finding(check, "ok", f"port {port} is free" if port else "a free one is taken")
 
@@ -122,7 +122,7 @@ def check_serving(settings: PeerSettings) -> list[Finding]:
     host, port, _ = parse_address(settings.listen)
     if port == 0:
         advice = "write a fixed port behind 'listen': those who keep a place here know no other"
-        return [Finding("conduit", "fault", "this conduit has a new port at each start", advice)]
+        return [Finding("conduit", "fault", "this conduit leaves its port to the system (port 0)", advice)]
     if is_loopback(host):
         advice = "write an address that both sides reach, such as /ip4/0.0.0.0/tcp/PORT, behind 'listen'"
         return [Finding("conduit", "warn", "this conduit is for peers on this machine only", advice)]
@@ -176,7 +176,9 @@ def firewall_rows(settings: PeerSettings, others: Iterable[tuple[str, str]]) -> 
             sources = ", ".join(direct) or "all peers of the network"
             if settings.conduit.serve:
                 sources = "all peers of the network, on both sides of this conduit"
-            rows.append(FirewallRow("in", "TCP", str(port) if port else "a new one at each start", sources))
+            rows.append(
+                FirewallRow("in", "TCP", str(port) if port else "what the system gives (port 0)", sources)
+            )
     return rows + [
         FirewallRow("out", "TCP", str(port), f"{host} ({', '.join(names)})")
         for (host, port), names in out.items()

@@ -42,6 +42,8 @@ LOOK_EVERY_S = 0.05
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 STEP_TIMEOUT_MS = 15_000
+UNDECIDED_MS = 60_000
+"""How long members may take to decide whether this peer comes into their pool, before its key changes."""
 AT_ONCE = 16
 """How many offers are made again at the same time."""
 COMES_INTO_NONE = "its key is being changed: ask again in a moment"
@@ -69,6 +71,7 @@ class KeyRotation:
         """Which keys this peer had before, as it tells others; and why nothing is known of that, or ''."""
         self._task: asyncio.Task[None] | None = None
         self._next: Signer | None = None
+        self._undecided_ms: int | None = None
         self._is_ready = False
         self._beginning = False
         self._problem = ""
@@ -220,6 +223,7 @@ class KeyRotation:
             if chain is not None:
                 await self._propose(chain, self._next)
             await asyncio.sleep(LOOK_EVERY_S)
+        self._wait_for_decisions()
         await self._certify()  # it may have taken long
         follows = follow(self._identity.signer, self._next, self._peer.settings.network)
         await asyncio.to_thread(self._files.note, follows)
@@ -227,6 +231,22 @@ class KeyRotation:
         self._is_ready = True
         if self.on_ready is not None:
             self.on_ready()
+
+    def _wait_for_decisions(self) -> None:
+        """Raise Unavailable while members decide whether the present key comes into their pool.
+
+        It would be a member there that nobody is any more. Whoever never decides is waited for only so long.
+        """
+        now_ms = self._clock.now().monotonic_ms
+        if self._undecided_ms is None:
+            self._undecided_ms = now_ms
+        coming = self._peer.node.room.undecided()
+        if coming and now_ms < self._undecided_ms + UNDECIDED_MS:
+            names = ", ".join(chain.genesis.invitation.name for chain in coming)
+            raise Unavailable(
+                f"the members of {names} have not decided yet whether this peer comes in: it goes on when "
+                f"they have, or in {UNDECIDED_MS // 1000} s"
+            )
 
     async def _durable(self) -> None:
         """Wait until all is durable that has happened up to now: the old key's last vote is not forgotten."""

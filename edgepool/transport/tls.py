@@ -36,6 +36,7 @@ from edgepool.transport.identity import (
     TRANSFER_PROTOCOL,
     Identity,
 )
+from edgepool.transport.keptport import listen_as_before
 from edgepool.transport.lane import LANE
 from edgepool.transport.libp2p import LINK_STREAM, Libp2pRoad
 from edgepool.transport.link import Link
@@ -120,7 +121,7 @@ class TlsTransport:
         assert self._handler is None, "a transport is started once"
         self._handler = handler
         if self._settings.listen:
-            await self._listener.start(self._settings.listen)
+            await listen_as_before(self._listener, self._settings)
         if self.conduit is not None:
             self._listener.plain[CIRCUIT_NAME] = self.conduit.take
             self.conduit.start()
@@ -385,8 +386,7 @@ class TlsTransport:
         self.found.settle(link.peer)
         if link.peer in self._diallers:
             self._diallers[link.peer].link_up(bool(link.conduit))
-        if self._handler is not None:
-            handler = self._handler
+        if (handler := self._handler) is not None:
             self._guard(link, lambda: handler.link_up(link.identity))
 
     def _set_down(self, link: Link, reason: str) -> None:

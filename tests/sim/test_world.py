@@ -7,12 +7,14 @@ import pytest
 
 from edgepool.config import Limits
 from edgepool.core.machine import (
+    ChangeMembers,
     ConfirmTransfer,
     FindData,
     FormPool,
     RankedOffer,
     RecordRef,
 )
+from edgepool.errors import Refused
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis, Invitation
 from edgepool.model.record import DataDemand, DataOffer, SignedRecord
@@ -210,3 +212,38 @@ def test_a_peer_is_in_no_more_pools_than_its_limit() -> None:
         world.command(cloud, FormPool(invitation))
     world.run_for(1_000)
     assert len(machine.node.chains) == 3
+
+
+def test_a_peer_that_is_full_says_so_before_a_pool_counts_on_it_and_pools_that_it_left_do_not_count() -> None:
+    world = World(seed=11)
+    cloud = world.add("cloud", role="coordinator")
+    machines = [world.add(f"m{n}", coordinator=cloud.id) for n in range(4)]
+    busy = machines[0]
+    busy.settings = msgspec.structs.replace(busy.settings, limits=Limits(chains=2))
+    world.crash(busy)
+    world.restart(busy)
+    for machine in machines:
+        world.connect(cloud, machine)
+
+    def form(name: str) -> Genesis:
+        members = tuple(machine.member for machine in machines)
+        invitation = Invitation(
+            NETWORK, name, "manufacturing", cloud.id, members, (cloud.member,), (), EPOCH_MS, 0
+        )
+        formed = world.command(cloud, FormPool(invitation))
+        assert isinstance(formed, Genesis)
+        return formed
+
+    first = form("first")
+    form("second")
+    with pytest.raises(Refused, match="m0 declined: it is in as many pools"):
+        form("third")
+    world.command(cloud, ChangeMembers(first.chain, busy.id, None, "its part is done"))
+    for n in range(3):
+        world.submit(machines[1], demand(n), first.chain)
+    assert world.run_until(lambda: not busy.node.chains[first.chain].takes_part, 60_000)
+    third = form("third")
+    assert world.run_until(lambda: third.chain in busy.node.chains, 60_000)
+    assert len(busy.node.chains) == 3
+    with pytest.raises(Refused, match="m0 declined"):
+        form("fourth")

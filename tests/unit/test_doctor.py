@@ -412,6 +412,7 @@ def test_a_folder_that_cannot_be_written_is_found_out(tmp_path: Path) -> None:
 
 def test_ports_and_addresses() -> None:
     assert check_port("port", "127.0.0.1", 0, False, "").level == "warn"
+    assert check_port("port", "127.0.0.1", 0, True, "").level == "warn"
     assert check_port("API port", "127.0.0.1", 0, False, "").level == "ok"
     assert check_port("port", "127.0.0.1", 4001, True, "address already in use").level == "ok"
     home, plant = "/ip4/127.0.0.1/tcp/4001", "/ip4/10.0.0.7/tcp/4001"

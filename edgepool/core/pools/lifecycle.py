@@ -90,8 +90,8 @@ def beacon_chain(secret: bytes) -> BeaconChain:
 class PoolLifecycle:
     """One peer's part in the forming of pools, as coordinator and as member.
 
-    `coordinators` may form pools; `known` says whether a chain has been started already; `formers` are the
-    keys that this peer had before. At most
+    `coordinators` may form pools; `known` says whether a chain has been started already, and `full` why this
+    peer comes into no more pools, or ''; `formers` are the keys that this peer had before. At most
     `chains_limit` pools are formed, and as many invitations considered, at the same time.
     """
 
@@ -105,6 +105,7 @@ class PoolLifecycle:
         who: Callable[[PeerId], Subject | None],
         chains_limit: int,
         formers: Collection[str] = (),
+        full: Callable[[], str] = str,
     ) -> None:
         self._signer = signer
         self._own = signer.peer
@@ -114,19 +115,25 @@ class PoolLifecycle:
         self._known = known
         self._who = who
         self._limit = chains_limit
+        self._full = full
         self._links: dict[PeerId, None] = {}
         self._forming: dict[bytes, _Forming] = {}
         self._invited: dict[bytes, _Invited] = {}
         self.closed = ""
         """Why this peer comes into no pool now, '' if it does."""
         self._open_until: dict[bytes, int] = {}
-        """Until when each invitation that was taken can become a pool, in monotonic ms."""
+        """Until when what was agreed to can bring this peer into a pool, in monotonic ms, by invitation."""
 
     @property
     def settled_ms(self) -> int:
-        """From when on no invitation taken, or made, so far can become a pool, in monotonic ms."""
+        """From when on nothing that this peer has agreed to, or asked for, makes a pool, in monotonic ms."""
         made = [forming.deadline_ms for forming in self._forming.values()]
         return max((*self._open_until.values(), *made), default=0)
+
+    def agreed(self, invitation: Invitation, until_ms: int, now: Instant) -> None:
+        """Note that this peer's yes to the pool of `invitation` may be used until then, in monotonic ms."""
+        still = {one: at for one, at in self._open_until.items() if at > now.monotonic_ms}
+        self._open_until = still | {invitation.hash: until_ms}
 
     @property
     def deadline(self) -> int | None:
@@ -215,6 +222,8 @@ class PoolLifecycle:
             decode(Invitation, encode(invitation))
         except DecodeError as error:
             return f"the invitation is not well formed: {error}"
+        if any(one.peer == self._own for one in invitation.people()) and (problem := self._full()):
+            return problem
         return self._content_problem(invitation)
 
     def _receive_accept(self, peer: PeerId, message: PoolAccept) -> list[Output]:
@@ -298,8 +307,8 @@ class PoolLifecycle:
             return "the coordinator's signature does not hold", True
         if all(member.peer != self._own for member in invitation.people()):
             return "this peer is neither a member nor an observer of the pool", False
-        if self.closed:
-            return self.closed, False
+        if problem := self.closed or self._full():
+            return problem, False
         if len(self._invited) >= self._limit:
             return f"{self._limit} invitations wait here already", False
         return self._content_problem(invitation), False
@@ -340,8 +349,7 @@ class PoolLifecycle:
         if len(partners) < len(invitation.members):
             invited = _Invited(invitation, now.monotonic_ms + DIAL_TIMEOUT_MS)
             self._invited[invitation.hash] = invited
-            still = {one: at for one, at in self._open_until.items() if at > now.monotonic_ms}
-            self._open_until = still | {invitation.hash: invited.deadline_ms + FORM_TIMEOUT_MS}
+            self.agreed(invitation, invited.deadline_ms + FORM_TIMEOUT_MS, now)
             effects += self._accept_if_reached(invited)
         return effects
 

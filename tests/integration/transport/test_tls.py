@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from roads import TlsRoad, frame_of
-from tls_peers import TlsPeer, ended, make_settings, until
+from tls_peers import TlsPeer, ended, free_port, make_settings, until
 
 from edgepool.core.ledger.trust import UnitedTrust
+from edgepool.model.ids import parse_address
 from edgepool.model.pool import Member
 from edgepool.peer.paths import found_elsewhere
+from edgepool.transport.keptport import PORT_FILE
 from edgepool.transport.tls import TlsTransport
 
 
@@ -90,3 +94,27 @@ async def test_who_may_not_come_in_is_not_linked_where_another_was_looked_for(tm
         a.transport.want(Member(c.peer, "c", "", b.transport.addresses))
         await until(lambda: a.counters.get("refused_revoked"))
         assert a.seen.events == []
+
+
+async def test_a_port_that_is_left_to_the_system_is_kept_as_long_as_it_is_free(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, "a")
+    assert settings.listen.endswith("/tcp/0")
+    async with TlsPeer(settings) as a:
+        first = a.where
+    async with TlsPeer(settings) as a:
+        assert a.where == first
+    with socket.create_server(first):
+        async with TlsPeer(settings) as a:
+            second = a.where
+            assert second != first
+    async with TlsPeer(settings) as a:
+        assert a.where == second
+    for unfit in (b"", b"none", b"99999", b"-1", b"0"):
+        (settings.folder / PORT_FILE).write_bytes(unfit)
+        async with TlsPeer(settings) as a:
+            assert a.where[1] > 0
+    fixed = replace(settings, listen=f"/ip4/127.0.0.1/tcp/{free_port()}")
+    (settings.folder / PORT_FILE).unlink()
+    async with TlsPeer(fixed) as a:
+        assert a.where[1] == parse_address(fixed.listen)[1]
+    assert not (settings.folder / PORT_FILE).exists()

@@ -1,0 +1,50 @@
+"""How many pools a peer has room for, and which of them it is in, or may come into [S3.6]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgepool.core.chain import Chain
+from edgepool.core.rights import Subject, refusal
+from edgepool.model.ids import ChainId
+from edgepool.model.pool import Genesis
+
+MOST = 2
+"""So many times limits.chains a peer keeps at most, with those that it has left."""
+TOO_MANY = "forms more pools than limits.chains allows"
+FULL = "it is in as many pools as limits.chains allows"
+
+
+class Room:
+    """Of the peer `own`, which keeps `chains` and takes part in `limit` of them at most."""
+
+    def __init__(self, own: Subject, chains: Mapping[ChainId, Chain], limit: int) -> None:
+        self._own = own
+        self._chains = chains
+        self._limit = limit
+
+    def full(self) -> str:
+        """Say why this peer comes into no more pools, or return ''. Those that it has left do not count."""
+        if len(self._chains) < self._limit:
+            return ""
+        follows_all = not refusal("follow chain", self._own)
+        taking_part = sum(follows_all or chain.takes_part for chain in self._chains.values())
+        has_room = taking_part < self._limit and len(self._chains) < MOST * self._limit
+        return "" if has_room else FULL
+
+    def has_none_for(self, genesis: Genesis) -> bool:
+        """Say whether the chain of a pool that was formed cannot be kept.
+
+        Who has agreed to vote keeps its word as long as there is any room: the pool counts on it.
+        """
+        agreed = any(member.peer == self._own.peer for member in genesis.invitation.members)
+        return len(self._chains) >= MOST * self._limit if agreed else bool(self.full())
+
+    def undecided(self) -> list[Chain]:
+        """Return the chains whose members have not decided yet whether this peer comes in."""
+        me = self._own.peer
+        return [
+            chain
+            for chain in self._chains.values()
+            if any(one.peer == me for one in chain.state.newcomers()) and not chain.state.may_write(me)
+        ]
