@@ -113,11 +113,15 @@ function rosterAfter (pool, handovers) {
   return { roster, last }
 }
 
-// Throws unless `trust` (the bytes of a Trust) is what the state root in a certified header commits to.
+// Throws unless `trust` (the bytes of a Trust) is what the state root in a certified header commits to. Of each
+// root it says the fingerprint, the certificate (empty if it was never admitted), and when it is trusted no more.
 export function checkTrust (trust, rest, header) {
   expect(rest.length === 32 && same(sha256(sha256(trust), rest), header[7]), 'the header says something else of trust')
-  const [, revoked] = decode(trust)
-  return { revoked: revoked.map(([peer]) => peer) }
+  const [roots, revoked] = decode(trust)
+  return {
+    revoked: revoked.map(([peer]) => peer),
+    roots: roots.map(([fingerprint, , der, retiredMs]) => ({ fingerprint: hex(fingerprint), der, retiredMs }))
+  }
 }
 
 // --- proofs ---------------------------------------------------------------------------------------

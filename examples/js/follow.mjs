@@ -51,7 +51,9 @@ for (const other of others) {
 // Main chains say whom to trust.
 async function lookAtTrust (following) {
   if (following.pool.kind !== 'fixed') return
-  for (const peer of await following.newlyRevoked()) {
+  const { roots, revoked } = await following.trust()
+  member.trust(roots)
+  for (const peer of revoked) {
     say({ event: 'revoked', pool: following.pool.name, peer })
     await member.refuse(peer)
     if (peer === questions.peer) throw new Error(`the peer that is asked, ${peer}, has been revoked`)

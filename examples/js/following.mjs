@@ -41,15 +41,16 @@ export class Following {
     return block
   }
 
-  // Returns the peer ids that have been revoked since the last time; those before the highest block that was seen.
-  async newlyRevoked () {
+  // Returns the roots that the members have decided on, and the peer ids that have been revoked since the last time.
+  async trust () {
     const [tag, trust, rest, header, certificate] = await this.ask(['trust', this.pool.chain])
-    if (tag === 'no') return []
+    if (tag === 'no') return { roots: [], revoked: [] }
     if (tag !== 'trusted') throw new Error(`asked for trust, got ${tag}`)
     if (header[2] < this.highest) throw new Error('the peer shows an older state than it has told of')
     await this.block(header, certificate)
-    const fresh = checkTrust(trust, rest, header).revoked.filter((peer) => !this.revoked.has(peer))
+    const decided = checkTrust(trust, rest, header)
+    const fresh = decided.revoked.filter((peer) => !this.revoked.has(peer))
     for (const peer of fresh) this.revoked.add(peer)
-    return fresh
+    return { roots: decided.roots, revoked: fresh }
   }
 }

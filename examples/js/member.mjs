@@ -2,7 +2,7 @@
 // Bytes: docs/protocol/libp2p.md.
 
 import { X509Certificate, createPrivateKey, randomBytes, sign, verify as verifySignature } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
@@ -13,7 +13,7 @@ import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
 import { concat, decode, encode } from './msgpack.mjs'
-import { sha256, signed } from './checking.mjs'
+import { hex, sha256, signed } from './checking.mjs'
 
 // js-libp2p 3 is written for Node 22.
 if (Promise.withResolvers === undefined) {
@@ -31,7 +31,7 @@ export class Member {
   static async open (folder, network) {
     const key = createPrivateKey(readFileSync(join(folder, 'identity/key.pem')))
     const certificate = new X509Certificate(readFileSync(join(folder, 'identity/certificate.pem')))
-    const authority = new X509Certificate(readFileSync(join(folder, 'identity/authority.pem')))
+    const roots = ['identity/authority.pem', 'identity/trusted.pem'].flatMap((name) => certificatesIn(join(folder, name)))
     const { d, x } = key.export({ format: 'jwk' })
     const bytes = Buffer.concat([Buffer.from(d, 'base64url'), Buffer.from(x, 'base64url')])
     const node = await createLibp2p({
@@ -41,12 +41,28 @@ export class Member {
       streamMuxers: [yamux()],
       services: { identify: identify(), ping: ping(), pubsub: gossipsub({ emitSelf: false }) }
     })
-    return new Member(node, key, certificate, authority, network)
+    return new Member(node, key, certificate, roots, network)
   }
 
-  constructor (node, key, certificate, authority, network) {
-    Object.assign(this, { node, key, certificate, authority, network, peer: node.peerId.toString() })
+  constructor (node, key, certificate, roots, network) {
+    Object.assign(this, { node, key, certificate, network, peer: node.peerId.toString() })
     this.revoked = new Set()
+    this.roots = new Map(roots.map((root) => [hex(sha256(new Uint8Array(root.raw))), root]))
+    this.retiredMs = new Map()
+  }
+
+  // Takes in what the members of a main chain have decided: other organisations' roots, and when one goes.
+  trust (roots) {
+    for (const { fingerprint, der, retiredMs } of roots) {
+      if (der.length > 0 && hex(sha256(der)) === fingerprint) this.roots.set(fingerprint, new X509Certificate(der))
+      this.retiredMs.set(fingerprint, Math.min(retiredMs, this.retiredMs.get(fingerprint) ?? retiredMs))
+    }
+  }
+
+  // Says whether a root that is trusted now has issued a certificate, itself.
+  isIssued (certificate, nowMs) {
+    return [...this.roots].some(([fingerprint, root]) => !(this.retiredMs.get(fingerprint) <= nowMs) &&
+      certificate.checkIssued(root) && certificate.verify(root.publicKey))
   }
 
   // Has nothing to do with a peer from now on: it has been revoked.
@@ -105,8 +121,8 @@ export class Member {
   checkProof ([der, signature], binding, other) {
     const certificate = new X509Certificate(der)
     const now = new Date()
-    if (!certificate.checkIssued(this.authority) || !certificate.verify(this.authority.publicKey)) {
-      throw new Error('its certificate is not of our authority')
+    if (!this.isIssued(certificate, now.getTime())) {
+      throw new Error('its certificate is not of an organisation that is trusted')
     }
     if (now < new Date(certificate.validFrom) || now > new Date(certificate.validTo)) {
       throw new Error('its certificate is not valid now')
@@ -132,6 +148,13 @@ export class Member {
     })
     this.node.services.pubsub.subscribe(topic)
   }
+}
+
+// The certificates in a PEM file, none if there is no such file.
+function certificatesIn (path) {
+  const text = existsSync(path) ? readFileSync(path, 'utf-8') : ''
+  const found = text.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
+  return found.map((pem) => new X509Certificate(pem))
 }
 
 // A length of 4 bytes, then so many bytes.

@@ -29,7 +29,7 @@ class Reader {
     if (size === 2) return this.view.getUint16(at)
     if (size === 4) return this.view.getUint32(at)
     const big = this.view.getBigUint64(at)
-    if (big > BigInt(Number.MAX_SAFE_INTEGER)) throw new Error('a number beyond 2^53')
+    if (big > 2n ** 53n) throw new Error('a number beyond 2^53')
     return Number(big)
   }
 

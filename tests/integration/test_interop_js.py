@@ -23,8 +23,9 @@ from peer_cell import make_coordinator, make_machine
 from edgepool import Peer
 from edgepool.config import Libp2pSettings, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
+from edgepool.gateway.roots import add_trusted, read_root_file
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
-from edgepool.model.trust import RevokePeer
+from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer
 
 PROGRAM = Path(__file__).parents[2] / "examples/js/follow.mjs"
 PATIENCE_S = 120.0
@@ -150,7 +151,7 @@ async def test_a_stranger_in_javascript_learns_nothing(tmp_path: Path) -> None:
         follower = await Follower.start(tmp_path / "elsewhere/js", cloud)
         try:
             assert await follower.end() != 0
-            assert "its certificate is not of our authority" in await follower.errors()
+            assert "its certificate is not of an organisation that is trusted" in await follower.errors()
         finally:
             follower.kill()
 
@@ -198,3 +199,33 @@ async def test_a_follower_goes_with_the_roster_and_has_nothing_to_do_with_who_is
             assert [line["holder"] for line in said if line["event"] == "offer"] == ["m0"]
         finally:
             late.kill()
+
+
+async def test_members_of_an_organisation_are_believed_from_when_it_is_admitted(tmp_path: Path) -> None:
+    async with small_network(tmp_path) as (cloud, machine, _), AsyncExitStack() as stack:
+        folder = make_machine(tmp_path, "js", cloud, role="client")
+        place, authority = tmp_path / "elsewhere/guest", tmp_path / "elsewhere/authority"
+        make_peer_folder(place, PeerPlan("guest", cloud.settings.network), authority)
+        add_trusted(place, tmp_path / "authority/authority.pem")
+        guest = await stack.enter_async_context(Peer(replace(load_peer_settings(place), transport="both")))
+        root = read_root_file(authority / "authority.pem")
+
+        async def met() -> dict[str, Any]:
+            follower = await Follower.start(folder, cloud, "", "0", also=guest)
+            try:
+                said = await follower.until("done")
+                return next(line for line in said if line["event"] in ("refused", "connected"))
+            finally:
+                follower.kill()
+
+        refused = await met()
+        assert refused["why"] == "its certificate is not of an organisation that is trusted"
+        for step in (AdmitRoot(root.organisation, root.der), RetireRoot(root.fingerprint, 1)):
+            await cloud.trusting.change(step)
+            async with asyncio.timeout(PATIENCE_S):
+                while not all(one.decided for one in cloud.trusting.standing(step)):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            # What is proved of trust is as of the block before the last one.
+            await machine.publish(f"PTVA10212-01/{type(step).__name__}", b"one block more")
+            told = await met()
+            assert told["event"] == ("connected" if isinstance(step, AdmitRoot) else "refused")
