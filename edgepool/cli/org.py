@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,10 @@ def init(
         str,
         typer.Option(help="Where that coordinator listens (default: loopback, a free port)."),
     ] = "",
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="A fixed pool that this coordinator forms, for others to join (may be repeated)."),
+    ] = None,
     serve_conduit: Annotated[
         bool,
         typer.Option(
@@ -50,18 +55,19 @@ def init(
 
     Example:
 
-      edgepool org init plant/authority --name "Mould Works" --coordinator plant/cloud
+      edgepool org init plant/authority --name "Mould Works" --coordinator plant/cloud --pool milling
 
       edgepool run plant/cloud
     """
+    from edgepool.config import FixedPool
     from edgepool.errors import LocalError
     from edgepool.gateway.setup import PeerPlan, check_plan, free_ports, make_peer_folder, refuse_used_folder
     from edgepool.transport.certificates import create_authority
 
-    network = network or name
-    if (listen or serve_conduit) and coordinator is None:
-        option = "--listen" if listen else "--serve-conduit"
-        raise LocalError(f"{option} is for the coordinator: name its folder with --coordinator, too")
+    network, pools = network or name, pool or []
+    options = {"--listen": listen, "--pool": pool, "--serve-conduit": serve_conduit}
+    if coordinator is None and (given := [option for option, value in options.items() if value]):
+        raise LocalError(f"{given[0]} is for the coordinator: name its folder with --coordinator, too")
     plan = None
     if coordinator is not None:
         coordinator = Path(str(coordinator).rstrip("/") or "/")
@@ -72,6 +78,7 @@ def init(
             listen=listen or f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}",
             authority_folder=os.path.relpath(folder.absolute(), coordinator.absolute()),
             serve_conduit=serve_conduit,
+            fixed_pools=tuple(FixedPool(one, (coordinator.absolute().name,)) for one in dict.fromkeys(pools)),
         )
         check_plan(coordinator, plan)
         refuse_used_folder(coordinator)
@@ -90,4 +97,5 @@ def init(
         say(f'  and write into {place}/edgepool.toml: [authority] folder = "{folder.absolute()}"')
         coordinator = place
     say(f"start the coordinator with: edgepool run {coordinator}")
-    say(f"then invite a gateway with: edgepool invite {coordinator} --name mill-1")
+    into = f" --pool {shlex.quote(pools[0])}" if pools else ""
+    say(f"then invite a gateway with: edgepool invite {coordinator} --name mill-1{into}")

@@ -105,9 +105,9 @@ def refused(cloud: Peer, reason: str) -> int:
 
 def test_two_commands_and_a_code_make_a_gateway_a_member(tmp_path: Path) -> None:
     cloud, mill = tmp_path / "cloud", tmp_path / "mill-4"
-    edgepool("org", "init", tmp_path / "authority", "--name", "Mould Works", "--coordinator", cloud)
-    with (cloud / "edgepool.toml").open("a") as settings:
-        settings.write('\n[[fixed_pools]]\nname = "cell"\nmembers = ["cloud"]\n')
+    begin = ["org", "init", tmp_path / "authority", "--name", "Mould Works", "--pool", "cell"]
+    assert "--pool is for the coordinator" in edgepool(*begin, code=2)
+    assert "--pool cell" in edgepool(*begin, "--coordinator", cloud)
     with running(cloud):
         for _ in range(50):
             if json.loads(edgepool("status", cloud, "--json"))["chains"]:
