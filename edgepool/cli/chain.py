@@ -70,6 +70,31 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
 
 
 @app.command()
+def archive(
+    folder: Annotated[Path, typer.Argument(help="The folder of a peer that does not run.")],
+    chain: Annotated[str, typer.Argument(help="A pool's name, or a chain id or its beginning.")],
+    json: Json = False,
+) -> None:
+    """Put the chain of a pool away that the peer has left: it is not loaded and kept up any more.
+
+    It is moved to FOLDER/archive as it is, where 'edgepool chain verify' still checks it, and counts for no
+    limit. Refused, with what it is needed for, while the peer has a part in the pool, or holds data that only
+    this chain knows of.
+
+    Example: edgepool chain archive plant/mill-1 PTVA10212
+    """
+    from edgepool.gateway.archiving import archive_chain
+
+    done = archive_chain(folder, chain)
+    if json:
+        told = {"chain": done.chain, "pool": done.pool, "height": done.height, "folder": str(done.folder)}
+        print_json(told)
+        return
+    say(f"the chain of pool {done.pool} (height {done.height}) is in {done.folder} now")
+    say(f"check it there with: edgepool chain verify {done.folder}")
+
+
+@app.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="A peer's folder.")],
     chain: Annotated[str, typer.Argument(help="A pool's name, or a chain id or its beginning.")],

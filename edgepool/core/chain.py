@@ -139,8 +139,7 @@ class Chain:
     @property
     def takes_part(self) -> bool:
         """Whether this peer is one of the pool's people now, or soon: it has not left."""
-        coordinator = self.genesis.invitation.coordinator
-        return self._me == coordinator or self.present(self._me) is not None
+        return self._me == self.state.coordinator or self.present(self._me) is not None
 
     @property
     def people(self) -> dict[PeerId, Member]:
