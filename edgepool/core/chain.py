@@ -137,11 +137,6 @@ class Chain:
         return RosterHistory(self.genesis, tuple(self.handovers), self.state.observers)
 
     @property
-    def takes_part(self) -> bool:
-        """Whether this peer is one of the pool's people now, or soon: it has not left."""
-        return self._me == self.state.coordinator or self.present(self._me) is not None
-
-    @property
     def people(self) -> dict[PeerId, Member]:
         """All who have to do with the chain now: members, observers, who comes and who has left."""
         return self._people.known

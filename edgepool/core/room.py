@@ -28,9 +28,14 @@ class Room:
         if len(self._chains) < self._limit:
             return ""
         follows_all = not refusal("follow chain", self._own)
-        taking_part = sum(follows_all or chain.takes_part for chain in self._chains.values())
+        taking_part = sum(follows_all or self.takes_part(chain) for chain in self._chains.values())
         has_room = taking_part < self._limit and len(self._chains) < MOST * self._limit
         return "" if has_room else FULL
+
+    def takes_part(self, chain: Chain) -> bool:
+        """Say whether this peer is one of a pool's people now, or soon: it has not left."""
+        me = self._own.peer
+        return chain.state.names(me) or chain.present(me) is not None
 
     def has_none_for(self, genesis: Genesis) -> bool:
         """Say whether the chain of a pool that was formed cannot be kept.

@@ -39,7 +39,7 @@ async def test_a_pool_that_was_left_is_put_away_and_what_is_needed_stays(tmp_pat
             await until(lambda: len(again.connected()) == 4)
             await again.change_members(sub.chain, exclude=again.id)
             n = 0
-            while again.node.chains[sub.chain].takes_part:
+            while again.node.room.takes_part(again.node.chains[sub.chain]):
                 await others[0].submit(demand(n := n + 1), chain=sub.chain)
             height = again.chain_state(sub.chain).height
         with pytest.raises(

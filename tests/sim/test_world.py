@@ -241,7 +241,7 @@ def test_a_peer_that_is_full_says_so_before_a_pool_counts_on_it_and_pools_that_i
     world.command(cloud, ChangeMembers(first.chain, busy.id, None, "its part is done"))
     for n in range(3):
         world.submit(machines[1], demand(n), first.chain)
-    assert world.run_until(lambda: not busy.node.chains[first.chain].takes_part, 60_000)
+    assert world.run_until(lambda: not busy.node.room.takes_part(busy.node.chains[first.chain]), 60_000)
     third = form("third")
     assert world.run_until(lambda: third.chain in busy.node.chains, 60_000)
     assert len(busy.node.chains) == 3
