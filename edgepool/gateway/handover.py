@@ -184,6 +184,8 @@ def _put(settings: PeerSettings, given: HandedOver, folder: Path) -> None:
         sync_folder(aside)
         os.replace(aside, folder)
         sync_folder(folder.parent)
+    except LocalError as error:
+        raise LocalError(str(error).replace(str(aside), str(folder))) from None
     except OSError as error:
         raise LocalError(f"the authority cannot be put into {folder}: {error.strerror}") from None
     finally:

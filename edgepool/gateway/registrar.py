@@ -27,6 +27,7 @@ from edgepool.model.certifying import CertificateAnswer, CertificateRequest, req
 from edgepool.model.crypto import verify
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, parse_address
+from edgepool.peer.certifier import OUTDATED
 from edgepool.runtime.clock import SystemClock
 from edgepool.transport.certificates import issue_certificate
 from edgepool.transport.dialler import directly
@@ -284,6 +285,8 @@ class Registrar:
         if member.peer in peer.trusting.revoked or peer.trusting.is_accused(member.peer):
             raise Refused("its revocation is asked for")  # nor does a thief flee into another key
         await self.rotation.issue_with_next()
+        if member.peer == peer.id and peer.certifier.is_superseded(self.issuing.root.fingerprint):
+            raise Refused(OUTDATED)
         is_late = member.peer == peer.id and peer.certifier.keeps_root
         authority = self.admitting if is_late else self.issuing
         async with self._changing:

@@ -201,6 +201,15 @@ class Certifier:
             return late
         raise failure
 
+    def is_superseded(self, root: bytes) -> bool:
+        """Say whether a certificate of `root` is not wanted yet: another of its organisation follows it.
+
+        One is better than none when the present one has become old.
+        """
+        newest = self._identity.trust.newest_root(self._identity.certificate.organisation, root)
+        is_fresh = self._clock.now().wall_ms < self._aged_ms
+        return newest != root and not self.keeps_root and is_fresh
+
     def _is_late(self, certificate: bytes) -> bool:
         """Say whether a certificate is of a root that another of its organisation has followed."""
         found = self._identity.trust.check(certificate)

@@ -24,6 +24,7 @@ from edgepool.gateway.registrar import open_registrar
 from edgepool.model.ids import PeerId
 from edgepool.peer.certifier import OUTDATED
 from edgepool.transport.joincode import read_code
+from edgepool.transport.keyfiles import key_pem, read_private_key
 
 
 async def test_the_next_authority_is_handed_to_the_second_registrar(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ async def test_the_next_authority_is_handed_to_the_second_registrar(tmp_path: Pa
             found = registrar.rotation.status()
             assert (issuer(mill), found.waiting[0].coordinator) == (found.next, True)
             assert "second (a registrar itself: 'edgepool org hand-over'" in says(found)
-            await until(lambda: second.certifier.problem == OUTDATED)
+            await until(lambda: OUTDATED in second.certifier.problem)
             assert issuer(second) == found.old, "it is not renewed behind its owner's back"
             assert authority_follower(second.settings) == found.next
         next_ = tmp_path / "next.sealed"
@@ -76,6 +77,16 @@ async def test_the_next_authority_is_handed_to_the_second_registrar(tmp_path: Pa
         assert issuer(late) == found.next
 
 
+def seal_encrypted(folder: Path, to: str) -> Path:
+    """Seal the authority as it is with its key under a passphrase."""
+    path, sealed = folder / "authority/authority.key", folder / "locked.sealed"
+    plain = path.read_bytes()
+    path.write_bytes(key_pem(read_private_key(path, None, LocalError, ""), b"a passphrase"))
+    hand_over(load_peer_settings(folder / "cloud"), PeerId(to), sealed)
+    path.write_bytes(plain)
+    return sealed
+
+
 async def test_an_authority_is_for_one_peer_of_its_own_organisation(tmp_path: Path) -> None:
     make_registrar(tmp_path)
     (tmp_path / "other").mkdir()
@@ -88,6 +99,11 @@ async def test_an_authority_is_for_one_peer_of_its_own_organisation(tmp_path: Pa
         hand_over(cloud.settings, joined.identity.peer, sealed)
         with pytest.raises(LocalError, match="exists already"):
             hand_over(cloud.settings, joined.identity.peer, sealed)
+    locked = seal_encrypted(tmp_path, joined.identity.peer)
+    with pytest.raises(
+        LocalError, match=r"authority-[0-9a-f]{8}/authority.key is encrypted and no passphrase"
+    ):
+        take_over(tmp_path / "second", locked)
     raw, before = sealed.read_bytes(), (tmp_path / "second/edgepool.toml").read_bytes()
     sealed.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     for wrong in (raw[:-1] + bytes([raw[-1] ^ 1]), b"", raw + b"x", bytes(100_000)):
