@@ -47,7 +47,8 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
         for genesis, last, follower in chains:
             plan, rosters = genesis.invitation, follower.history
             header = last.block.header if last else None
-            names = rosters.names()
+            names, present = rosters.names(), [member.name for member in rosters.present]
+            left = [former.member.name for former in rosters.former()]
             rows.append(
                 {
                     "peer": peer,
@@ -55,8 +56,8 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
                     "name": plan.name,
                     "kind": plan.kind,
                     "height": header.height if header else follower.height,
-                    "members": [member.name for member in rosters.present],
-                    "former": [former.member.name for former in rosters.former()],
+                    "members": present,
+                    "former": [name for name in left if name not in present],
                     "last_packer": names.get(header.proposer, "") if header else "",
                     "last_block_ms": header.time_ms if header else 0,
                 }

@@ -239,7 +239,8 @@ def _print_pool(pool: PoolMembers) -> None:
         by = f" ({', '.join(change.approved_by)})" if change.approved_by else ""
         say(f"{_text(change)}: {_approvals(change)}{by}; proposed by {_proposer(change)}", "yellow")
     for former in pool.former:
-        say(f"{former.name} has left: its last vote was for block {former.until_height}", "dim")
+        what = "has had another key" if former.heir else "has left"
+        say(f"{former.name} {what}: its last vote was for block {former.until_height}", "dim")
 
 
 def _text(change: Change) -> str:

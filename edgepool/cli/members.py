@@ -45,6 +45,7 @@ def members(
 
 def _view(state: ChainState, rosters: RosterHistory) -> dict[str, Any]:
     """Return who votes after the last block of a chain, as JSON."""
+    from edgepool.core.ledger.succession import known_heir
     from edgepool.model.vote import quorum
 
     plan = state.genesis.invitation
@@ -81,7 +82,7 @@ def _view(state: ChainState, rosters: RosterHistory) -> dict[str, Any]:
             }
             for member in coming
         ],
-        "observers": [_person(member) for member in plan.observers],
+        "observers": [_person(member) for member in state.observers],
         "decided": _change(state, pending, names) if pending is not None else None,
         "open": [
             {
@@ -94,7 +95,12 @@ def _view(state: ChainState, rosters: RosterHistory) -> dict[str, Any]:
         ],
         "convicted": [{"peer": peer, "name": names.get(peer, "")} for peer in state.convicted()],
         "former": [
-            {**_person(former.member), "last_height": former.last_height} for former in rosters.former()
+            {
+                **_person(former.member),
+                "last_height": former.last_height,
+                "heir": known_heir(state, former.member.peer),
+            }
+            for former in rosters.former()
         ],
     }
 
@@ -127,9 +133,8 @@ def _print_members(view: dict[str, Any]) -> None:
     for row in view["observers"]:
         table.add_row(row["name"], row["machine_type"], row["peer"], "no, observes", "", "", "")
     for row in view["former"]:
-        table.add_row(
-            row["name"], row["machine_type"], row["peer"], "no, has left", "", str(row["last_height"]), ""
-        )
+        vote = "no, a former key" if row["heir"] else "no, has left"
+        table.add_row(row["name"], row["machine_type"], row["peer"], vote, "", str(row["last_height"]), "")
     out.print(table)
     say(f"{view['quorum']} of {sum(row['vote'] for row in view['members'])} votes make a block stand")
     if view["decided"] is not None:

@@ -214,10 +214,12 @@ def _describe(event: PeerEvent, here: Peer, blocks: bool) -> tuple[str, str, dic
             members = [member.name for member in plan.members]
             facts = {"name": plan.name, "kind": plan.kind, "chain": genesis.chain, "members": members}
             return "pool", f"in {plan.kind} pool {plan.name} with {', '.join(members)}", facts
-        case RosterChanged(chain, height, joined, left):
+        case RosterChanged(chain, height, joined, left, same):
             pool = here.chain_state(chain).genesis.invitation.name
             came, went = [one.name for one in joined], [one.name for one in left]
             words = [f"{name} votes" for name in came] + [f"{name} has left" for name in went]
+            if same:
+                words = [f"{name} votes under its new key" for name in came]
             facts = {"chain": chain, "pool": pool, "height": height, "joined": came, "left": went}
             return "members", f"pool {pool}: {' and '.join(words)}, from block {height} on", facts
         case RecordCommitted(ref, record):

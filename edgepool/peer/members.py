@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgepool.core.ledger.succession import known_heir
 from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, RecordRef
 from edgepool.errors import DecodeError, LocalError, Refused, Unavailable
 from edgepool.model.block import CertifiedBlock, Handover
@@ -149,7 +150,12 @@ class Membership:
             open=[self._open(known, change, authors, names) for change, authors in state.open_changes()],
             convicted=[names.get(peer, peer) for peer in convicted],
             former=[
-                FormerMember(peer=one.member.peer, name=one.member.name, until_height=one.last_height)
+                FormerMember(
+                    peer=one.member.peer,
+                    name=one.member.name,
+                    until_height=one.last_height,
+                    heir=known_heir(state, one.member.peer),
+                )
                 for one in rosters.former()
             ],
         )
@@ -194,7 +200,8 @@ class Membership:
             if handover.header.height == header.height:
                 joined = (handover.incoming,) if handover.incoming is not None else ()
                 left = (people[handover.outgoing],) if handover.outgoing in people else ()
-                return RosterChanged(chain, header.height + 1, joined, left)
+                same = known_heir(known.state, handover.outgoing) != ""
+                return RosterChanged(chain, header.height + 1, joined, left, same)
         return None
 
     # --- who is meant ---------------------------------------------------------------------------

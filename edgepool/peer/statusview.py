@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from edgepool.config import PeerSettings
 from edgepool.core.chain import Chain
+from edgepool.core.ledger.succession import known_heir
 from edgepool.core.machine import Instant
 from edgepool.core.node import Node
 from edgepool.model.ids import PeerId, short
@@ -196,7 +197,7 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
         last_packer=names.get(state.last_packer, "") if state.last_packer else "",
         last_block_ms=state.time_ms,
         records=dict(state.counts),
-        former=[former.member.name for former in rosters.former()],
+        former=[one.member.name for one in rosters.former() if not known_heir(state, one.member.peer)],
     )
 
 

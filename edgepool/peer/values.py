@@ -103,13 +103,15 @@ class PoolEntered:
 class RosterChanged:
     """Others vote on a chain from `height` on: `joined` came, `left` went.
 
-    Told when the block before `height` stands; not for blocks that this peer has not seen itself.
+    Told when the block before `height` stands; not for blocks that this peer has not seen itself. `same` says
+    that who came is who went, under another key.
     """
 
     chain: ChainId
     height: int
     joined: tuple[Member, ...]
     left: tuple[Member, ...]
+    same: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +322,15 @@ class PoolMember(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FormerMember(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who has left a pool; `until_height` is the last one on which it had a vote."""
+    """Somebody who has left a pool; `until_height` is the last one on which it had a vote.
+
+    `heir` is the key that it has by now, '' if it has really left.
+    """
 
     peer: str
     name: str
     until_height: int
+    heir: str
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,6 +77,8 @@ async def test_a_coordinators_key_changes_for_everybody_who_names_it(tmp_path: P
             await until(lambda: state.coordinator == new.id and place_of(peer, cell.chain, "cloud") == new.id)  # noqa: B023
             await until(lambda: peer.chain_state(task.chain).coordinator == new.id)  # noqa: B023
             await until(lambda: knows(peer, new) and old in peer.trusting.revoked)  # noqa: B023
+        assert [(one.name, one.heir) for one in m0.members(cell.chain).former] == [("cloud", new.id)]
+        assert all(chain.former == [] for chain in m0.status().chains), "nobody has left"
         observers = m0.chain_state(task.chain).observers
         assert [one.peer for one in observers] == [new.id]
 

@@ -33,6 +33,12 @@ def inherited_offers(state: ChainState, holder: PeerId) -> list[DataOffer]:
     return list(found.values())
 
 
+def known_heir(state: ChainState, peer: PeerId) -> PeerId:
+    """Return the key that whoever had the key `peer` has by now, '' if that is still its own."""
+    heir = state.heir(peer)
+    return heir if heir != peer else PeerId("")
+
+
 def newest_key(state: ChainState, peer: PeerId) -> PeerId:
     """Return the key that whoever had the key `peer` has, or will have by what is decided."""
     peer, change = state.heir(peer), state.pending_change
