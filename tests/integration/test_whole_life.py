@@ -144,6 +144,13 @@ def test_two_organisations_from_invitation_to_revocation(tmp_path: Path) -> None
             until(lambda: keys["former"] in [one["peer"] for one in plant.ask("org list", name)["revoked"]])  # noqa: B023
         plant.hand_over("mill", "guest", "PART-9/model", b"under the new key")
 
+        # So is the coordinator's, which is the registrar. All that follows it does under the new one.
+        keys = plant.ask("key rotate", "cloud")
+        for name in ("cloud", "lathe", "guest", "mill"):
+            until(lambda: plant.members(name).get("cloud", {}).get("peer") == keys["id"])  # noqa: B023
+            until(lambda: keys["former"] in [one["peer"] for one in plant.ask("org list", name)["revoked"]])  # noqa: B023
+        plant.hand_over("lathe", "guest", "PART-10/model", b"all under the coordinator's new key")
+
         # A gateway was off while its certificate lapsed: one command, one approval, the same peer as before.
         before = plant.members("cloud")["mill"]["peer"]
         plant.stop("mill")
