@@ -29,7 +29,7 @@ class ConduitKeys:
         self.heir: Callable[[PeerId], PeerId] = lambda peer: peer
         self.met: Callable[[], None] = lambda: None
         self.names: dict[PeerId, str] = {}
-        """What they are called, by the keys that they have by now."""
+        """What those are called that were met, by the keys that they had then."""
         self._network = network
         self._followed: dict[PeerId, PeerId] = {}
 
@@ -51,16 +51,19 @@ class ConduitKeys:
 
     def of_address(self, address: str) -> str:
         """Return an address with the key that its conduit, or who is there if it has none, has by now."""
-        way, circuit, behind = address.partition("/p2p-circuit")
-        found = split_address(way)
-        if found.peer is None:
-            return address
-        return f"{way.removesuffix(found.peer)}{self.now(found.peer)}{circuit}{behind}"
+        found = split_address(address)
+        peer = found.conduit or found.peer
+        return address if peer is None else with_conduit(address, self.now(peer))
 
     def follow(self, named: PeerId, met: PeerId, line: Line) -> bool:
         """Say whether `met`, who has said `line` of itself, has the place of `named`; it has from then on."""
         before = self.now(named)
-        if all(one.former != before for one in line) or self.now(met) != met:
+        if before == met:
+            return True  # as has become known while it was asked
+        if self.now(met) != met:
+            # Chains know of an heir before it is there; once it was, its former key is nobody there.
+            return self.now(met) == before and before not in self.names
+        if all(one.former != before for one in line):
             return False
         if line_problem(line, self._network, met):
             return False
@@ -68,3 +71,9 @@ class ConduitKeys:
             del self._followed[next(iter(self._followed))]
         self._followed[before] = met
         return True
+
+
+def with_conduit(address: str, conduit: PeerId) -> str:
+    """Return an address in which a conduit or relay is named, by another key, with this key of it."""
+    way, circuit, behind = address.partition("/p2p-circuit")
+    return f"{way.rpartition('/')[0]}/{conduit}{circuit}{behind}"

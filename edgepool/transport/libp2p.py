@@ -17,7 +17,7 @@ from edgepool.config import PeerSettings
 from edgepool.errors import LocalError
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId, as_libp2p, on_tcp, parse_address, split_address
-from edgepool.transport.conduitkeys import ConduitKeys
+from edgepool.transport.conduitkeys import ConduitKeys, with_conduit
 from edgepool.transport.dial import Way
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
@@ -138,7 +138,7 @@ class Libp2pRoad:
         """
         timeout_ms = self._limits.handshake_timeout_ms
         if split_address(address).conduit is not None:
-            address = await self.relays.stand(address)
+            address = with_conduit(address, (await self.relays.stand(address)).relay)
         try:
             stream = await self.process.open_stream(peer, on_tcp(address), door.protocol, timeout_ms)
         except AnotherPeer as there:

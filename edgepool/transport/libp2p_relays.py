@@ -55,13 +55,14 @@ class Road(Protocol):
 class Standing(asyncio.BufferedProtocol):
     """A stream that says, by a frame of the relay, that its opener is known there; it is then kept.
 
-    With `keys` this is the relay's end. Otherwise `known` is what the relay says of its former keys, None if
-    the opener is not known there.
+    With `keys` this is the relay's end. Otherwise `relay` is who is there, and `known` what that says of its
+    former keys, None if the opener is not known there.
     """
 
     def __init__(self, keys: ConduitKeys | None = None) -> None:
         self.known: asyncio.Future[Line | None] = asyncio.get_running_loop().create_future()
         self.over = asyncio.Event()
+        self.relay = PeerId("")
         self._keys = keys
         self._frames = FrameBuffer(MAX_ANSWER_BYTES) if keys is None else None
         self._ignored = bytearray(64)
@@ -115,7 +116,7 @@ class Relays:
         self._me = me
         self._own = own
         self._road = road
-        self._standing: dict[PeerId, Standing] = {}
+        self._standing: list[Standing] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._refusals: dict[PeerId, str] = {}
 
@@ -126,6 +127,7 @@ class Relays:
 
     def placed(self, relay: PeerId, refusal: str) -> None:
         """The child has asked a relay for a place: it has one, or none for this reason."""
+        relay = self.keys.now(relay)
         if any(self._relay_of(own) == relay for own in self._own):
             self._refusals[relay] = refusal
 
@@ -142,8 +144,7 @@ class Relays:
 
     def _place(self, own: str) -> ConduitPlace:
         relay = self._relay_of(own)
-        standing = self._standing.get(relay)
-        linked = standing is not None and not standing.over.is_set()
+        linked = self._standing_at(relay) is not None
         reason = self._refusals.get(relay, "not asked yet") if linked else "no connection"
         name, address = self.keys.names.get(relay, ""), self.keys.of_address(own)
         return ConduitPlace(relay, name, address, not reason, reason, None)
@@ -161,50 +162,48 @@ class Relays:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def stand(self, address: str) -> str:
-        """Be known as a member at the relay in `address`; OSError if it does not let us.
+    def _standing_at(self, relay: PeerId) -> Standing | None:
+        self._standing = [one for one in self._standing if not one.over.is_set()]
+        return next((one for one in self._standing if self.keys.now(one.relay) == relay), None)
 
-        Returns the address with the key that the relay has by now.
-        """
+    async def stand(self, address: str) -> Standing:
+        """Be known as a member at the relay in `address`, by whatever key; OSError if it does not let us."""
         relay = self._relay_of(address)
-        standing = self._standing.get(relay)
-        if standing is not None and not standing.over.is_set():
-            return self.keys.of_address(address)
-        self._standing = {peer: one for peer, one in self._standing.items() if not one.over.is_set()}
+        if (known := self._standing_at(relay)) is not None:
+            return known
         if len(self._standing) >= MAX_RELAYS:
             raise OSError(0, f"there are connections to {MAX_RELAYS} relays already")
-        standing, met = Standing(), list[PeerIdentity]()
+        standing, name = Standing(), ""
 
         def admit(identity: PeerIdentity, protocol: str) -> asyncio.BufferedProtocol | None:
-            met.append(identity)
+            nonlocal name
+            standing.relay, name = identity.peer, identity.name
             return standing
 
         way, _, _ = address.partition("/p2p-circuit")
         await self._road.connect(self._road.door(admit, PLACE_STREAM), relay, way)
         try:
             line = await standing.known
-            if line is None or not met:
+            if line is None:
                 raise OSError(0, "the relay does not know this peer")
-            there = met[0].peer
-            if there != relay and not self.keys.follow(relay, there, line):
+            if standing.relay != relay and not self.keys.follow(relay, standing.relay, line):
                 count(self._counters, WRONG_PEER)
                 raise OSError(0, "another peer answers there")
         except BaseException:
             standing.end()
             raise
-        self.keys.names[there] = met[0].name
-        self._standing[there] = standing
+        self.keys.names[standing.relay] = name
+        self._standing.append(standing)
         self.keys.met()
-        return self.keys.of_address(address)
+        return standing
 
     async def _keep(self, relay: str) -> None:
         while True:
             try:
                 async with asyncio.timeout(KEEP_S):
-                    await self.stand(relay)
-                    peer = self._relay_of(relay)
-                    self._road.process.say(Reserve(peer))
-                    await self._standing[peer].over.wait()
+                    standing = await self.stand(relay)
+                    self._road.process.say(Reserve(standing.relay))
+                    await standing.over.wait()
             except TimeoutError:
                 continue  # it stands: the place is asked for once more
             except OSError:

@@ -28,6 +28,7 @@ def test_addresses_are_read_with_the_key_that_the_conduit_has_now() -> None:
     assert keys.of_address(behind) == f"{AT}/p2p/{NEW.peer}/p2p-circuit/p2p/{ME.peer}"
     assert keys.of_address(f"{AT}/noise/p2p/{OLD.peer}") == f"{AT}/noise/p2p/{NEW.peer}"
     assert keys.of_address(AT) == AT
+    assert keys.follow(OLD.peer, NEW.peer, ())  # of two that ask at once the second is told what is known
     # Once more, and for who knows the first key as for who knows the second.
     assert keys.follow(OLD.peer, NEXT.peer, line_of(OLD, NEW, NEXT))
     assert keys.now(OLD.peer) == keys.now(NEW.peer) == NEXT.peer
@@ -58,9 +59,20 @@ def test_the_first_in_a_place_keeps_it_and_what_links_and_chains_say_counts_befo
     assert keys.now(OLD.peer) == NEXT.peer
 
 
+def test_a_former_key_has_its_place_until_its_heir_was_there() -> None:
+    keys = ConduitKeys(NETWORK)
+    keys.heir = lambda peer: NEW.peer if peer == OLD.peer else peer
+    assert keys.follow(NEW.peer, OLD.peer, ())
+    assert not keys.follow(OTHER.peer, OLD.peer, ())
+    keys.names[NEW.peer] = "conduit"
+    assert not keys.follow(NEW.peer, OLD.peer, ())
+    assert not keys.follow(OLD.peer, OLD.peer, ())
+
+
 def test_keys_that_follow_each_other_in_a_circle_lead_nowhere_and_end() -> None:
     keys = ConduitKeys(NETWORK)
     assert keys.follow(OLD.peer, NEW.peer, line_of(OLD, NEW))
+    keys.names[NEW.peer] = "conduit"
     assert not keys.follow(NEW.peer, OLD.peer, line_of(NEW, OLD))
     assert keys.now(NEW.peer) == NEW.peer
     keys.heir = lambda peer: OLD.peer if peer == NEW.peer else peer
