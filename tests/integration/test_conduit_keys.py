@@ -26,7 +26,6 @@ from edgepool.config import (
     load_peer_settings,
 )
 from edgepool.gateway.pools import gather_members, pool_stands
-from edgepool.gateway.registrar import open_registrar
 from edgepool.model.ids import format_address, with_peer
 from edgepool.model.pool import Genesis
 
@@ -90,7 +89,6 @@ async def inner_cell(folder: Path, machines: int, relay: bool = False) -> AsyncI
         settings = certifies(load_peer_settings(make_coordinator(folder)))
         cloud = Program(serves(settings, relay), stack)
         await cloud.open()
-        await stack.enter_async_context(open_registrar(cloud.peer))
         made = []
         for number in range(machines):
             settings = load_peer_settings(make_machine(folder, f"m{number}", cloud.peer))
@@ -150,7 +148,6 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
         if relay:
             settings = on_both_roads(settings, Libp2pSettings(listen=port()))
         cloud = await Program(settings, stack).open()
-        await stack.enter_async_context(open_registrar(cloud))
         settings = load_peer_settings(make_machine(tmp_path, "dmz", cloud, role="witness"))
         dmz = Program(serves(settings, relay), stack)
         await dmz.open()
@@ -184,3 +181,42 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
         await until(lambda: keeps(m2.peer, new))
         await until(lambda: ways(m2.peer) == {"cloud": "", "m0": "dmz", "m1": "dmz"})
         assert (await m2.peer.fetch(KEY)).read() == data
+
+
+@roads
+async def test_a_coordinator_that_is_the_conduit_changes_its_key(tmp_path: Path, relay: bool) -> None:
+    """All that it is to those behind it goes on: conduit, coordinator, registrar, member of their pool."""
+    async with inner_cell(tmp_path, 3, relay) as cell:
+        m0, m1, m2 = cell.machines
+        holder, reader = m0.peer, m1.peer
+        data = os.urandom(8_000_000)
+        await holder.publish(KEY, data)
+        before = await reader.publish(DataKey("PTVA10212-02", "model"), b"before" * 1000)
+        assert (await holder.fetch(before.key)).read() == b"before" * 1000
+        await reader.budgets.change(BudgetSettings(mbit_s=2))
+        await cell.cloud.peer.rotation.begin()
+        await asyncio.wait_for(cell.cloud.ready.wait(), PATIENCE_S)
+        fetching = asyncio.create_task(reader.fetch(KEY))
+        await until(lambda: any(one.done_bytes for one in reader.status().transfers))
+        await m2.close()
+
+        old, new = cell.cloud.peer.id, await cell.cloud.change()
+        assert new.id != old
+        await until(lambda: keeps(holder, new) and keeps(reader, new))
+        await until(lambda: ways(holder) == {"cloud": "", "m1": "cloud"})
+        await reader.budgets.change(None)
+        assert (await fetching).read() == data
+        for peer in (holder, reader, new):
+            await until(lambda: old in peer.trusting.revoked)  # noqa: B023
+
+        # Who was off has the former key in its settings, its pool and all addresses.
+        await m2.open()
+        await until(lambda: keeps(m2.peer, new))
+        await until(lambda: ways(m2.peer) == {"cloud": "", "m0": "cloud", "m1": "cloud"})
+        assert (await m2.peer.fetch(KEY)).read() == data
+        after = await m2.peer.publish(DataKey("PTVA10212-03", "model"), b"after" * 1000)
+        assert (await reader.fetch(after.key)).read() == b"after" * 1000
+        # One behind it changes its key, too, which the coordinator certifies under its new one.
+        later = await m0.rotate()
+        await until(lambda: keeps(later, new) and ways(later) == {"cloud": "", "m1": "cloud", "m2": "cloud"})
+        assert (await later.fetch(after.key)).read() == b"after" * 1000
