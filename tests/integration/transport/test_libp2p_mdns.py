@@ -12,11 +12,12 @@ import pytest
 from msgspec.structs import replace
 from peer_cell import make_coordinator, make_machine
 from roads import Libp2pRoad
-from tls_peers import TlsPeer, until
+from tls_peers import NETWORK, TlsPeer, until
 
 from edgepool import Peer
 from edgepool.config import Libp2pSettings, load_peer_settings
 from edgepool.model.ids import on_tcp
+from edgepool.model.lineage import follow
 from edgepool.model.pool import Member
 
 if find_spec("libp2p") is None:
@@ -70,6 +71,16 @@ async def test_peers_find_each_other_whoever_comes_first_and_again_after_a_resta
             await until(lambda: c.linked_to(b) and b.linked_to(c), PATIENCE_S)
 
 
+async def test_who_has_changed_its_key_is_found_by_the_former_one(tmp_path: Path) -> None:
+    road = Libp2pRoad(tmp_path)
+    former = road.peer("b")
+    b = road.peer("b under its next key", libp2p=LOOKING)
+    b.transport.conduits.keys.line = (follow(former.identity.signer, b.identity.signer, NETWORK),)
+    async with road.peer("a", libp2p=LOOKING) as a, b:
+        a.transport.want(nameless(former))
+        await until(lambda: a.linked_to(b) and b.linked_to(a), PATIENCE_S)
+
+
 async def test_who_is_not_asked_for_is_not_found(tmp_path: Path) -> None:
     road = Libp2pRoad(tmp_path)
     async with (
@@ -101,7 +112,7 @@ async def test_a_lie_about_where_somebody_is_does_no_more_than_cost_an_attempt(t
                 def tried(said: str = said) -> bool:
                     mouth.sendto(b"\0\0garbage" * 9, (GROUP, PORT))
                     mouth.sendto(answer("x" * 32, [said]), (GROUP, PORT))
-                    return bool(a.counters.get("refused_wrong_peer")) if said is lie else a.linked_to(b)
+                    return bool(a.counters.get("refused_foreign")) if said is lie else a.linked_to(b)
 
                 await until(tried, PATIENCE_S)
         assert a.transport.paths()[b.peer].road == "libp2p"
