@@ -45,6 +45,13 @@ def conduit_to(transport: Transport, peer: PeerId) -> str:
     return path.conduit if path is not None else ""
 
 
+def name_of_conduit(transport: Transport, conduit: PeerId | None) -> str:
+    """Return the name of the conduit or relay that data goes through, linked or not; '' for none."""
+    if isinstance(transport, TlsTransport):
+        return transport.conduits.keys.name_of(conduit)
+    return short(conduit) if conduit is not None else ""
+
+
 def places_of(transport: Transport) -> list[PlaceStatus]:
     """Return how it stands with the places at this peer's conduits."""
     if not isinstance(transport, TlsTransport):

@@ -14,7 +14,7 @@ from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.lifeview import days_left
-from edgepool.peer.paths import conduit_of, found_elsewhere, libp2p_of, paths_of, places_of
+from edgepool.peer.paths import conduit_of, found_elsewhere, libp2p_of, name_of_conduit, paths_of, places_of
 from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity, Transport
@@ -55,7 +55,7 @@ def status_of(
             for identity in identities.values()
         ],
         chains=chains,
-        transfers=_transfers(node, identities, accounting, now),
+        transfers=_transfers(node, identities, accounting, transport, now),
         totals=accounting.totals(),
         problems=[
             *_problems(chains, failure),
@@ -205,22 +205,21 @@ def _transfers(
     node: Node,
     identities: Mapping[PeerId, PeerIdentity],
     accounting: Accounting,
+    transport: Transport,
     now: Instant,
 ) -> list[TransferStatus]:
     rows = []
-    names = {peer: identity.name for peer, identity in identities.items()}
     for transfer in accounting.under_way:
         identity = identities.get(transfer.peer)
         member = node.directory.member(transfer.peer)
         name = identity.name if identity else member.name if member else short(transfer.peer)
-        conduit = transfer.way.conduit
         elapsed_ms = max(1, now.monotonic_ms - transfer.started_ms)
         rows.append(
             TransferStatus(
                 key=str(transfer.key),
                 peer=transfer.peer,
                 name=name,
-                conduit="" if conduit is None else names.get(conduit, short(conduit)),
+                conduit=name_of_conduit(transport, transfer.way.conduit),
                 road="libp2p" if transfer.way.libp2p else "tls",
                 outgoing=transfer.outgoing,
                 done_bytes=transfer.done_bytes,

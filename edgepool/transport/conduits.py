@@ -59,6 +59,7 @@ class Conduits:
 
     def __init__(self, settings: PeerSettings, identity: Identity, counters: Counters) -> None:
         self.keys = ConduitKeys(identity.network)
+        self.keys.names[identity.peer] = settings.name
         self.through_libp2p: OpenStream | None = None
         self.local: Callable[[PeerIdentity, PeerId], bytes] | None = None
         self._settings = settings

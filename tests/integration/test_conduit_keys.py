@@ -180,7 +180,13 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
         await m2.open()
         await until(lambda: keeps(m2.peer, new))
         await until(lambda: ways(m2.peer) == {"cloud": "", "m0": "dmz", "m1": "dmz"})
-        assert (await m2.peer.fetch(KEY)).read() == data
+        shown: set[str] = set()
+
+        def look(_: object) -> None:
+            shown.update(row.conduit for row in m2.peer.status().transfers)
+
+        assert (await m2.peer.fetch(KEY, progress=look)).read() == data
+        assert shown == {"dmz"}
 
 
 @roads
@@ -213,7 +219,13 @@ async def test_a_coordinator_that_is_the_conduit_changes_its_key(tmp_path: Path,
         await m2.open()
         await until(lambda: keeps(m2.peer, new))
         await until(lambda: ways(m2.peer) == {"cloud": "", "m0": "cloud", "m1": "cloud"})
-        assert (await m2.peer.fetch(KEY)).read() == data
+        shown: set[str] = set()
+
+        def look(_: object) -> None:
+            shown.update(row.conduit for peer in cell.everybody for row in peer.status().transfers)
+
+        assert (await m2.peer.fetch(KEY, progress=look)).read() == data
+        assert shown == {"cloud"}
         after = await m2.peer.publish(DataKey("PTVA10212-03", "model"), b"after" * 1000)
         assert (await reader.fetch(after.key)).read() == b"after" * 1000
         # One behind it changes its key, too, which the coordinator certifies under its new one.
