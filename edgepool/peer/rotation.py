@@ -165,6 +165,8 @@ class KeyRotation:
     def _unfit(self) -> str:
         if self.on_ready is None:
             return "the program in which this peer runs cannot open it again under a new key"
+        if self._files.is_made:
+            return "the last change of its key is not at its end: its log says why; restart it"
         return self.hindrance()
 
     def _has_quorum(self, chain: Chain) -> bool:
