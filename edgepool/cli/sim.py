@@ -287,6 +287,7 @@ def _stack_summary(results: list[StackResult], blocks: int, seconds: float) -> d
         "blocks": done,
         "lives": sum(result.lives for result in results),
         "promises": sum(result.promises for result in results),
+        "keys_changed": sum(result.keys_changed for result in results),
         "virtual_ms": sum(result.virtual_ms for result in results),
         "heals": len(heals_ms),
         "heal_p99_ms": percentile(heals_ms, 99),

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgepool.config import IdentitySettings, Role
+from edgepool.config import IdentitySettings, PeerSettings, Role
 from edgepool.model.ids import PeerId, peer_id_from_public_key
 from edgepool.transport.certificates import (
     AUTHORITY_CERTIFICATE,
@@ -39,14 +39,27 @@ def enrol(folder: Path, cast: int, name: str, role: Role, machine_type: str) -> 
     """Put key, certificate and authority of `name` into `folder`; return where they are."""
     settings = IdentitySettings()
     files = (settings.key, settings.certificate, settings.authority)
-    for path, pem in zip(files, _papers(cast, name, role, machine_type), strict=True):
+    for path, pem in zip(files, _papers(cast, name, role, machine_type, name), strict=True):
         write_new_file(folder / path, pem, 0o600)
     return settings
 
 
+def next_key(settings: PeerSettings, cast: int, number: int) -> PeerId:
+    """Put a gateway's `number`th next key and its certificate beside the present ones; return whose it is.
+
+    So it is after the registrar's answer: the peer goes on by itself, with its next life at the latest.
+    """
+    name = f"{settings.name}/{number}"
+    key, certificate, _ = _papers(cast, name, settings.role, settings.machine_type, settings.name)
+    for path, pem in ((settings.identity.key, key), (settings.identity.certificate, certificate)):
+        present = settings.path(path)
+        write_new_file(present.with_name(f"next-{present.name}"), pem, 0o600)
+    return key_of(cast, name)[1]
+
+
 @lru_cache(maxsize=1024)
-def _papers(cast: int, name: str, role: str, machine_type: str) -> tuple[bytes, bytes, bytes]:
-    key, peer = key_of(cast, name)
+def _papers(cast: int, key_name: str, role: str, machine_type: str, name: str) -> tuple[bytes, bytes, bytes]:
+    key, peer = key_of(cast, key_name)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -13,6 +13,7 @@ disk-full    only so many more bytes can be written
 disk-error   syncs fail
 slow-disk    writes and syncs take long
 clock        the wall clock jumps
+key          a gateway gets another key
 """
 
 from __future__ import annotations
@@ -37,16 +38,21 @@ class Faults:
     def __init__(self, stack: Stack) -> None:
         self.injected: dict[str, int] = {}
         self._stack = stack
-        self._silences: dict[int, list[tuple[PeerId, PeerId]]] = {}
+        self._silences: dict[int, Fault] = {}
         self._timers: list[asyncio.TimerHandle] = []
         self._number = 0
+        stack.on_renamed = self._fall_silent
 
     def inject(self, fault: Fault) -> None:
         """Let a fault happen now."""
+        if fault.kind == "key" and not self._stack.give_next_key(self._peer(fault)):
+            return
         self.injected[fault.kind] = self.injected.get(fault.kind, 0) + 1
         match fault.kind:
+            case "key":
+                pass  # it has begun
             case "cut" | "partition" | "one-way":
-                self._silence(fault, self._pairs(fault))
+                self._silence(fault)
             case "reset":
                 self._stack.network.break_link(self._peer(fault).id, self._peer(fault, "other").id)
             case "crash":
@@ -77,9 +83,9 @@ class Faults:
             disk.room_bytes, disk.fails_to_sync, disk.work_ms, disk.trap = None, False, CALM_WORK_MS, None
             gateway.come_back()
 
-    def _silence(self, fault: Fault, pairs: list[tuple[PeerId, PeerId]]) -> None:
+    def _silence(self, fault: Fault) -> None:
         self._number += 1
-        self._silences[self._number] = pairs
+        self._silences[self._number] = fault
         self._fall_silent()
         self._later(fault, partial(self._speak_again, self._number))
 
@@ -88,7 +94,8 @@ class Faults:
         self._fall_silent()
 
     def _fall_silent(self) -> None:
-        self._stack.network.silence([pair for pairs in self._silences.values() for pair in pairs])
+        pairs = [pair for fault in self._silences.values() for pair in self._pairs(fault)]
+        self._stack.network.silence(pairs)
 
     def _pairs(self, fault: Fault) -> list[tuple[PeerId, PeerId]]:
         people = [gateway.id for gateway in self._stack.gateways]

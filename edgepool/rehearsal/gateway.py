@@ -17,6 +17,7 @@ from edgepool.core.machine import Item
 from edgepool.errors import EdgepoolError
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Member
+from edgepool.model.trust import RevokePeer
 from edgepool.peer.peer import Peer
 from edgepool.peer.values import PeerEvent
 from edgepool.rehearsal.disk import Disk, PowerCut, RehearsedStore
@@ -24,9 +25,17 @@ from edgepool.rehearsal.network import RehearsedNetwork, RehearsedTransport
 from edgepool.rehearsal.virtualtime import VirtualClock, VirtualTimeLoop
 from edgepool.runtime.ports import PeerIdentity
 from edgepool.sim.checkers import Violation
+from edgepool.transport.keychange import KeyChange
 
 RETRY_MS = 1_000
 """How long a gateway whose peer gave up waits before it starts it again."""
+
+
+class _CutShort(KeyChange):
+    """A change of a key that is made, and not finished."""
+
+    def finish(self) -> None:
+        """The power is gone."""
 
 
 class Onlooker(Protocol):
@@ -50,6 +59,10 @@ class Onlooker(Protocol):
 
     def ended(self, gateway: Gateway, why: str) -> None:
         """A life is over."""
+        ...
+
+    def renamed(self, gateway: Gateway, former: RevokePeer) -> None:
+        """The gateway has another key from now on; its former one has left its own revocation."""
         ...
 
     def found(self, violation: Violation) -> None:
@@ -92,6 +105,8 @@ class Gateway:
         self._wake = asyncio.Event()
         self._away_ms = 0
         self._retired = False
+        self._next_id: PeerId | None = None
+        self._changing = False
 
     @property
     def member(self) -> Member:
@@ -136,6 +151,17 @@ class Gateway:
         """Begin a new life without further waiting, if this one is over."""
         self._wake.set()
 
+    @property
+    def key_files(self) -> KeyChange:
+        """How far a change of this gateway's key is."""
+        return KeyChange(self.settings)
+
+    def change_key(self, heir: PeerId) -> None:
+        """Go on as `heir`, whose key and certificate lie in the folder, as soon as the pools agree."""
+        self._next_id = heir
+        if self.peer is not None:
+            self.peer.rotation.start()
+
     def retire(self) -> None:
         """Stop, for good."""
         self._retired = True
@@ -157,6 +183,8 @@ class Gateway:
             self._network, named, self.settings.limits, partial(self._onlooker.speaks, self)
         )
         peer = Peer(self.settings, transport=self._transport, store=self.store, clock=self.clock)
+        self._changing = False
+        peer.rotation.on_ready = self._ready
         try:
             await peer.__aenter__()
         except (EdgepoolError, PowerCut) as error:
@@ -168,6 +196,24 @@ class Gateway:
             await self._until_over(peer)
         if self.dead:
             self.disk.settle()
+        elif self._changing:
+            self._change(peer)
+
+    def _ready(self) -> None:
+        """The peer wants to be closed, and opened again under its next key."""
+        if self._running and not self._over.is_set():
+            self._changing = True
+            self._end("key", 0)
+
+    def _change(self, peer: Peer) -> None:
+        """Put the next key in the place of the present one."""
+        assert self._next_id is not None
+        former = peer.rotation.former_key()
+        # In every other life the power fails before the last step, which the next start makes up for.
+        files = self.key_files if self.life % 2 else _CutShort(self.settings)
+        files.make(former)
+        self.id, self._next_id = self._next_id, None
+        self._onlooker.renamed(self, former)
 
     async def _until_over(self, peer: Peer) -> None:
         self.peer = peer

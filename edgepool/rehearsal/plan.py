@@ -29,6 +29,7 @@ KINDS = (
     "disk-error",
     "slow-disk",
     "clock",
+    "key",
 )
 """The kinds of faults; see faults.py."""
 

@@ -52,7 +52,8 @@ REST_S = 2 * SILENT_S
 class StackResult(msgspec.Struct, frozen=True):
     """What a rehearsal came to. `faults` are those injected, by kind; `blocks` those of all its chains.
 
-    `heals_ms` are its healings in virtual time; `promises` counts the records that owners were promised.
+    `heals_ms` are its healings in virtual time; `promises` counts the records that owners were promised,
+    `keys_changed` the gateways that go on under another key.
     """
 
     seed: int
@@ -64,6 +65,7 @@ class StackResult(msgspec.Struct, frozen=True):
     blocks: int
     lives: int
     promises: int
+    keys_changed: int
     heals_ms: list[int]
     heal_rounds: int
 
@@ -119,6 +121,7 @@ class _Rehearsal:
             blocks=sum(oracle.height for oracle in stack.judge.oracles.values()),
             lives=sum(gateway.life for gateway in stack.gateways),
             promises=stack.promises,
+            keys_changed=stack.keys_changed,
             heals_ms=self._heals_ms,
             heal_rounds=self._heal_rounds,
         )
@@ -189,17 +192,17 @@ class _Rehearsal:
             async with asyncio.timeout(HEAL_LIMIT_MS / 1000):
                 probes = [(gateway, chain) for chain in stack.chains for gateway in stack.members]
                 await asyncio.gather(*(self._probe(stack, gateway, chain) for gateway, chain in probes))
-                await _until(lambda: _level(stack))
+                await _until(lambda: not stack.changing(settled=False) and _level(stack))
         except TimeoutError:
             raise Violation("liveness", f"{HEAL_LIMIT_MS} ms after healing: {_stuck(stack)}") from None
         self._heals_ms.append(round((self._loop.time() - began_s) * 1000))
         self._check_rounds(stack, places)
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
-                await _until(lambda: not stack.waiting() and _level(stack))
+                await _until(lambda: not stack.waiting() and not stack.changing() and _level(stack))
                 await self._find_published(stack)
         except TimeoutError:
-            waiting = ", ".join(stack.waiting()) or "who asked for what was published"
+            waiting = ", ".join((*stack.waiting(), *stack.changing())) or "who asked for what was published"
             raise Violation("liveness", f"owners never get an answer: {waiting}") from None
         for gateway in stack.gateways:
             assert gateway.store is not None
@@ -303,7 +306,8 @@ def _place(stack: Stack, chain: ChainId) -> tuple[int, int]:
 def _stuck(stack: Stack) -> str:
     up = [gateway.name for gateway in stack.gateways if gateway.peer is not None]
     heights = [str(_heights(stack, chain)) for chain in stack.chains]
-    return f"up are {', '.join(up) or 'none'}; heights {', '.join(heights)}"
+    changing = f"; keys change of {', '.join(stack.changing())}" if stack.changing() else ""
+    return f"up are {', '.join(up) or 'none'}; heights {', '.join(heights)}{changing}"
 
 
 def _unhandled(context: dict[str, Any]) -> Violation:

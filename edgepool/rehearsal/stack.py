@@ -28,9 +28,10 @@ from edgepool.errors import EdgepoolError
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, decode_message
 from edgepool.model.record import Body, DataOffer
+from edgepool.model.trust import RevokePeer
 from edgepool.peer.peer import Peer
 from edgepool.peer.values import BlockAdded, EventsMissed, PeerEvent, PeerMisbehaved, Published
-from edgepool.rehearsal.cast import CASTS, MACHINE_TYPE, NETWORK, enrol, key_of
+from edgepool.rehearsal.cast import CASTS, MACHINE_TYPE, NETWORK, enrol, key_of, next_key
 from edgepool.rehearsal.disk import RehearsedStore
 from edgepool.rehearsal.gateway import Gateway
 from edgepool.rehearsal.network import ADDRESS, RehearsedNetwork
@@ -77,6 +78,12 @@ class Stack:
         self._heights: dict[tuple[PeerId, int, ChainId], int] = {}
         self.promises = 0
         """How many records owners were promised."""
+        self._owners: dict[str, Owner] = {}
+        self._keys: dict[str, int] = {}
+        """How many next keys each gateway has been given."""
+        self.keys_changed = 0
+        self.on_renamed: Callable[[], None] = lambda: None
+        """Called when a gateway has another key."""
         self._works = asyncio.Event()
         self._at_it: dict[str, None] = {}
         """Gateways whose owners wait for an answer."""
@@ -123,6 +130,7 @@ class Stack:
             self.chains.append(await self._form(number))
         for place, gateway in enumerate(self.gateways):
             owner = Owner(self.plan.seed, place, gateway.id, gateway.name == _CLOUD)
+            self._owners[gateway.name] = owner
             self._tasks.append(asyncio.create_task(self._own(gateway, owner), name=f"owner {place}"))
 
     async def _form(self, number: int) -> ChainId:
@@ -146,6 +154,34 @@ class Stack:
         for gateway in self.gateways:
             gateway.retire()
         await asyncio.gather(*keepers, *owners, return_exceptions=True)
+
+    # --- keys -------------------------------------------------------------------------------------
+
+    def give_next_key(self, gateway: Gateway) -> bool:
+        """Let a gateway begin to change its key; False if it does so already."""
+        files = gateway.key_files
+        if files.begun or files.is_made:
+            return False
+        number = self._keys[gateway.name] = self._keys.get(gateway.name, 0) + 1
+        heir = next_key(gateway.settings, self._cast, number)
+        self.judge.names[heir] = gateway.name
+        gateway.change_key(heir)
+        return True
+
+    def changing(self, settled: bool = True) -> list[str]:
+        """Return the gateways whose keys change; with `settled` also those that have still to settle it."""
+        files = {gateway.name: gateway.key_files for gateway in self.gateways}
+        return [name for name, one in files.items() if one.begun or (settled and one.is_made)]
+
+    def renamed(self, gateway: Gateway, former: RevokePeer) -> None:
+        """A gateway has another key."""
+        self.note("key", gateway.name, gateway.id)
+        self.keys_changed += 1
+        self.judge.goes_on_as(PeerId(former.peer), gateway.id)
+        # The coordinator carries what one main chain has decided to the others.
+        self.judge.trust.wanted |= {former: None, RevokePeer(former.peer): None}
+        self._owners[gateway.name].me = gateway.id
+        self.on_renamed()
 
     # --- owners -----------------------------------------------------------------------------------
 

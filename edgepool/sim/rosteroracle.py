@@ -153,7 +153,7 @@ class RosterOracle:
 
     def _change_problem(self, height: int, change: MembershipChange, author: PeerId) -> str:
         newest = self.members(height + 1)
-        if author not in self.members(height) and author != self.coordinator:
+        if author not in (*self.members(height), *newest) and author != self.coordinator:
             return "a change of the members by somebody who is none"
         if change.number != self._number:
             return f"change {change.number} of the members, where the next is {self._number}"

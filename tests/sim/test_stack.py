@@ -58,6 +58,20 @@ def test_nothing_that_must_never_happen_happens(seed: int, blocks: int, members:
     assert result.heals_ms, "a run ends with a healing, after which all promises are looked up"
 
 
+@pytest.mark.parametrize("observed", [True, False])
+def test_the_keys_of_all_gateways_change_while_their_power_fails(observed: bool) -> None:
+    """Each goes on under its next key, is found by whose settings name the former one, and has it revoked."""
+    people = 4 + observed
+    keys = [Fault(300 * place, "key", {"peer": place}) for place in range(people)]
+    cuts = [
+        Fault(150 + 250 * number, "power", {"peer": number % people, "skip": number, "for_ms": 60})
+        for number in range(3 * people)
+    ]
+    faults = (*sorted((*keys, *cuts), key=lambda fault: fault.time_ms), Fault(5_000, "heal", {}))
+    result = run_stack(StackPlan(3, 40, 4, observed, 2, faults))
+    assert (result.violations, result.keys_changed) == ([], people)
+
+
 def test_every_kind_of_fault_is_injected_by_some_seed() -> None:
     kinds = {fault.kind for seed in range(10) for fault in make_stack_plan(seed, 50, 4).faults}
     assert kinds == {*KINDS, "heal"}
