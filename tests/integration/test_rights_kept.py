@@ -20,6 +20,7 @@ from edgepool.model.transfer import CHACHA20_POLY1305, PLAIN, TransferRequest
 from edgepool.peer.peer import Peer
 from edgepool.peer.values import DataAsked
 from edgepool.storage.audit import read_audit
+from edgepool.transport.dial import DIRECT
 from edgepool.transport.serving import TransferSource
 
 KEY = "PTVA10212-03/model"
@@ -140,10 +141,10 @@ async def test_a_confirmation_given_before_does_not_help_once_the_policy_says_no
         assert isinstance(confirmation, SignedRecord)
         (asker,) = (one for one in owner.connected() if one.peer == other.id)
         request = TransferRequest(1, confirmation, bytes(32), (CHACHA20_POLY1305,), (PLAIN,), True, ())
-        assert isinstance(owner.data.serve(asker, request), TransferSource)
+        assert isinstance(owner.data.serve(asker, request, DIRECT), TransferSource)
         await owner.rights.set_policy("PTVA*/*", PolicyTerms(purposes=("inspection",)))
         reason = "no purpose is stated, and it must be one of inspection"
-        assert owner.data.serve(asker, request) == reason
+        assert owner.data.serve(asker, request, DIRECT) == reason
     granted, refused = read_audit(tmp_path / "m0")
     assert (granted.granted, granted.at) == (True, "confirmation")
     assert (refused.granted, refused.at, refused.reason) == (False, "transfer", reason)
