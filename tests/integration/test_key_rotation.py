@@ -22,7 +22,7 @@ from edgepool.peer.rotation import KeyRotation
 from edgepool.peer.verify import verify_chain
 from edgepool.transport.keychange import KeyChange
 
-PATIENCE_S = 45.0
+PATIENCE_S = 90.0
 KEY = DataKey("PTVA10212-01", "model")
 
 
