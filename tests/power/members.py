@@ -55,7 +55,7 @@ from edgepool.storage.kept import kept_records
 from edgepool.storage.memory import MemoryStore
 from edgepool.storage.store import FolderStore
 
-FAULTS = "delay,loss,reordering,reset,crash,persist-crash,blackout,disk,slow-disk"
+FAULTS = "key,delay,loss,reordering,reset,crash,persist-crash,blackout,disk,slow-disk"
 CUTS_A_STORE = 0.08
 """How often a store is to end in a cut, besides the crashes of the plan."""
 TROUBLES_A_STORE = 0.004
