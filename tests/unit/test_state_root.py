@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from ledger_world import KEY, World
 
-from edgepool.core.ledger import chainfacts, root
+from edgepool.core.ledger import chainfacts, draft, root
 from edgepool.core.ledger import window as window_module
 from edgepool.core.ledger.root import EntrySum, Key
 from edgepool.core.ledger.snapshot import Snapshot
@@ -320,3 +320,25 @@ def test_snapshot_out_of_its_form_is_refused(world: World, table: str, reason: s
     }[table]
     with pytest.raises(DecodeError, match=reason):
         ChainState.restore(world.genesis, encode(wrong))
+
+
+def test_what_is_forgotten_does_not_depend_on_who_began_with_a_snapshot(
+    forgetful: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody offers an outdated version once more, as only a key may that follows another."""
+    monkeypatch.setattr(chainfacts, "FORGET_BLOCKS", 2)
+    world = forgetful
+    world.pack(world.offer(0))
+    world.pack_until(2)
+    world.pack(world.offer(0, 2))
+    world.pack(world.offer(0, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(draft, "record_problem", lambda view, signed: "")
+        world.pack(world.offer(1))
+    world.pack_until(6)
+    assert [entry.offer.version for entry in world.state.offers_of(KEY)] == [1, 2, 3]
+    taken = ChainState.restore(world.genesis, world.state.snapshot())
+    for _ in range(2):
+        taken.apply(world.pack())
+        assert taken.root == world.state.root
+    assert [entry.offer.version for entry in world.state.offers_of(KEY)] == [1, 3]

@@ -257,7 +257,8 @@ class ChainFacts(Facts):
         """Drop offers of versions that are not the newest, unless they stand above the horizon."""
         for key in list(self._replaced):
             versions = self._offers[key]
-            if next(iter(versions.values()))[0][0] > self.horizon:
+            # Not the first in the table: an old version may be offered again; snapshots are by place.
+            if min(of_one[0][0] for of_one in versions.values()) > self.horizon:
                 continue  # its oldest offer is not old enough
             for version in [one for one in versions if one != self._newest[key]]:
                 for offered in versions[version]:
