@@ -288,7 +288,8 @@ class Peer(FetchingPeer):
     ) -> Genesis:
         """Form a pool and its chain [S3.4, S3.5]; only a coordinator's invitation is believed.
 
-        Raises Refused or Unavailable naming who did not accept.
+        One that is neither a member nor an observer keeps no chain, and cannot adopt the pool when its key
+        changes (decision 0017). Raises Refused or Unavailable naming who did not accept.
         """
         self._check_open()
         everybody = members, combination, observers

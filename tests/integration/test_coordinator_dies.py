@@ -6,28 +6,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 from test_cli_run import edgepool, running
-
-PATIENCE_S = 120.0
-
-
-def told(*arguments: object) -> Any:
-    return json.loads(edgepool(*arguments, "--json"))
-
-
-def until(reached: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := reached()):
-        time.sleep(0.01)
-        assert time.monotonic() < deadline, "it did not come about"
-    return found
+from test_whole_life import told, until
 
 
 def linked(folder: Path, count: int) -> None:
