@@ -101,6 +101,9 @@ class Changes:
         world = self._world
         if peer.id in world.trust.revoked:
             return False
+        # Who has lost its disk waits until it is told of its pools: nobody there would hear of the new key.
+        if any(peer in world.followers(chain) and chain not in peer.node.chains for chain in world.chains):
+            return False
         return not any(wish.names(peer.id) for chain in world.chains for wish in self._pending(chain))
 
     def approval(self, peer: SimPeer, chain: ChainId) -> ApproveChange | None:
