@@ -70,6 +70,7 @@ EXAMPLES: dict[object, list[object]] = {
         messages.ListenFailed("/ip4/127.0.0.1/tcp/1", 98),
         messages.Accepted(1, "1" * 52, "/x", ""),
         messages.Opened(2, "1" * 52),
+        messages.Met(2, "1" * 52),
         messages.Placed("1" * 52, ""),
         messages.Found("1" * 52, "/ip4/127.0.0.1/tcp/1"),
         messages.Counted("refused_handshake"),
