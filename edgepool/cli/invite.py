@@ -13,7 +13,7 @@ from edgepool.cli.console import columns, err, moment, out, print_json, printabl
 from edgepool.errors import LocalError
 
 if TYPE_CHECKING:
-    from edgepool.gateway.registrar import InvitationView
+    from edgepool.gateway.invitationview import InvitationView
 
 
 def invite(

@@ -24,7 +24,7 @@ from edgepool.config import CONFIG_FILE, BudgetSettings, load_peer_settings
 from edgepool.errors import ConfigError, EdgepoolError, LocalError, Refused, StorageError, Unavailable
 from edgepool.gateway.access import ENDPOINT_FILE, Endpoint, check_loopback, read_token
 from edgepool.gateway.answers import answer_as, foreign
-from edgepool.gateway.registrar import InvitationView, NewInvitation
+from edgepool.gateway.invitationview import InvitationView, NewInvitation
 from edgepool.gateway.trustclient import ANSWER_TIMEOUT_S, TrustCalls
 from edgepool.peer.datavalues import BudgetStatus, ScrubReport, StoredData
 from edgepool.peer.policyview import PolicyView

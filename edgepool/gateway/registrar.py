@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -21,6 +20,7 @@ from edgepool.config import ROLES
 from edgepool.errors import ConfigError, DecodeError, EdgepoolError, LocalError, Refused, StorageError
 from edgepool.gateway.authorities import checked_authority
 from edgepool.gateway.invitations import INVITATIONS_FILE, Invitation, Invitations
+from edgepool.gateway.invitationview import InvitationView, NewInvitation
 from edgepool.gateway.rotating import Rotation, keep_rotating
 from edgepool.gateway.views import choose_chain
 from edgepool.model.certifying import CertificateAnswer, CertificateRequest, request_problem
@@ -62,29 +62,6 @@ NO_REGISTRAR = (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class InvitationView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of an invitation: everything but its secret. `peer` is who has used it, '' if nobody."""
-
-    id: str
-    state: str
-    role: str
-    name: str
-    machine_type: str
-    pool: str
-    created_ms: int
-    expires_ms: int
-    peer: str
-    listen: str
-    admitted: bool
-
-
-class NewInvitation(msgspec.Struct, frozen=True, kw_only=True):
-    """A new invitation, and the code that is shown this once."""
-
-    code: str
-    invitation: InvitationView
 
 
 @asynccontextmanager
