@@ -112,14 +112,17 @@ async def _work(plan: RunPlan, site: Site, processes: Processes, outcome: Outcom
     view.phase = "making parts"
     stalled = _Stall(plan)
     half = (len(plan.tasks) + 1) // 2
-    while view.done < len(plan.tasks):
-        if processes.unexpected:
-            return
+    while not processes.unexpected:
         stalled.check(view)
         outcome.peak_memory_bytes = max(outcome.peak_memory_bytes, processes.memory_bytes)
-        if plan.kill and not outcome.killed_ms and half <= view.done_by_stations < len(plan.tasks):
+        # Also if all was done between two looks: then it is seen to come back to all that it had.
+        if plan.kill and not outcome.killed_ms and view.done_by_stations >= half:
             await _kill_and_restart(processes, outcome)
+        if view.done >= len(plan.tasks):
+            break
         await asyncio.sleep(LOOK_EVERY_S)
+    if processes.unexpected:
+        return
     outcome.worked_ms = _now_ms()
     view.tell(f"all {len(plan.tasks)} parts are finished")
     await asyncio.sleep(SETTLE_S)
