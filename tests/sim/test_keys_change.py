@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from edgepool.sim.plan import ROLES, Fault, Plan, check_plan, make_plan, parse_kinds
+from edgepool.sim.plan import ROLES, Fault, Plan, check_plan, load_plan, make_plan, parse_kinds
 from edgepool.sim.run import Result, run_plan
 
 BURST = tuple(Fault(time_ms, "key", {"peer": peer}) for peer, time_ms in enumerate((500, 507, 514)))
@@ -104,3 +107,15 @@ def test_nobody_changes_a_key_that_is_changing() -> None:
     again = [Fault(time_ms, "key", {"peer": 1}) for time_ms in (500, 510, 2_500)]
     result = run(*again, Fault(4_000, "heal", {}), chains=1, heights=80)
     assert (result.faults, result.happened["keys changed"], result.violations) == ({"key": 2}, 2, [])
+
+
+def test_who_has_lost_its_disk_is_told_of_its_pool_by_the_members_where_the_coordinator_is_out(
+    tmp_path: Path,
+) -> None:
+    """The coordinator, a liar, was excluded before the key changed: it knows nothing of the new one."""
+    faults = [(0, "byzantine", {"peer": 9, "role": "flood"}), (1414, "key", {"peer": 10})]
+    faults.append((10_317, "wipe", {"peer": 10, "for_ms": 100}))
+    plan = {"seed": 69, "heights": 64, "members": 10, "observed": False, "chains": 1, "spares": 1}
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({**plan, "faults": faults}))
+    assert run_plan(load_plan(file)).violations == []
