@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgepool.core.ledger.proof import Fault
     from edgepool.core.ledger.recordproof import RecordProof
     from edgepool.core.machine import KeptRecord
-    from edgepool.model.ids import ChainId
+    from edgepool.model.ids import ChainId, PeerId
     from edgepool.model.pool import Genesis
 
 MIN_ID_DIGITS = 4
@@ -50,6 +50,7 @@ def make(
 
     Example: edgepool proof make plant/mill-1 milling:12:0 --out inspection.proof
     """
+    from edgepool.cli.query import names_of, open_index
     from edgepool.core.ledger.recordproof import prove_kept_record, record_proof_fault, write_proof
     from edgepool.model.message import MAX_HANDOVERS
     from edgepool.peer.rosters import rosters_for
@@ -71,13 +72,15 @@ def make(
     data = write_proof(proof)
     path = out_file or Path(f"{proof.record.id.hex()[:16]}.proof")
     _write(path, data)
+    with open_index(peer_folder) as index:
+        view = _view(proof, names_of(peer_folder, genesis, index))
     if json:
-        print_json({"file": str(path), "size_bytes": len(data), **_view(proof)})
+        print_json({"file": str(path), "size_bytes": len(data), **view})
         return
-    view = _view(proof)
+    shown = view["record"]
     say(
-        f"{path} ({size(len(data))}) proves the {view['record']['kind']} {view['record']['id'][:16]} of "
-        f"{view['record']['author_name']} in block {proof.header.height} of chain {view['name']}"
+        f"{path} ({size(len(data))}) proves the {shown['kind']} {shown['id'][:16]} of "
+        f"{shown['author_name'] or shown['author']} in block {proof.header.height} of chain {view['name']}"
     )
     say(f"check it anywhere with: edgepool proof check {path} --genesis {genesis.chain}")
 
@@ -283,14 +286,20 @@ def _write(path: Path, data: bytes) -> None:
 # --- showing a proof ----------------------------------------------------------------------------
 
 
-def _view(proof: RecordProof) -> dict[str, Any]:
-    """Return what a proof that holds says, as JSON."""
+def _view(proof: RecordProof, known: dict[PeerId, str] | None = None) -> dict[str, Any]:
+    """Return what a proof that holds says, as JSON; `known` are names that the chain has beside the proof."""
     from edgepool.core.ledger.proof import roster_of
     from edgepool.gateway.views import member_names, record_view
+    from edgepool.model.succession import KeySuccession
     from edgepool.model.vote import quorum
 
     plan, header = proof.genesis.invitation, proof.header
-    names = {plan.coordinator: "the coordinator"} | member_names(proof.genesis, proof.handovers)
+    names = {plan.coordinator: "the coordinator"}
+    record = proof.record.record
+    if isinstance(record.body, KeySuccession):
+        heir = record.body.incoming
+        names |= {record.author: heir.name, heir.peer: heir.name}
+    names |= (known or {}) | member_names(proof.genesis, proof.handovers)
     members = [member.peer for member in roster_of(proof.genesis, proof.handovers)]
     return {
         "record": record_view(proof.record, names),
@@ -332,7 +341,7 @@ def _print_proof(view: dict[str, Any]) -> None:
     rows = {
         "record": record["id"],
         record["kind"]: says,
-        "author": f"{record['author_name']} ({record['author']}), {moment(record['time_ms'])}",
+        "author": f"{_author(record)}, {moment(record['time_ms'])}",
         "chain": f"{view['name']} ({view['chain']}) of network {view['network']}",
         "place": f"block {view['height']}, record {view['index']} of {view['records']}, counted from 0",
         "packed by": f"{view['packer_name']}, {moment(view['time_ms'])}",
@@ -342,12 +351,20 @@ def _print_proof(view: dict[str, Any]) -> None:
     for handover in view["handovers"]:
         came, left = handover["incoming_name"], handover["outgoing_name"]
         what = " and ".join(filter(None, (came and f"{came} came", left and f"{left} left")))
+        if came == left:
+            what = f"{came} has another key"
         rows[f"after block {handover['height']}"] = what
     say("the proof holds: the record stands on this chain", "green")
     grid = PlainTable.grid(padding=(0, 2))
     for name, value in rows.items():
         grid.add_row(name, value)
     out.print(grid)
+
+
+def _author(record: dict[str, Any]) -> str:
+    """Return who has written a record; a later key of one without a vote stands on the chain alone."""
+    name, peer = record["author_name"], record["author"]
+    return f"{name} ({peer})" if name else f"{peer}, which the proof does not name: its peer had no vote"
 
 
 def _reason(proof: RecordProof, fault: Fault) -> str:

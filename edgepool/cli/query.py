@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 200
 _CHANGES_READ = 1000
-"""How many of a chain's membership changes are read for the names of those whom they brought."""
+"""How many of a chain's changes are read, of each kind, for the names of those whom they brought."""
 
 
 def query(
@@ -43,8 +43,8 @@ def query(
     """Find records in all chains of a peer, newest first; all conditions must be met.
 
     Kinds are requirement, procedure, completion, inspection, demand, offer, confirmation, receipt, complaint,
-    membership, evidence, anchor and statement. Times are those that the authors gave; without an offset they
-    are this machine's local time.
+    membership, trust, evidence, anchor, statement, policy and succession. Times are those that the authors
+    gave; without an offset they are this machine's local time. Who has had several keys has one name.
 
     The index, index.sqlite in the folder, is made from the chains and kept up with them; it can be
     deleted at any time.
@@ -73,7 +73,7 @@ def query(
         limit=limit,
     )
     with open_index(peer_folder) as index:
-        names = {pool.chain: _names(peer_folder, pool, index) for pool in pools}
+        names = {pool.chain: names_of(peer_folder, pool, index) for pool in pools}
         if machine:
             wanted = replace(wanted, authors=_authors(machine, pools, names))
         found = index.find(wanted)
@@ -137,21 +137,27 @@ def open_index(folder: Path) -> Iterator[RecordIndex]:
         yield index
 
 
-def _names(folder: Path, pool: Genesis, index: RecordIndex) -> dict[PeerId, str]:
-    """Return the names of all who were ever in a pool, or whom a change was to bring in."""
+def names_of(folder: Path, pool: Genesis, index: RecordIndex) -> dict[PeerId, str]:
+    """Return the names of all who were ever in a pool, under each of their keys, or were to come in."""
     from edgepool.model.record import MembershipChange
-    from edgepool.peer.rosters import known_rosters
+    from edgepool.model.succession import KeySuccession
+    from edgepool.peer.rosters import follower_of
     from edgepool.storage.index import RecordQuery
 
-    changes = index.find(RecordQuery(kind="membership", chain=pool.chain, limit=_CHANGES_READ))
-    bodies = (one.signed.record.body for one in changes.records)
-    coming = (body.incoming for body in bodies if isinstance(body, MembershipChange))
-    names = {member.peer: member.name for member in coming if member is not None}
+    names: dict[PeerId, str] = {}
+    formers: dict[PeerId, str] = {}
+    for kind in ("membership", "succession"):
+        for one in index.find(RecordQuery(kind=kind, chain=pool.chain, limit=_CHANGES_READ)).records:
+            record = one.signed.record
+            if isinstance(record.body, MembershipChange | KeySuccession) and record.body.incoming is not None:
+                names[record.body.incoming.peer] = record.body.incoming.name
+            if isinstance(record.body, KeySuccession):
+                formers[record.author] = record.body.incoming.name
     try:
-        return names | known_rosters(folder, pool).names()
+        return formers | names | follower_of(folder, pool).history.names()
     except StorageError as error:
         show_error(error)
-        return names
+        return formers | names
 
 
 def _authors(text: str, pools: list[Genesis], names: dict[ChainId, dict[PeerId, str]]) -> tuple[PeerId, ...]:

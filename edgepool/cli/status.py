@@ -326,12 +326,17 @@ class StatusScreen:
             table.add_row("first data", moment(totals.first_data_ms))
         for reason, count in sorted(totals.refused.items()):
             text = f"{count} × {reason}"
-            if reason in ORDINARY:
+            if reason in ORDINARY or (reason == "refused_wrong_peer" and not self._somebody_else()):
                 table.add_row("counted", Text(text, style="dim"))
                 continue
             meaning = MEANINGS.get(reason, "if it goes on rising, look at this peer's log")
             table.add_row("refused", self.red(text, f"{text}: {meaning}"))
         return table
+
+    def _somebody_else(self) -> bool:
+        """Say whether one is met where another should be, and not only while that one changed its key."""
+        said = (*self._status.problems, *(place.reason for place in self._status.conduits))
+        return any("another peer answers" in text for text in said)
 
 
 def left(days: float) -> str:

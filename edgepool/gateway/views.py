@@ -24,7 +24,7 @@ from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import TrustChange
 from edgepool.model.twin import DataKey
 from edgepool.model.vote import Equivocation, quorum
-from edgepool.peer.trust import trust_text
+from edgepool.peer.trust import named, trust_text
 from edgepool.peer.values import Fetched, Published
 
 
@@ -91,7 +91,7 @@ def said(body: Body, names: Mapping[PeerId, str]) -> str:
     if isinstance(body, Equivocation):
         thing = ("proposals", "prevotes", "precommits")[body.kind]
         blocks = " and ".join(one.block_id.hex()[:16] or "no block" for one in (body.first, body.second))
-        who = _named(body.member, names)
+        who = named(body.member, names)
         return f"{who} has signed two {thing} at height {body.height}, round {body.round}: {blocks}"
     if isinstance(body, ChainAnchor):
         certificate = body.certificate
@@ -105,16 +105,14 @@ def said(body: Body, names: Mapping[PeerId, str]) -> str:
 def change_text(change: MembershipChange, names: Mapping[PeerId, str]) -> str:
     """Return a membership change in a clause."""
     came = change.incoming
-    comes = _named(came.peer, {came.peer: came.name}) if came is not None else ""
-    leaves = _named(change.outgoing, names) if change.outgoing else ""
+    comes = named(came.peer, {came.peer: came.name}) if came is not None else ""
+    leaves = named(change.outgoing, names) if change.outgoing else ""
     what = f"{comes} comes" if comes else f"{leaves} leaves"
-    if comes and leaves:
+    if change.heir:
+        what = f"{leaves} goes on under the key {short(change.heir)}"
+    elif comes and leaves:
         what = f"{comes} replaces {leaves}"
     return f"change {change.number}: {what}" + (f" ({change.reason})" if change.reason else "")
-
-
-def _named(peer: PeerId, names: Mapping[PeerId, str]) -> str:
-    return f"{names[peer]} ({short(peer)})" if names.get(peer) else short(peer)
 
 
 def change_view(ref: RecordRef, certified: CertifiedBlock | None) -> dict[str, Any]:

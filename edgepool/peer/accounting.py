@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edgepool.model.ids import PeerId
@@ -42,9 +42,9 @@ class Accounting:
     transfer_ms: int = 0
     first_data_ms: int = 0
     received_by_kind: dict[str, int] = field(default_factory=dict)
-    received_by_holder: dict[str, int] = field(default_factory=dict)
-    received_by_conduit: dict[str, int] = field(default_factory=dict)
-    sent_by_conduit: dict[str, int] = field(default_factory=dict)
+    received_by_holder: dict[PeerId, int] = field(default_factory=dict)
+    received_by_conduit: dict[PeerId, int] = field(default_factory=dict)
+    sent_by_conduit: dict[PeerId, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     under_way: dict[TransferProgress, None] = field(default_factory=dict)
     _recent: deque[tuple[int, int]] = field(default_factory=deque)
@@ -53,8 +53,7 @@ class Accounting:
         """Count bytes of a transfer as they move."""
         transfer.done_bytes += size_bytes
         self._recent.append((now_ms, size_bytes))
-        if transfer.way.conduit is not None:
-            conduit = str(transfer.way.conduit)
+        if (conduit := transfer.way.conduit) is not None:
             by_conduit = self.sent_by_conduit if transfer.outgoing else self.received_by_conduit
             by_conduit[conduit] = by_conduit.get(conduit, 0) + size_bytes
         if transfer.outgoing:
@@ -63,7 +62,7 @@ class Accounting:
         if not self.first_data_ms:
             self.first_data_ms = wall_ms
         self.bytes_received += size_bytes
-        kind, holder = transfer.key.kind, str(transfer.peer)
+        kind, holder = transfer.key.kind, transfer.peer
         self.received_by_kind[kind] = self.received_by_kind.get(kind, 0) + size_bytes
         self.received_by_holder[holder] = self.received_by_holder.get(holder, 0) + size_bytes
 
@@ -75,8 +74,8 @@ class Accounting:
         capacity = self.link_mbit_s * 1_000 * _WINDOW_MS
         return min(100, 100 * bits // capacity)
 
-    def totals(self) -> Totals:
-        """Return the counters as they stand."""
+    def totals(self, key_of: Callable[[PeerId], PeerId]) -> Totals:
+        """Return the counters as they stand; `key_of` says which key one has by now who once had another."""
         return Totals(
             demands=self.demands,
             answered=self.answered,
@@ -85,9 +84,9 @@ class Accounting:
             bytes_received=self.bytes_received,
             transfer_ms=self.transfer_ms,
             received_by_kind=dict(self.received_by_kind),
-            received_by_holder=dict(self.received_by_holder),
-            received_by_conduit=dict(self.received_by_conduit),
-            sent_by_conduit=dict(self.sent_by_conduit),
+            received_by_holder=_by_person(self.received_by_holder, key_of),
+            received_by_conduit=_by_person(self.received_by_conduit, key_of),
+            sent_by_conduit=_by_person(self.sent_by_conduit, key_of),
             refused=dict(self.refused),
             first_data_ms=self.first_data_ms,
         )
@@ -126,6 +125,15 @@ class Transfers:
                 transfer.key, transfer.peer, transfer.outgoing, transfer.done_bytes, duration_ms, failure
             )
         )
+
+
+def _by_person(counted: Mapping[PeerId, int], key_of: Callable[[PeerId], PeerId]) -> dict[str, int]:
+    """Return counters by peer, in which all keys of one are that one."""
+    summed: dict[str, int] = {}
+    for peer, size_bytes in counted.items():
+        now = str(key_of(peer))
+        summed[now] = summed.get(now, 0) + size_bytes
+    return summed
 
 
 def processing_load_percent() -> int:

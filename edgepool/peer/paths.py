@@ -52,6 +52,13 @@ def name_of_conduit(transport: Transport, conduit: PeerId | None) -> str:
     return short(conduit) if conduit is not None else ""
 
 
+def key_by_now(transport: Transport, node: Node, peer: PeerId) -> PeerId:
+    """Return the key that a member, a conduit or a relay has by now which once had the key `peer`."""
+    if isinstance(transport, TlsTransport):
+        return transport.conduits.keys.now(peer)
+    return node.heirs.heir(peer)
+
+
 def places_of(transport: Transport) -> list[PlaceStatus]:
     """Return how it stands with the places at this peer's conduits."""
     if not isinstance(transport, TlsTransport):

@@ -24,7 +24,8 @@ def follower_of(folder: Path, genesis: Genesis) -> RosterFollower:
     if stored is None:
         return RosterFollower(genesis)
     state = _restored(folder, genesis, stored)
-    people = (state.next_roster, state.open_changes(), state.observers)
+    adopted = (state.adoption.incoming,) if state.adoption is not None else ()
+    people = (state.next_roster, state.open_changes(), (*adopted, *state.observers))
     return RosterFollower(genesis, stored.height, stored.handovers, *people)
 
 

@@ -14,7 +14,15 @@ from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
 from edgepool.peer.keeper import DataKeeper
 from edgepool.peer.lifeview import days_left
-from edgepool.peer.paths import conduit_of, found_elsewhere, libp2p_of, name_of_conduit, paths_of, places_of
+from edgepool.peer.paths import (
+    conduit_of,
+    found_elsewhere,
+    key_by_now,
+    libp2p_of,
+    name_of_conduit,
+    paths_of,
+    places_of,
+)
 from edgepool.peer.pathvalues import LinkStatus, PlaceStatus
 from edgepool.peer.values import ChainStatus, PeerStatus, TransferStatus
 from edgepool.runtime.ports import PeerIdentity, Transport
@@ -56,7 +64,7 @@ def status_of(
         ],
         chains=chains,
         transfers=_transfers(node, identities, accounting, transport, now),
-        totals=accounting.totals(),
+        totals=accounting.totals(lambda peer: key_by_now(transport, node, peer)),
         problems=[
             *_problems(chains, failure),
             *keeper.problems(),

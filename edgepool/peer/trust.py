@@ -15,7 +15,7 @@ from edgepool.errors import DecodeError, EdgepoolError, LocalError
 from edgepool.model.codec import encode
 from edgepool.model.credential import Root
 from edgepool.model.crypto import sha256
-from edgepool.model.ids import ChainId, PeerId, public_key_of
+from edgepool.model.ids import ChainId, PeerId, public_key_of, short
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer, TrustChange, TrustStep
 from edgepool.model.vote import quorum
 from edgepool.peer.lifeview import RootLife, days_left
@@ -332,8 +332,13 @@ def trust_text(change: TrustChange, names: Mapping[PeerId, str]) -> str:
         case RetireRoot(root, from_ms):
             what = f"trust root {root.hex()[:16]} no more from {_time_text(from_ms)} on"
         case RevokePeer(peer):
-            what = f"revoke {names.get(PeerId(peer)) or peer}"
+            what = f"revoke {named(PeerId(peer), names) if names.get(PeerId(peer)) else peer}"
     return what + (f" ({change.reason})" if change.reason else "")
+
+
+def named(peer: PeerId, names: Mapping[PeerId, str]) -> str:
+    """Return a peer's name, if it has one, and of its id what tells one of its keys from another."""
+    return f"{names[peer]} ({short(peer)})" if names.get(peer) else short(peer)
 
 
 def _time_text(time_ms: int) -> str:

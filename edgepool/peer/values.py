@@ -260,9 +260,9 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What this peer has done since it started.
 
     `demands` counts fetches asked for, `answered` those that ended whole, `failed` the others.
-    `received_by_kind` and `received_by_holder` (peer id) split `bytes_received`; `received_by_conduit` and
-    `sent_by_conduit` (peer id) are what did not come, or go, directly. `refused` counts
-    what was turned away, by reason; `first_data_ms` is the wall time at which the first byte of
+    `received_by_kind` and `received_by_holder` (by present peer id) split `bytes_received`;
+    `received_by_conduit` and `sent_by_conduit` (the same) are what did not come, or go, directly. `refused`
+    counts what was turned away, by reason; `first_data_ms` is the wall time at which the first byte of
     twin data arrived (0 if none has).
     """
 

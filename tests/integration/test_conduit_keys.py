@@ -175,6 +175,7 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
         await until(lambda: ways(m0.peer) == {"cloud": "", "m1": "dmz"})
         await m1.peer.budgets.change(None)
         assert (await fetching).read() == data
+        assert list(m1.peer.status().totals.received_by_conduit) == [new.id]
 
         # Who was off knows the former key alone; what was offered meanwhile names it, too.
         await m2.open()
@@ -212,6 +213,8 @@ async def test_a_coordinator_that_is_the_conduit_changes_its_key(tmp_path: Path,
         await until(lambda: ways(holder) == {"cloud": "", "m1": "cloud"})
         await reader.budgets.change(None)
         assert (await fetching).read() == data
+        assert list(reader.status().totals.received_by_conduit) == [new.id]
+        assert list(holder.status().totals.sent_by_conduit) == [new.id]
         for peer in (holder, reader, new):
             await until(lambda: old in peer.trusting.revoked)  # noqa: B023
 

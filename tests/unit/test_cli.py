@@ -515,6 +515,16 @@ def test_what_is_turned_away_is_explained_and_what_is_ordinary_is_not_red() -> N
     assert "did not speak TLS" in strangers
 
 
+def test_who_was_met_in_anothers_place_is_red_only_while_it_is_there() -> None:
+    """Else each change of a key would leave everybody's status red."""
+    refused = replace(make_status().totals, refused={"refused_wrong_peer": 1})
+    assert explanations(make_status(totals=refused)) == []
+    there = "at /ip4/10.0.0.1/tcp/4001, an address of hub, another peer answers, mill-9 (12D3Koo): correct it"
+    wrong, named = explanations(make_status(totals=refused, problems=[there]))
+    assert "correct its address" in wrong
+    assert named == there
+
+
 def test_a_pool_that_goes_on_without_a_member_is_not_red() -> None:
     assert explanations(change(make_status(), missing=["mill-3"], quorum=2)) == []
 
