@@ -115,6 +115,7 @@ class Connections:
         peer_store.add_key_pair(peer, key_pair)
         places = 2 * begin.connections + 2 * begin.handshakes
         timeout_s = begin.handshake_timeout_ms / 1000
+        self._answer_s = timeout_s / 2
         config = ConnectionConfig(
             max_connections=places,
             min_connections=0,
@@ -189,14 +190,21 @@ class Connections:
                 await conn.close()
 
     async def _negotiate(self, conn: Any, protocol: str) -> INetStream:
+        stream = None
         try:
-            stream = await conn.new_stream()
-            communicator = MultiselectCommunicator(stream)
-            await self.host.multiselect_client.select_one_of([TProtocol(protocol)], communicator)
-        except trio.Cancelled:
-            # It did not answer in time: the next attempt shall not trust this connection again.
-            with trio.CancelScope(shield=True):
-                await conn.close()
+            with trio.move_on_after(self._answer_s) as answering:
+                stream = await conn.new_stream()
+                communicator = MultiselectCommunicator(stream)
+                await self.host.multiselect_client.select_one_of([TProtocol(protocol)], communicator)
+        except BaseException:
+            # This stream is not wanted any more, or not known there; what else is on the connection goes on.
+            if stream is not None:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
             raise
+        if answering.cancelled_caught:
+            # The next attempt shall not trust this connection again.
+            await conn.close()
+            raise SwarmException("it did not answer in time")
         stream.set_protocol(TProtocol(protocol))
         return stream  # type: ignore[no-any-return]

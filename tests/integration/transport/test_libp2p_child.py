@@ -17,6 +17,7 @@ from tls_peers import TlsPeer, free_port, until
 from edgepool.config import Limits
 from edgepool.errors import LocalError
 from edgepool.transport import libp2p_process
+from edgepool.transport.libp2p import LINK_STREAM
 from edgepool.transport.libp2p_process import ChildProcess
 
 if find_spec("libp2p") is None:
@@ -56,6 +57,26 @@ async def test_a_child_that_is_killed_is_started_again_and_links_come_back(tmp_p
         assert b.counters["restarted_libp2p"] == 1
         assert a.transport.send(b.peer, b"as before")
         await until(lambda: b.seen.frames == [(a.peer, b"as before")], PATIENCE_S)
+
+
+async def test_an_attempt_that_is_given_up_harms_no_link_on_the_same_connection(tmp_path: Path) -> None:
+    # As when two peers dial each other at once: who took the other's stream withdraws its own.
+    road = Libp2pRoad(tmp_path)
+    async with road.peer("a") as a, road.peer("b") as b:
+        await linked(road, b, a)
+        os.kill(pid_of(b), signal.SIGSTOP)
+        try:
+            attempt = process_of(a).open_stream(b.peer, "", LINK_STREAM, 20_000)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(attempt, 0.5)
+            # What is said after the withdrawal tells when the child has heard of it.
+            with pytest.raises(OSError, match="no connection"):
+                await process_of(a).open_stream(a.peer, "", LINK_STREAM, 20_000)
+        finally:
+            os.kill(pid_of(b), signal.SIGCONT)
+        assert a.transport.send(b.peer, b"still here")
+        await until(lambda: b.seen.frames == [(a.peer, b"still here")], PATIENCE_S)
+        assert a.seen.events == [("up", b.peer)]
 
 
 async def test_a_child_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
