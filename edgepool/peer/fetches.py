@@ -46,7 +46,9 @@ LOOK_AGAIN_MOST_S = 60.0
 """After such pauses, each twice as long as the one before, others are looked for that offer the data now."""
 MAX_TRIES = 5
 PAUSE_S = 0.5
-"""A holder that is busy, or was lost in the middle, is tried so often, with pauses of 1, 2 and then 4 s."""
+"""A holder that is busy, or was lost in the middle, is tried so often, with pauses of 1, 2 and then 4 s.
+
+One that was lost before it had sent a chunk is, too, if there is nobody else to try."""
 EXPIRED = "the confirmation has expired"
 """The condition that a holder names when a transfer has to be confirmed again."""
 
@@ -82,6 +84,11 @@ class _Gathering:
     failures: list[str] = field(default_factory=list)
     purpose: str = ""
     denied: set[PeerId] = field(default_factory=set)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nobody is left of whom it is known that they have the data, and who was not tried."""
+        return all(offer.holder.peer in self.tried for offer in self.offers)
 
 
 class Fetches:
@@ -243,7 +250,7 @@ class Fetches:
         """Draw from one holder until all is there.
 
         Confirms again whenever the confirmation has run out; tries again, after a pause, if the holder is
-        busy, or has sent something and is lost.
+        busy, or was lost once it had begun: then a conduit on the way, or its link, may come back.
         """
         if not offer.reachable and not offer.refusal:
             raise Unavailable("does not answer")
@@ -262,7 +269,8 @@ class Fetches:
                 if reason == EXPIRED and not tries:
                     continue
                 gone = self._peer.node.directory.heir(holder) != holder  # it goes on under another key
-                again = not gone and (reason == BUSY or (not reason and got_bytes))
+                was_lost = not reason and (got_bytes or (holder in gathering.transfers and gathering.is_last))
+                again = not gone and (reason == BUSY or was_lost)
                 if not again or tries > MAX_TRIES:
                     raise
                 await asyncio.sleep(PAUSE_S * 2 ** min(tries, 3))

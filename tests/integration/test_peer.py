@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peer_cell import NETWORK, make_coordinator, make_machine, open_cell
@@ -31,6 +32,7 @@ from edgepool.peer.values import (
 )
 from edgepool.peer.verify import verify_chain
 from edgepool.transport.lane import LANE
+from edgepool.transport.transfer_connection import OpenTransfer
 
 KEY = DataKey("PTVA10212-01", "model")
 
@@ -357,3 +359,25 @@ async def test_a_holder_that_is_lost_in_the_middle_and_comes_back_is_drawn_from_
         assert fetched.read() == data
         assert fetched.shares == {holder.id: len(data)}, "nothing came twice"
         assert cut[0] < len(data)
+
+
+async def test_a_holder_that_is_lost_before_anything_came_is_tried_again_if_it_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(6_000_000)
+    async with open_cell(tmp_path, 2) as cell:
+        holder, requester = cell.machines
+        await holder.publish(KEY, data)
+        client = requester.data._fetches._client
+        opened: list[object] = []
+        real = client.open
+
+        async def open_once_in_vain(*order: Any) -> OpenTransfer:
+            opened.append(transfer := await real(*order))
+            if len(opened) == 1:
+                holder._transport._transfers.cut(requester.id, "the conduit on the way is started again")
+            return transfer
+
+        monkeypatch.setattr(client, "open", open_once_in_vain)
+        assert (await requester.fetch(KEY)).read() == data
+        assert len(opened) == 2
