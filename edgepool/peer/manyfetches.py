@@ -21,7 +21,7 @@ from edgepool.model.transfer import INLINE_BYTES
 from edgepool.model.twin import DataKey, Manifest
 from edgepool.peer.accounting import TransferProgress, Transfers
 from edgepool.peer.budgets import PeerPace
-from edgepool.peer.fetches import Fetches, Got, ProgressCallback, offer_of
+from edgepool.peer.fetches import MAX_TRIES, PAUSE_S, Fetches, Got, ProgressCallback, offer_of
 from edgepool.peer.values import Fetched, FetchedMany, FetchProgress
 from edgepool.runtime.ports import Clock
 from edgepool.storage.blobs import BlobStore
@@ -115,10 +115,12 @@ class ManyFetches:
                 self._peer.storage.used(one.body.root)
                 one.got = Got(self._blobs.path(one.body.root), {})
                 count.came(one.body.size_bytes)
-        lost: set[PeerId] = set()
+        lost, cut = set[PeerId](), dict[PeerId, int]()
         while groups := _bundles(found, lost):
             for offer, theirs in groups:
-                await self._bundle(offer, theirs, lost, chain, purpose, count)
+                await self._bundle(offer, theirs, lost, cut, chain, purpose, count)
+            if not _bundles(found, lost):
+                await _give_time(found, lost, cut)
         alone = [one for one in found if one.got is None and not one.forget(lost)]
         await _side_by_side(ALONE_AT_ONCE, alone, lambda one: self._alone(one, chain, purpose, count))
         duration_ms = self._now_ms() - started_ms
@@ -149,11 +151,15 @@ class ManyFetches:
         offer: RankedOffer,
         wanted: Sequence[_Wanted],
         lost: set[PeerId],
+        cut: dict[PeerId, int],
         chain: ChainId,
         purpose: str,
         count: _Counting,
     ) -> None:
-        """Get small data from the holder of `offer`; what does not come is left, with the reason."""
+        """Get small data from the holder of `offer`; what does not come is left, with the reason.
+
+        A holder that is lost in the middle gets into `cut`, and begins there anew once it has sent something.
+        """
         holder = PeerId(offer.holder.peer)
         await _side_by_side(AT_ONCE, wanted, lambda one: self._confirm(one, offer, lost, purpose))
         confirmed = [one for one in wanted if one.confirmation is not None]
@@ -178,12 +184,15 @@ class ManyFetches:
             await asyncio.shield(asyncio.to_thread(group.abort))
             self._end_transfers(confirmed, failures)
         duration_ms = self._now_ms() - started_ms
+        if holder in cut and len(failures) < len(confirmed):
+            cut[holder] = 0
         for index, one in enumerate(confirmed):
             one.confirmation = None
             if index in failures:
                 one.problem = str(failures[index])
                 if isinstance(failures[index], Unavailable):
                     lost.add(holder)
+                    cut.setdefault(holder, 0)
                 continue
             shares = {holder: one.body.size_bytes}
             one.got = Got(self._blobs.path(one.body.root), shares, one.body.size_bytes)
@@ -283,6 +292,26 @@ def _bundles(wanted: Sequence[_Wanted], lost: set[PeerId]) -> list[tuple[RankedO
         for start in range(0, len(theirs), BUNDLE_ITEMS)
         if len(theirs) > 1
     ]
+
+
+async def _give_time(wanted: Sequence[_Wanted], lost: set[PeerId], cut: dict[PeerId, int]) -> None:
+    """After a pause, have holders asked again that were lost in the middle, where nobody else has the data.
+
+    `cut` says how often each was given time. A conduit on the way, or a link, may come back.
+    """
+    rest = [
+        one for one in wanted if one.got is None and all(offer.holder.peer in lost for offer in one.offers)
+    ]
+    holders = {PeerId(offer.holder.peer) for one in rest for offer in one.offers}
+    back = {holder for holder in holders if cut.get(holder, MAX_TRIES) < MAX_TRIES}
+    if not back:
+        return
+    await asyncio.sleep(PAUSE_S * 2 ** min(1 + min(cut[holder] for holder in back), 3))
+    lost -= back
+    for holder in back:
+        cut[holder] += 1
+    for one in rest:
+        one.asked -= back
 
 
 def _fetched(one: _Wanted, got: Got, duration_ms: int) -> Fetched:

@@ -11,6 +11,7 @@ from peer_cell import Cell, open_cell
 from tls_peers import until
 
 from edgepool import DataKey, LocalError, Peer
+from edgepool.config import BudgetSettings
 from edgepool.model.record import TransferReceipt
 from edgepool.peer.values import FetchProgress
 from edgepool.storage.blobs import BlobStore
@@ -89,6 +90,26 @@ async def test_what_a_bundle_does_not_bring_comes_alone_or_is_told_of(tmp_path: 
         assert list(done.failed) == [one_only]
         # Alone it is refused, or is in quarantine by then.
         assert any(why in done.failed[one_only] for why in ("is damaged", "does not hold this data"))
+
+
+async def test_a_holder_that_is_lost_in_the_middle_and_comes_back_is_asked_for_the_rest(
+    tmp_path: Path,
+) -> None:
+    async with open_cell(tmp_path, 2) as cell:
+        holder, requester = cell.machines
+        data = {key: Random(str(key)).randbytes(40_000) for key in keys(40)}
+        await publish(holder, data)
+        await holder.budgets.change(BudgetSettings(mbit_s=16))  # a second, with pieces all along
+        cut: list[int] = []
+
+        def progress(now: FetchProgress) -> None:
+            if not cut:
+                cut.append(now.done_bytes)
+                holder._transport._transfers.cut(requester.id, "the conduit on the way is started again")
+
+        done = await requester.fetch_many(data, progress=progress)
+        assert {one.key: one.read() for one in done.fetched} == data
+        assert cut[0] < sum(map(len, data.values()))
 
 
 async def test_bad_keys_are_one_sentence(tmp_path: Path) -> None:
