@@ -249,12 +249,12 @@ class StatusScreen:
         for chain in self._status.chains:
             table.add_row(
                 chain.name,
-                chain.kind if chain.voting else f"{chain.kind}, observing",
+                chain.kind + _standing(chain),
                 chain.id[:8],
                 str(chain.height),
                 chain.last_packer,
                 duration(max(0, self._now_ms - chain.last_block_ms)) + " ago" if chain.height else "",
-                self._reached(chain),
+                Text("") if chain.left else self._reached(chain),
                 self._waiting(chain),
             )
         if not self._status.chains:
@@ -352,6 +352,11 @@ def _through(by_conduit: dict[str, int], moved: str) -> str:
     """Return what of that which was `moved` went through conduits."""
     through = sum(by_conduit.values())
     return f" {moved} ({size(through)} through conduits)" if through else f" {moved}"
+
+
+def _standing(chain: ChainStatus) -> str:
+    """Return what this peer is in a pool, if it does not vote."""
+    return ", left" if chain.left else "" if chain.voting else ", observing"
 
 
 def _verb(name: str) -> str:

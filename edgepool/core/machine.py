@@ -12,9 +12,15 @@ from dataclasses import dataclass
 
 from edgepool.core.rights import Subject
 from edgepool.core.stored import BlockSource as BlockSource
+from edgepool.core.stored import CommitBlock as CommitBlock
+from edgepool.core.stored import Item as Item
 from edgepool.core.stored import KeptRecord as KeptRecord
+from edgepool.core.stored import NewChain as NewChain
+from edgepool.core.stored import Prune as Prune
 from edgepool.core.stored import SavedSnapshot as SavedSnapshot
-from edgepool.model.block import CertifiedBlock, Handover
+from edgepool.core.stored import SaveSnapshot as SaveSnapshot
+from edgepool.core.stored import VoteState as VoteState
+from edgepool.model.block import CertifiedBlock
 from edgepool.model.certifying import Certifying
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.message import Message, OfferProof, Origin
@@ -235,59 +241,6 @@ class RankedOffer:
 
 
 @dataclass(frozen=True, slots=True)
-class VoteState:
-    """What a member has said on a chain; `state` replaces what was stored before for `chain`."""
-
-    chain: ChainId
-    state: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class NewChain:
-    """A chain begins."""
-
-    genesis: Genesis
-
-
-@dataclass(frozen=True, slots=True)
-class CommitBlock:
-    """A block stands; it goes behind the last one of its chain."""
-
-    certified: CertifiedBlock
-
-
-@dataclass(frozen=True, slots=True)
-class SaveSnapshot:
-    """The state of a chain after `height`, which replaces any earlier snapshot of it.
-
-    `state` is what `ChainState.snapshot` returned, `handovers` are those up to `height`. `adopted`: it comes
-    from another peer, and the chain's blocks begin at `height` + 1 here.
-    """
-
-    chain: ChainId
-    height: int
-    handovers: tuple[Handover, ...]
-    state: bytes
-    adopted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Prune:
-    """Blocks up to `height` may go (a snapshot at or above it is stored).
-
-    The records at `keep`, pairs of height and index, stay provable: see `BlockSource.kept`.
-    """
-
-    chain: ChainId
-    height: int
-    keep: tuple[tuple[int, int], ...]
-
-
-Item = VoteState | NewChain | CommitBlock | SaveSnapshot | Prune
-"""What a peer must not forget."""
-
-
-@dataclass(frozen=True, slots=True)
 class Persist:
     """Store `item` durably before any later message leaves."""
 
@@ -316,6 +269,13 @@ class WantLink:
 
     member: Member
     instead_of: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnwantLink:
+    """Dial `peer` no more. A link that stands stays until it is lost."""
+
+    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,4 +377,4 @@ class Notify:
     notice: Notice
 
 
-Effect = Persist | Send | Broadcast | WantLink | Notify
+Effect = Persist | Send | Broadcast | WantLink | UnwantLink | Notify

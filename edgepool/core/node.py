@@ -51,9 +51,11 @@ from edgepool.core.machine import (
     SubmitRecord,
     Submitted,
     Succeed,
+    UnwantLink,
     WantLink,
     Woke,
 )
+from edgepool.core.partners import Partners
 from edgepool.core.pools.joining import JOIN_TIMEOUT_MS, Agreed, Following, Joining
 from edgepool.core.pools.lifecycle import Formed, PoolLifecycle
 from edgepool.core.rendezvous import Rendezvous
@@ -143,7 +145,7 @@ class Node:
             network=settings.network,
             coordinators=self.heirs.coordinators,
             own=self._as_member,
-            problem=self._following_problem,
+            problem=lambda genesis: self.room.problem(genesis, self.pools.closed),
         )
         self._anchoring = Anchoring(signer.peer, settings.limits.chains)
         self._governing = Governing(signer.peer, self.chains, self._joining)
@@ -151,6 +153,7 @@ class Node:
             signer, settings.network, self.heirs.coordinators, self.directory, lambda: self.trust.revoked
         )
         self.directory.where_now = self.rendezvous.where_now
+        self.partners = Partners(self.chains, self.heirs, self.rendezvous, lambda: self.trust.revoked)
 
     def load(self, genesis: Genesis, height: int, vote_state: bytes) -> None:
         """Take up a stored chain before `start`."""
@@ -206,6 +209,7 @@ class Node:
             self._joining.deadline,
             self._anchoring.deadline,
             self.rendezvous.deadline,
+            self.partners.deadline,
             *[chain.wakeup_at() for chain in self.chains.values()],
         )
 
@@ -277,8 +281,9 @@ class Node:
                 if refused := refusal("search", self._self):
                     return failed(ticket, refused)
                 return self._merge(self._resolver.find(ticket, command, now), now)
-            case ConfirmTransfer():
-                return self._merge(self._resolver.confirm(ticket, command, now), now)
+            case ConfirmTransfer(holder):
+                effects: list[Effect] = [*self.partners.confirming(holder, now)]
+                return effects + self._merge(self._resolver.confirm(ticket, command, now), now)
             case FormPool(invitation):
                 return self._merge(self.pools.form(ticket, invitation, now), now)
             case Certify(peers, said):
@@ -297,7 +302,7 @@ class Node:
     def _wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         self.rendezvous.wake(now)
-        for room in (self.pools, self._resolver, self._joining):
+        for room in (self.pools, self._resolver, self._joining, self.partners):
             if room.deadline is not None and room.deadline <= now.monotonic_ms:
                 effects += self._merge(room.wake(now), now)
         for chain in list(self.chains.values()):
@@ -325,8 +330,10 @@ class Node:
                 case Countersigned(record):
                     effects += self._submit_record(0, record, now)
                 case WantLink(member, instead_of):
-                    effects.append(WantLink(self.rendezvous.where_now(member), instead_of))
+                    effects += self.partners.wanted(member, instead_of, now)
                     effects += self.rendezvous.tell(member.peer)
+                case UnwantLink(peer):
+                    effects += self.partners.left(peer)
                 case Notify(CameUnder(root, origin)):
                     if self.directory.access.owner_of(origin) != self.peer:
                         self.directory.access.origins[root] = origin
@@ -350,14 +357,6 @@ class Node:
         chain = self._add_chain(genesis, 0, b"")
         return [Persist(NewChain(genesis)), *told, *self._merge(chain.start(now), now)]
 
-    def _following_problem(self, genesis: Genesis) -> str:
-        """Say why this peer may not come into the pool of a genesis that is believed, or return ''."""
-        chain = self.chains.get(genesis.chain)
-        if chain is None:
-            return self.pools.closed or self.room.full()
-        voting = any(member.peer == self.peer for member in chain.state.next_roster)
-        return "it is a member already" if voting else ""
-
     def _after_block(self, chain: Chain, certified: CertifiedBlock, now: Instant) -> list[Effect]:
         """Do what the rest of this peer makes of a new block: see to anchors, renew wishes."""
         height = certified.block.header.height
@@ -371,7 +370,8 @@ class Node:
     def _learn(self, chain: Chain, now: Instant) -> list[Effect]:
         """Take in what a chain says by now of trust, and of whose keys have changed."""
         trusted = self._governing.follow_trust(now)
-        return self._merge([*trusted, *self.heirs.follow(chain.state, self.trust.revoked)], now)
+        effects = self._merge([*trusted, *self.heirs.follow(chain.state, self.trust.revoked)], now)
+        return effects + list(self.partners.trust_changed())
 
     def _anchor(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.ledger.succession import heirs_to_come
-from edgepool.core.machine import Effect, WantLink
+from edgepool.core.machine import Effect, UnwantLink, WantLink
 from edgepool.core.rosters import RosterHistory
 from edgepool.model.block import Handover
 from edgepool.model.ids import PeerId
@@ -38,7 +38,7 @@ class People:
         self.meet(state, handovers)
 
     def meet(self, state: ChainState, handovers: Sequence[Handover]) -> list[Effect]:
-        """Take in who has to do with the chain by now; ask for links to those who are new."""
+        """Take in who has to do with the chain by now; say to whom links are wanted, and to whom no more."""
         everybody = (*state.roster, *state.next_roster, *state.observers, *state.newcomers())
         self.known = {member.peer: member for member in everybody}
         if state.former:
@@ -48,10 +48,12 @@ class People:
         # A new key that has no vote yet is nobody of its own.
         heirs, voting = heirs_to_come(state), state.members
         self._present = tuple(one for one in everybody if one.peer in voting or one.peer not in heirs)
-        return list(self._new_links())
+        if self._has_left(state):
+            self._present = ()
+        return [*self._new_links(), *self._let_go()]
 
     def present(self, peer: PeerId) -> Member | None:
-        """Return `peer` as it is named last if it is to be linked with: not who has left."""
+        """Return `peer` as it is named last if it is to be linked with; nobody is if this peer has left."""
         return next((member for member in reversed(self._present) if member.peer == peer), None)
 
     def links(self) -> list[WantLink]:
@@ -66,6 +68,19 @@ class People:
     def link_lost(self, peer: PeerId) -> list[WantLink]:
         """Ask for a link to the new key of who was linked under its old one."""
         return self._new_links() if peer in self._formers.values() else []
+
+    def _has_left(self, state: ChainState) -> bool:
+        """Say whether this peer has left, and not only its key: then the pool needs no link of it."""
+        here = any(one.peer == self._me for one in self._present)
+        return not here and self._me in state.former and state.heir(self._me) == self._me
+
+    def _let_go(self) -> list[UnwantLink]:
+        """Return whom the chain names no more; a key that another one has followed is given up with that."""
+        present = {member.peer for member in self._present}
+        gone = [one for one in self._wanted if one not in present and one not in self._formers.values()]
+        for peer in gone:
+            del self._wanted[peer]
+        return [UnwantLink(peer) for peer in gone]
 
     def _new_links(self) -> list[WantLink]:
         effects = []

@@ -37,6 +37,10 @@ class Room:
         me = self._own.peer
         return chain.state.names(me) or chain.present(me) is not None
 
+    def has_left(self, chain: Chain) -> bool:
+        """Say whether this peer once voted in a pool and has no part in it any more."""
+        return self._own.peer in chain.state.former and not self.takes_part(chain)
+
     def has_none_for(self, genesis: Genesis) -> bool:
         """Say whether the chain of a pool that was formed cannot be kept.
 
@@ -44,6 +48,17 @@ class Room:
         """
         agreed = any(member.peer == self._own.peer for member in genesis.invitation.members)
         return len(self._chains) >= MOST * self._limit if agreed else bool(self.full())
+
+    def problem(self, genesis: Genesis, closed: str) -> str:
+        """Say why this peer may not come into a standing pool of a genesis that is believed, or return ''.
+
+        `closed` is why it comes into no pool now, '' if it does.
+        """
+        chain = self._chains.get(genesis.chain)
+        if chain is None:
+            return closed or self.full()
+        voting = any(member.peer == self._own.peer for member in chain.state.next_roster)
+        return "it is a member already" if voting else ""
 
     def undecided(self) -> list[Chain]:
         """Return the chains whose members have not decided yet whether this peer comes in."""

@@ -1,4 +1,4 @@
-"""What a chain can read back of what was persisted."""
+"""What a peer must not forget, and what a chain can read back of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgepool.model.block import MAX_BLOCK_RECORDS, CertifiedBlock, Handover, He
 from edgepool.model.codec import Wire
 from edgepool.model.fields import Height, MaybeHash
 from edgepool.model.ids import ChainId
+from edgepool.model.pool import Genesis
 from edgepool.model.record import SignedRecord
 from edgepool.model.vote import Certificate
 
@@ -56,3 +57,59 @@ class BlockSource(Protocol):
     def size_bytes(self, chain: ChainId) -> int:
         """Return how much the stored blocks of the chain take, in bytes."""
         ...
+
+
+# --- what is stored -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VoteState:
+    """What a member has said on a chain; `state` replaces what was stored before for `chain`."""
+
+    chain: ChainId
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewChain:
+    """A chain begins."""
+
+    genesis: Genesis
+
+
+@dataclass(frozen=True, slots=True)
+class CommitBlock:
+    """A block stands; it goes behind the last one of its chain."""
+
+    certified: CertifiedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class SaveSnapshot:
+    """The state of a chain after `height`, which replaces any earlier snapshot of it.
+
+    `state` is what `ChainState.snapshot` returned, `handovers` are those up to `height`. `adopted`: it comes
+    from another peer, and the chain's blocks begin at `height` + 1 here.
+    """
+
+    chain: ChainId
+    height: int
+    handovers: tuple[Handover, ...]
+    state: bytes
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Blocks up to `height` may go (a snapshot at or above it is stored).
+
+    The records at `keep`, pairs of height and index, stay provable: see `BlockSource.kept`.
+    """
+
+    chain: ChainId
+    height: int
+    keep: tuple[tuple[int, int], ...]
+
+
+Item = VoteState | NewChain | CommitBlock | SaveSnapshot | Prune
+"""What a peer must not forget."""

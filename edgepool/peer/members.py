@@ -281,7 +281,12 @@ class Membership:
         if named not in (None, peer):
             raise LocalError(f"the address is that of {named}, not of {peer}")
         self._transport.want(Member(peer, short(peer), "", (with_peer(address, peer),)))
-        return await self._introduced(peer, f" at {address}")
+        try:
+            return await self._introduced(peer, f" at {address}")
+        except Unavailable:
+            if not self._peer.node.partners.needs(peer):
+                self._transport.unwant(peer)
+            raise
 
     async def _introduced(self, peer: PeerId, place: str = "") -> Member:
         """Return a peer as a member once it has said where it listens; Unavailable after 10 s."""

@@ -183,11 +183,11 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
     invitation = chain.genesis.invitation
     rosters = chain.rosters
     names = rosters.names()
-    state = chain.state
+    state, left = chain.state, node.room.has_left(chain)
     missing = [
         member.name
         for member in state.roster
-        if member.peer != node.peer and not node.directory.connected(member.peer)
+        if member.peer != node.peer and not left and not node.directory.connected(member.peer)
     ]
     return ChainStatus(
         id=chain.id,
@@ -206,6 +206,7 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
         last_block_ms=state.time_ms,
         records=dict(state.counts),
         former=[one.member.name for one in rosters.former() if not known_heir(state, one.member.peer)],
+        left=left,
     )
 
 
@@ -241,12 +242,8 @@ def _transfers(
 def _wanted(settings: PeerSettings, node: Node) -> list[str]:
     """Return the names of all whom this peer should be linked to."""
     names = {known.name: None for known in settings.known_peers}
-    for chain in node.chains.values():
-        state = chain.state
-        for member in (*state.roster, *state.next_roster, *state.observers):
-            if member.peer != node.peer:
-                names[member.name] = None
-    return list(names)
+    partners = {one.name: None for one in node.partners.in_pools() if one.peer != node.peer}
+    return list(names | partners)
 
 
 def _problems(chains: list[ChainStatus], failure: str) -> list[str]:

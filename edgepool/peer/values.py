@@ -219,6 +219,7 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `members` vote on the next height, `former` have left. `missing` are names of members without a link
     to this peer; `waiting` counts records in the mempool; `quorum` is how many members must agree.
+    `left`: this peer was a member and is none any more, so that it needs no links to the others.
     """
 
     id: str
@@ -237,6 +238,7 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_block_ms: int
     records: dict[str, int]
     former: list[str] = []
+    left: bool = False
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from edgepool.core.machine import (
     Received,
     SavedSnapshot,
     Send,
+    UnwantLink,
     VoteState,
     WantLink,
     Woke,
@@ -290,6 +291,8 @@ class NodeLoop:
                 if instead_of:
                     self._transport.unwant(instead_of)
                 self._transport.want(member)
+            case UnwantLink(peer):
+                self._transport.unwant(peer)
             case Notify(Misbehaved() as notice):
                 self._count("refused_misbehaviour")
                 self._on_notice(notice)

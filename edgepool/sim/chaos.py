@@ -22,6 +22,7 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     TrustDecided,
+    UnwantLink,
     WantLink,
 )
 from edgepool.errors import StorageError
@@ -334,7 +335,7 @@ class Chaos(World):
                     self._say(peer, receivers, message, liar)
                 case Notify(notice):
                     self._tell(peer, notice)
-                case WantLink():
+                case WantLink() | UnwantLink():
                     super()._speak(peer, [effect])
 
     def _say(self, peer: SimPeer, receivers: tuple[PeerId, ...], message: Message, liar: Liar | None) -> None:

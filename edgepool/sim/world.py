@@ -36,6 +36,7 @@ from edgepool.core.machine import (
     Send,
     SubmitRecord,
     Submitted,
+    UnwantLink,
     WantLink,
     Woke,
 )
@@ -74,6 +75,8 @@ class SimPeer:
     held: dict[bytes, int] = field(default_factory=dict)
     line: Line = ()
     """The keys that it had before, as it says on each link."""
+    unwanted: dict[PeerId, None] = field(default_factory=dict)
+    """Whom it has wanted a link to, in this life, and dials no more."""
     id: PeerId = field(init=False)
     trace_name: bytes = field(init=False)
 
@@ -162,6 +165,7 @@ class World:
     def restart(self, peer: SimPeer) -> None:
         """Bring `peer` back with what its store kept."""
         peer.up = True
+        peer.unwanted.clear()
         peer.node = Node(peer.settings, peer.signer, peer.store, peer.line)
         for saved in peer.store.open():
             peer.node.load(saved.genesis, saved.height, saved.vote_state)
@@ -297,7 +301,10 @@ class World:
                     frame = encode(message)
                     for receiver in receivers:
                         self._send(peer, receiver, frame)
+                case UnwantLink(gone):
+                    peer.unwanted[gone] = None
                 case WantLink(member):
+                    peer.unwanted.pop(member.peer, None)
                     self.at(self.now_ms + LINK_MS, partial(self._link, peer.id, member.peer))
                 case Notify(notice):
                     self._tell(peer, notice)
@@ -340,7 +347,7 @@ class World:
             return
         passable = self.network.reaches(first, second) and self.network.reaches(second, first)
         if not (a.up and b.up and passable):
-            if a.up:
+            if a.up and second not in a.unwanted:
                 self.at(self.now_ms + REDIAL_MS, partial(self._link, first, second))
             return
         self._links[(first, second)] = self._links[(second, first)] = True

@@ -480,3 +480,71 @@ def test_heads_of_a_sub_chain_are_anchored_on_the_main_chain_of_its_members() ->
     height = pool.members[0].node.chains[sub.chain].state.height
     anchors = [one for one in _bodies(pool, pool.members[0]) if isinstance(one, ChainAnchor)]
     assert [(one.sub_chain, one.certificate.height) for one in anchors] == [(sub.chain, height)]
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def test_who_is_excluded_is_dialled_no_more_and_dials_nobody_until_it_comes_back() -> None:
+    """Links that stand are left alone: what is still under way may go on."""
+    pool = Pool(5)
+    *staying, gone = pool.members
+    pool.change(pool.cloud, gone, None)
+    pool.work(staying[0], 8)
+    rest = [*staying, pool.cloud]
+    assert pool.world.run_until(lambda: pool.agreed(*rest), 60_000)
+    pool.world.run_for(20_000)
+    for peer in rest:
+        assert list(peer.unwanted) == [gone.id]
+        assert peer.id in gone.unwanted
+        assert pool.world.linked(peer, gone)
+    pool.settle_for(gone)
+    pool.world.run_for(20_000)
+    assert not gone.node.partners.in_pools(), "after a restart it dials nobody of the pool, either"
+    pool.change(pool.cloud, None, gone)
+    pool.work(staying[0], 8)
+    assert pool.agreed(*pool.members, pool.cloud)
+    assert [peer.name for peer in (*rest, gone) if peer.unwanted] == []
+
+
+def test_who_is_away_while_it_is_excluded_finds_its_pool_and_hears_of_it() -> None:
+    pool = Pool(5)
+    *staying, gone = pool.members
+    pool.world.crash(gone)
+    pool.change(pool.cloud, gone, None)
+    pool.work(staying[0], 8)
+    assert all(gone.id in peer.unwanted for peer in [*staying, pool.cloud])
+    pool.world.restart(gone)
+    assert {one.peer for one in gone.node.partners.in_pools()} == set(pool.genesis.members) | {pool.cloud.id}
+    pool.world.run_for(20_000)
+    assert gone.id not in pool.roster(gone)
+    assert all(peer.id in gone.unwanted for peer in [*staying, pool.cloud])
+
+
+def test_a_partner_in_two_pools_stays_one_while_either_stands() -> None:
+    pool = Pool(5)
+    other = msgspec.structs.replace(pool.genesis.invitation, name="other", nonce=2)
+    second = pool.world.command(pool.cloud, FormPool(other))
+    assert isinstance(second, Genesis)
+    *staying, gone = pool.members
+    for chain, wanted in ((pool.id, True), (second.chain, False)):
+        command = ChangeMembers(chain, gone.id, None, "for the test")
+        assert isinstance(pool.world.command(pool.cloud, command, 120_000), RecordRef)
+        for n in range(8):
+            body = DataDemand(DataKey("P", "model"), n + 1, "", "")
+            assert isinstance(pool.world.submit(staying[0], body, chain, 300_000), RecordRef)
+        pool.world.run_for(20_000)
+        for peer in [*staying, pool.cloud]:
+            assert peer.node.partners.needs(gone.id) == wanted
+            assert (gone.id in peer.unwanted) == (not wanted)
+
+
+def test_a_liar_is_dialled_no_more_when_it_is_out() -> None:
+    pool = Pool(4)
+    liar = pool.members[1]
+    pool.lie(liar)
+    pool.work(pool.members[0], 8)
+    honest = [peer for peer in pool.members if peer is not liar]
+    assert pool.agreed(*honest)
+    pool.world.run_for(20_000)
+    assert all(liar.id in peer.unwanted for peer in honest)
