@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import edgepool
 from peer_cell import open_cell
-from test_cli_run import edgepool
 from test_key_rotation import until
 from test_members import demand
 

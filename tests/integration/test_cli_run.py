@@ -6,24 +6,16 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import edgepool, told, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-
-
-def edgepool(*arguments: object, code: int = 0) -> str:
-    """Run a command to its end; return what it printed."""
-    command = [sys.executable, "-m", "edgepool", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
 
 
 @contextmanager
@@ -55,11 +47,7 @@ def make_pool(folder: Path) -> None:
 
 
 def wait_for_pool(folder: Path) -> None:
-    for _ in range(100):
-        if (folder / "api.json").exists() and json.loads(edgepool("status", folder, "--json"))["chains"]:
-            return
-        time.sleep(0.1)
-    raise AssertionError("no pool came to stand")
+    until(lambda: (folder / "api.json").exists() and told("status", folder)["chains"])
 
 
 def test_three_processes_exchange_a_file_by_commands_alone(tmp_path: Path) -> None:

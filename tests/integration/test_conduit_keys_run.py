@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from test_cli_run import edgepool
-from test_whole_life import PATIENCE_S, Plant, told, until
+from commands import PATIENCE_S, edgepool, told, until
+from test_whole_life import Plant
 from tls_peers import free_port
 
 OUTBOUND = ("mill", "lathe", "saw")

@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from test_cli_run import edgepool, running
-
-TIMEOUT_S = 60
+from commands import edgepool, told
+from commands import until as wait_until
+from test_cli_run import running
 
 
 @contextmanager
@@ -32,15 +31,8 @@ def killable(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(edgepool("status", folder, "--json"))
+    found: dict[str, Any] = told("status", folder)
     return found
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end_s, "what was waited for did not come about"
-        time.sleep(0.1)
 
 
 def path_to(folder: Path, name: str) -> str | None:

@@ -11,16 +11,15 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from test_cli_run import edgepool, running
-from test_whole_life import told, until
+from commands import edgepool, run_command, told, until
+from test_cli_run import running
 
 
 def linked(folder: Path, count: int) -> None:
     """Wait until a peer has so many links, which may be just being opened again under a new key."""
 
     def reached() -> bool:
-        words = [sys.executable, "-m", "edgepool", "status", folder, "--json"]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = run_command("status", folder, "--json")
         return done.returncode == 0 and len(json.loads(done.stdout)["links"]) == count
 
     until(reached)

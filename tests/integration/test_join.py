@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_run import edgepool, running
+from commands import edgepool
+from test_cli_run import running
 from tls_peers import TlsPeer, ended, free_port, make_settings, until
 
 from edgepool import Peer

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run_command
 from peer_cell import Cell, make_coordinator, make_machine, open_cell
 
 from edgepool import DataKey, LocalError, Peer, Refused, Unavailable
@@ -73,12 +73,8 @@ async def busy(peer: Peer, chain: ChainId) -> AsyncIterator[list[int]]:
 
 async def member(*arguments: object) -> tuple[int, str, str]:
     """Run `edgepool member ...` in a process of its own; return code, output and complaints."""
-    command = [sys.executable, "-m", "edgepool", "member", *map(str, arguments)]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    async with asyncio.timeout(60):
-        output, complaints = await process.communicate()
-    return process.returncode or 0, output.decode(), complaints.decode()
+    done = await asyncio.to_thread(run_command, "member", *arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 @asynccontextmanager

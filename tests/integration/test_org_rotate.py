@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import edgepool, told
+from commands import until as asked_until
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from test_certificates_live import code_for, until
-from test_cli_run import edgepool, running
+from test_cli_run import running
 from test_join import make_registrar
-from test_whole_life import until as asked_until
 
 from edgepool import Peer
 from edgepool.errors import LocalError, RemoteError
@@ -272,7 +273,7 @@ def test_the_command_shows_who_has_renewed_and_a_killed_registrar_goes_on(tmp_pa
     with ExitStack() as stack:
         run = stack.enter_context(ExitStack())
         run.enter_context(running(cloud))
-        asked_until(lambda: json.loads(edgepool("member", "list", cloud, "--json")))
+        asked_until(lambda: told("member", "list", cloud))
         code = edgepool("invite", cloud, "--name", "mill", "--pool", "cell").strip()
         edgepool("join", code, tmp_path / "mill")
         stack.enter_context(running(tmp_path / "mill"))
@@ -282,7 +283,7 @@ def test_the_command_shows_who_has_renewed_and_a_killed_registrar_goes_on(tmp_pa
         with suppress(AssertionError):  # it was killed
             run.close()
         stack.enter_context(running(cloud))
-        found = json.loads(edgepool("org", "rotate", cloud, "--json", "--timeout", "90"))
+        found = told("org", "rotate", cloud, "--timeout", "90")
         assert (found["stage"], found["renewed"], found["waiting"]) == ("retiring", ["mill"], [])
         assert found["retire_ms"] >= found["started_ms"] + 3_600_000
         shown = edgepool("org", "rotate", cloud)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import edgepool, told, until
 from peer_cell import open_cell
-from test_cli_run import edgepool, make_pool, running, wait_for_pool
+from test_cli_run import make_pool, running, wait_for_pool
 
 from edgepool.core.machine import ConfirmTransfer, RankedOffer
 from edgepool.errors import Refused
@@ -26,20 +25,10 @@ from edgepool.transport.serving import TransferSource
 KEY = "PTVA10212-03/model"
 
 
-def until(reached: Callable[[], Any], timeout_s: float = 60) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = reached()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.2)
-
-
 def height_at(folder: Path) -> int:
     if not (folder / "api.json").exists():
         return 0
-    chains = json.loads(edgepool("status", folder, "--json"))["chains"]
+    chains = told("status", folder)["chains"]
     return chains[0]["height"] if chains else 0
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from commands import edgepool, told
+from commands import until as asked_until
 from test_certificates_live import until
-from test_cli_run import edgepool, running
+from test_cli_run import running
 from test_join import HOUR_MS, make_registrar
 from test_org_rotate import WEEK_S, issuer, join, registrar_in, stage, waited_for
-from test_whole_life import until as asked_until
 
 from edgepool import Peer
 from edgepool.cli.rotate import says
@@ -135,7 +135,7 @@ def test_a_second_registrar_by_commands(tmp_path: Path) -> None:
         edgepool("join", code, second)
         assert "is not linked now" in edgepool("org", "hand-over", cloud, "second", sealed, code=2)
         with running(second):
-            links = lambda: [one["name"] for one in json.loads(edgepool("status", cloud, "--json"))["links"]]  # noqa: E731
+            links = lambda: [one["name"] for one in told("status", cloud)["links"]]  # noqa: E731
             asked_until(lambda: "second" in links())
             assert "take-over" in edgepool("org", "hand-over", cloud, "second", sealed)
             assert "is running" in edgepool("org", "take-over", second, sealed, code=2)

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from commands import run_command, until
 from cryptography.hazmat.primitives import serialization
 from test_cli_run import wait_for_pool
-from test_whole_life import until
 
 from edgepool.transport.joincode import read_code
 
 PASSPHRASE = "correct horse of the peers"
 AUTHORITY_PASSPHRASE = "battery staple of the works"
-RUN = "import logging; logging.basicConfig(level=1); from edgepool.cli.main import main; main()"
+LOG = "import logging; logging.basicConfig(level=1)"
 """Everything that anything here, or a library, has to say is logged."""
+RUN = f"{LOG}; from edgepool.cli.main import main; main()"
 
 
 class Watched:
@@ -39,9 +40,7 @@ class Watched:
 
     def ask(self, *words: object, code: int = 0, told: bool = True, **environment: str) -> str:
         """Run a command to its end; return what it printed. What is not to be `told` is not kept."""
-        command = [sys.executable, "-c", RUN, *map(str, words)]
-        known = {**self._environment, **environment}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=known)
+        done = run_command(*words, prelude=LOG, env={**self._environment, **environment})
         assert done.returncode == code, done.stderr
         self.said += [done.stdout if told else "", done.stderr]
         return done.stdout

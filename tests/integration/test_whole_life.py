@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from attackers import Works
+from commands import PATIENCE_S, edgepool, told, until
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from test_cli_run import edgepool, running
+from test_cli_run import running
 
-PATIENCE_S = 90.0
 DAY = datetime.timedelta(days=1)
-
-
-def told(*arguments: object) -> Any:
-    return json.loads(edgepool(*arguments, "--json"))
-
-
-def until(reached: Callable[[], Any]) -> Any:
-    """Ask again and again, each time in a process of its own, until the answer is one."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := reached()):
-        assert time.monotonic() < deadline, "it did not come about"
-    return found
 
 
 class Plant:
