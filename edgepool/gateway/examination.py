@@ -254,6 +254,8 @@ def _ports(settings: PeerSettings, running: bool) -> list[Finding]:
     ports = [("API port", settings.api.host, settings.api.port)]
     if settings.listen:
         ports.insert(0, ("port", *parse_address(settings.listen)[:2]))
+    if settings.transport != "tls" and settings.libp2p.listen:
+        ports.insert(-1, ("libp2p port", *parse_address(settings.libp2p.listen)[:2]))
     return [
         check_port(check, host, port, running, "" if running else bind_problem(host, port))
         for check, host, port in ports

@@ -38,12 +38,13 @@ class PlaceFacts:
 
 def check_port(check: str, host: str, port: int, running: bool, problem: str) -> Finding:
     """Judge a port to listen on; `problem` is the system's answer to a try, '' if it can be bound."""
-    if port == 0 and check == "port" and not problem:
+    if port == 0 and check != "API port" and not problem:
+        place = "'listen' under [libp2p]" if check == "libp2p port" else "'listen'"
         return Finding(
             check,
             "warn",
             "left to the system (port 0): it is kept only until another program has it",
-            "write a fixed port behind 'listen': others and firewalls must know it",
+            f"write a fixed port behind {place}: others and firewalls must know it",
         )
     if running:
         return Finding(check, "ok", f"port {port} is this peer's, which runs" if port else "the peer runs")

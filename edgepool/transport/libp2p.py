@@ -12,6 +12,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from edgepool.config import PeerSettings
 from edgepool.errors import LocalError
@@ -21,6 +22,7 @@ from edgepool.transport.conduitkeys import ConduitKeys, with_conduit
 from edgepool.transport.dial import Way
 from edgepool.transport.door import advice, reachable_host
 from edgepool.transport.identity import Identity
+from edgepool.transport.keptport import LIBP2P_PORT_FILE, address_of_before, keep_port
 from edgepool.transport.libp2p_child.messages import MAX_ADDRESSES, Begin, LookAround
 from edgepool.transport.libp2p_pipes import BYTES_STREAM, StreamSide
 from edgepool.transport.libp2p_process import ChildProcess, ChildState, ListeningFailed
@@ -102,12 +104,23 @@ class Libp2pRoad:
     async def start(self) -> None:
         """Start the child and listen; LocalError if that is not possible."""
         try:
-            await self.process.start()
+            await self._start_process()
         except ListeningFailed as error:
             listened = OSError(error.number, os.strerror(error.number))
             raise LocalError(f"cannot listen on {error.address}: {advice(listened)}") from None
         self.relays.start()
         self._up_again()
+
+    async def _start_process(self) -> None:
+        """Start the child at the port of before, if the settings leave it open; see keptport.py."""
+        listen, file = self._settings.libp2p.listen, self._settings.folder / LIBP2P_PORT_FILE
+        if listen and (before := await address_of_before(file, listen)):
+            with suppress(ListeningFailed):  # another program has it by now
+                await self.process.start((before,))
+                return
+        await self.process.start()
+        if listen:
+            await keep_port(file, listen, self.process.addresses[0])
 
     def _up_again(self) -> None:
         """The child stands, for the first time or after a restart: have it look around, if that is wanted."""

@@ -124,11 +124,11 @@ class ChildProcess:
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
-    async def start(self) -> None:
-        """Start the child and wait until it listens; LocalError, in one sentence, if it cannot."""
+    async def start(self, listen: tuple[str, ...] = ()) -> None:
+        """Start the child; wait until it listens, rather at `listen`. LocalError, in a sentence, if not."""
         if find_spec("libp2p") is None:
             raise LocalError("transport over libp2p needs an extra: install edgepool[libp2p]")
-        await self._start_once()
+        await self._start_once(listen)
         self._task = asyncio.create_task(self._keep_alive(), name="edgepool libp2p child")
 
     async def open_stream(self, peer: PeerId, address: str, protocol: str, timeout_ms: int) -> ChildStream:
@@ -181,7 +181,7 @@ class ChildProcess:
 
     # --- its lives ----------------------------------------------------------------------------
 
-    async def _start_once(self) -> None:
+    async def _start_once(self, listen: tuple[str, ...] = ()) -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
@@ -201,7 +201,7 @@ class ChildProcess:
         finally:
             theirs.close()
         self._socket, _ = await loop.create_connection(lambda: _FromChild(self), sock=ours)
-        listen = self.addresses or self._begin.listen
+        listen = listen or self.addresses or self._begin.listen
         self.say(
             Begin(
                 self._begin.seed,

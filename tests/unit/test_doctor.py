@@ -170,6 +170,15 @@ def test_a_port_that_another_program_has_is_a_fault(solo: Path) -> None:
     assert "cannot be bound" in found["port"]["found"]
 
 
+def test_the_port_of_the_second_road_is_looked_at_where_there_is_one(solo: Path) -> None:
+    assert "libp2p port" not in findings_of(solo, 0)
+    path = solo / CONFIG_FILE
+    path.write_text(path.read_text().replace('transport = "tls"', 'transport = "both"'))
+    (found,) = [one for check, one in findings_of(solo, 0).items() if check == "libp2p port"]
+    assert found["level"] == "warn"
+    assert "'listen' under [libp2p]" in found["advice"]
+
+
 def test_an_endpoint_of_a_run_that_was_cut_off_is_no_running_peer(solo: Path) -> None:
     endpoint = {"url": f"http://127.0.0.1:{free_ports(1)[0]}", "peer": "x", "pid": os.getpid()}
     (solo / "api.json").write_text(json.dumps(endpoint))
@@ -413,6 +422,7 @@ def test_a_folder_that_cannot_be_written_is_found_out(tmp_path: Path) -> None:
 def test_ports_and_addresses() -> None:
     assert check_port("port", "127.0.0.1", 0, False, "").level == "warn"
     assert check_port("port", "127.0.0.1", 0, True, "").level == "warn"
+    assert check_port("libp2p port", "127.0.0.1", 0, True, "").advice.startswith("write a fixed port behind")
     assert check_port("API port", "127.0.0.1", 0, False, "").level == "ok"
     assert check_port("port", "127.0.0.1", 4001, True, "address already in use").level == "ok"
     home, plant = "/ip4/127.0.0.1/tcp/4001", "/ip4/10.0.0.7/tcp/4001"

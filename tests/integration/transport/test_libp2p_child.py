@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import signal
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from tls_peers import TlsPeer, free_port, until
 from edgepool.config import Limits
 from edgepool.errors import LocalError
 from edgepool.transport import libp2p_process
+from edgepool.transport.keptport import LIBP2P_PORT_FILE
 from edgepool.transport.libp2p import LINK_STREAM
 from edgepool.transport.libp2p_process import ChildProcess
 
@@ -57,6 +59,29 @@ async def test_a_child_that_is_killed_is_started_again_and_links_come_back(tmp_p
         assert b.counters["restarted_libp2p"] == 1
         assert a.transport.send(b.peer, b"as before")
         await until(lambda: b.seen.frames == [(a.peer, b"as before")], PATIENCE_S)
+
+
+async def test_a_port_that_is_left_to_the_system_is_kept_as_long_as_it_is_free(tmp_path: Path) -> None:
+    road = Libp2pRoad(tmp_path)
+    async with road.peer("a") as a:
+        first = road.where(a)
+    async with road.peer("a") as a:
+        assert road.where(a) == first
+    with socket.create_server(first):
+        async with road.peer("a") as a:
+            second = road.where(a)
+            assert second != first
+    async with road.peer("a") as a:
+        assert road.where(a) == second
+    file = tmp_path / "a" / LIBP2P_PORT_FILE
+    file.write_bytes(b"99999")
+    async with road.peer("a") as a:
+        assert road.where(a)[1] > 0
+    file.unlink()
+    fixed = free_port()
+    async with road.peer("a", **road.listening_at("127.0.0.1", fixed)) as a:
+        assert road.where(a)[1] == fixed
+    assert not file.exists()
 
 
 async def test_an_attempt_that_is_given_up_harms_no_link_on_the_same_connection(tmp_path: Path) -> None:
