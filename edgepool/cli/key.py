@@ -11,6 +11,7 @@ from edgepool.cli.console import print_json, run_async, say
 
 if TYPE_CHECKING:
     from edgepool.gateway.keys import KeyChange
+    from edgepool.peer.values import KeyStatus
 
 LOOK_EVERY_S = 0.1
 
@@ -93,6 +94,24 @@ def rotate(
         )
 
 
+async def _begin(folder: Path, deadline_s: float) -> KeyStatus:
+    """Have the change begun. If it was before, the peer may be just opening again: then ask it once more."""
+    import asyncio
+    import time
+
+    from edgepool.errors import Unavailable
+    from edgepool.gateway.client import ApiClient, is_being_changed
+
+    while True:
+        try:
+            async with ApiClient.of(folder) as client:
+                return await client.rotate_key()
+        except Unavailable:
+            if not is_being_changed(folder) or time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
 async def _rotate(folder: Path, timeout_s: float) -> dict[str, Any]:
     """Have the key changed, and wait until the peer has settled under the new one."""
     import asyncio
@@ -101,10 +120,9 @@ async def _rotate(folder: Path, timeout_s: float) -> dict[str, Any]:
     from edgepool.errors import Unavailable
     from edgepool.gateway.client import ApiClient, find_endpoint
 
-    async with ApiClient.of(folder) as client:
-        status = await client.rotate_key()
-    former = status.former or status.peer
     deadline_s = time.monotonic() + timeout_s
+    status = await _begin(folder, deadline_s)
+    former = status.former or status.peer
     while status.peer == former or status.state:
         if time.monotonic() > deadline_s:
             where = f" in {', '.join(status.waiting)}" if status.waiting else ""

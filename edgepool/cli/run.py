@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from edgepool.peer.values import PeerEvent
 
 _Tell = Callable[..., None]
-END_TIMEOUT_S = 2.5
-"""After so long a peer that was told to end is ended, whatever its threads or the disk are doing."""
+END_TIMEOUT_S = 5.0
+"""After so long a peer that was told to end is ended, whatever its threads or the disk are doing.
+
+It is more than all that closing waits for by itself: receipts on their way, and the last words on links.
+"""
 
 
 def run(

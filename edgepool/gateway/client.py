@@ -33,7 +33,8 @@ from edgepool.transport.keychange import KeyChange
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 CONNECT_TIMEOUT_S = 2
-OPENING_S = 5.0
+OPENING_S = 15.0
+"""So long a peer may take to open again under a new key, on a slow machine."""
 LOOK_EVERY_S = 0.05
 
 _ERRORS: dict[str, type[EdgepoolError]] = {
@@ -353,14 +354,19 @@ def find_endpoint(folder: Path) -> Endpoint | None:
     return endpoint if _runs(endpoint.pid) else None
 
 
-def _opened_again(folder: Path) -> Endpoint | None:
-    """Wait a little for a peer that is just being opened again under a new key; None if none is."""
+def is_being_changed(folder: Path) -> bool:
+    """Say whether the key of the peer of `folder` is being changed."""
     try:
         change = KeyChange(load_peer_settings(folder))
     except ConfigError:
-        return None
+        return False
+    return change.begun or change.is_made
+
+
+def _opened_again(folder: Path) -> Endpoint | None:
+    """Wait a little for a peer that is just being opened again under a new key; None if none is."""
     deadline_s = time.monotonic() + OPENING_S
-    while change.begun or change.is_made:
+    while is_being_changed(folder):
         endpoint = find_endpoint(folder)
         if endpoint is not None or time.monotonic() > deadline_s:
             return endpoint

@@ -24,7 +24,7 @@ from edgepool.transport.identity import Identity
 TIMEOUT_S = 3.0
 AT_ONCE = 16
 MAX_TRIES = 256
-_REFUSAL_S = 0.3
+_REFUSAL_S = 1.0
 """With TLS 1.3 the other side judges a certificate only after this side is done: its no may take so long."""
 
 

@@ -64,10 +64,7 @@ class DataPlane:
         self._vouched = Vouched()
         self._fetches = Fetches(peer, client, blobs, self._transfers, clock)
 
-        def find(key: DataKey, purpose: str) -> Awaitable[tuple[RankedOffer, ...]]:
-            return self.find(key, 0, FIND_TIMEOUT_MS, purpose)
-
-        self._many = ManyFetches(peer, self._fetches, client, blobs, self._transfers, clock, find)
+        self._many = ManyFetches(peer, self._fetches, client, blobs, self._transfers, clock)
 
     async def close(self) -> None:
         """Wait a moment for receipts that are on their way, and end all connections to holders."""
@@ -227,11 +224,7 @@ class DataPlane:
         purpose: str,
     ) -> Fetched:
         started_ms = self._clock.now().monotonic_ms
-        demand = DataDemand(key, version, features, composition)
-        # The demand becomes final while holders are looked for: neither waits for the other.
-        _, offers = await asyncio.gather(
-            self._peer.submit(demand, chain=chain), self.find(key, version, FIND_TIMEOUT_MS, purpose)
-        )
+        offers = await self.find_demanded(DataDemand(key, version, features, composition), chain, purpose)
         if not offers:
             raise Unavailable(f"nobody within reach offers {key}: has it been published in a pool?")
         body = offer_of(offers[0])
@@ -241,7 +234,7 @@ class DataPlane:
         got = await self._fetches.get(
             key,
             same,
-            lambda: self.find(key, body.version, FIND_TIMEOUT_MS, purpose),
+            lambda: self.find(key, body.version, purpose=purpose),
             chain,
             progress,
             purpose,
@@ -264,16 +257,35 @@ class DataPlane:
         """Get the data with this root again; return who had it. Unavailable if nobody hands it over."""
         others = [
             offer
-            for offer in await self.find(key, version, FIND_TIMEOUT_MS)
+            for offer in await self.find(key, version)
             if offer_of(offer).root == root and offer.holder.peer != self._peer.id
         ]
         if not others:
             raise Unavailable("no other holder can be reached")
-        got = await self._fetches.get(key, others, lambda: self.find(key, version, FIND_TIMEOUT_MS))
+        got = await self._fetches.get(key, others, lambda: self.find(key, version))
         return max(got.shares, key=lambda peer: got.shares[peer], default=PeerId(others[0].holder.peer))
 
+    async def find_demanded(
+        self, demand: DataDemand, chain: ChainId, purpose: str
+    ) -> tuple[RankedOffer, ...]:
+        """Put a demand on `chain`, and find holders meanwhile: neither waits for the other.
+
+        Where the demand stands, all that was acknowledged on that chain before it stands, too. So what a slow
+        peer has looked for in vain before, it looks for once more then.
+        """
+
+        async def find() -> tuple[tuple[RankedOffer, ...], bool]:
+            offers = await self.find(demand.key, demand.version, purpose=purpose)
+            return offers, demanding.done()
+
+        demanding = asyncio.ensure_future(self._peer.submit(demand, chain=chain))
+        _, (offers, was_final) = await asyncio.gather(demanding, find())
+        if offers or was_final:
+            return offers
+        return await self.find(demand.key, demand.version, purpose=purpose)
+
     async def find(
-        self, key: DataKey, version: int, timeout_ms: int, purpose: str = ""
+        self, key: DataKey, version: int = 0, timeout_ms: int = FIND_TIMEOUT_MS, purpose: str = ""
     ) -> tuple[RankedOffer, ...]:
         """Find holders; look again shortly if there are none.
 

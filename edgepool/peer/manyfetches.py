@@ -41,8 +41,6 @@ AT_ONCE = 32
 ALONE_AT_ONCE = 4
 
 T = TypeVar("T")
-Find = Callable[[DataKey, str], Awaitable[Sequence[RankedOffer]]]
-"""Looks who offers the newest version of a key, for a purpose."""
 
 
 @dataclass(eq=False, slots=True)
@@ -81,7 +79,7 @@ class _Wanted:
 
 
 class ManyFetches:
-    """Fetches of many keys for one peer; `find` looks for holders, `fetches` gets what comes alone."""
+    """Fetches of many keys for one peer, whose data plane finds holders; `fetches` gets what comes alone."""
 
     def __init__(
         self,
@@ -91,7 +89,6 @@ class ManyFetches:
         blobs: BlobStore,
         transfers: Transfers,
         clock: Clock,
-        find: Find,
     ) -> None:
         self._peer = peer
         self._fetches = fetches
@@ -99,7 +96,6 @@ class ManyFetches:
         self._blobs = blobs
         self._transfers = transfers
         self._clock = clock
-        self._find_holders = find
 
     async def get(
         self, keys: Iterable[DataKey], chain: ChainId, purpose: str, progress: ProgressCallback
@@ -131,10 +127,8 @@ class ManyFetches:
     async def _find(self, one: _Wanted, chain: ChainId, purpose: str) -> None:
         """Demand a key on the chain, and look who has it."""
         try:
-            _, offers = await asyncio.gather(
-                self._peer.submit(DataDemand(one.key, 0, "", ""), chain=chain),
-                self._find_holders(one.key, purpose),
-            )
+            demand = DataDemand(one.key, 0, "", "")
+            offers = await self._peer.data.find_demanded(demand, chain, purpose)
         except EdgepoolError as error:
             one.problem = str(error)
             return
@@ -244,10 +238,11 @@ class ManyFetches:
         def progress(now: FetchProgress) -> None:
             count.stands(one, now)
 
+        def find_more() -> Awaitable[Sequence[RankedOffer]]:
+            return self._peer.data.find(one.key, purpose=purpose)
+
         try:
-            one.got = await self._fetches.get(
-                one.key, one.offers, lambda: self._find_holders(one.key, purpose), chain, progress, purpose
-            )
+            one.got = await self._fetches.get(one.key, one.offers, find_more, chain, progress, purpose)
         except (Refused, RemoteError, Unavailable) as error:
             one.problem = str(error)
 

@@ -16,6 +16,7 @@ from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis
 
 NETWORK = "cell"
+PATIENCE_S = 60.0
 
 
 def make_coordinator(folder: Path, fixed_pools: tuple[FixedPool, ...] = ()) -> Path:
@@ -62,7 +63,7 @@ class Cell:
         folder = make_machine(self.folder, name, self.cloud, role, known)
         peer = await self._stack.enter_async_context(Peer.open(folder))
         if known:
-            await gather_members(self.cloud, [name], timeout_s=10)
+            await gather_members(self.cloud, [name], timeout_s=PATIENCE_S)
         return peer
 
 
@@ -86,7 +87,7 @@ async def open_cell(
             for n in range(machines)
         ]
         everybody = [cloud, *peers]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=10)
+        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=PATIENCE_S)
         pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=10)
+        await pool_stands(pool, everybody, timeout_s=PATIENCE_S)
         yield Cell(folder, cloud, peers, pool, stack)

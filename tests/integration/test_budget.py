@@ -8,7 +8,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from msgspec.structs import replace
 from peer_cell import open_cell
 from typer.testing import CliRunner
@@ -54,14 +56,16 @@ async def test_a_transfer_keeps_to_the_budget_and_goes_on_at_once_when_it_is_lif
             await until(lambda root=fetched.root: root not in requester.node.directory.held)
 
 
-async def test_small_data_is_paced_too(tmp_path: Path) -> None:
+async def test_small_data_is_paced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_cell(tmp_path, 2) as cell:
         holder, requester = cell.machines
         await holder.publish(KEY, os.urandom(30_000))
-        await holder.budgets.change(BudgetSettings(mbit_s=1, per_peer_mbit_s=1))
-        holder.budgets.sending.wait(requester.id, "other", 64 * 1024)  # nothing is left for a while
-        fetching = asyncio.create_task(requester.fetch(KEY))
-        await until(lambda: holder.budgets.status().waiting_to_send == 1)
+        now = holder.budgets.sending._clock.now()
+        with monkeypatch.context() as stopped:  # no time passes for the budget: nothing may move
+            stopped.setattr(holder.budgets.sending, "_clock", SimpleNamespace(now=lambda: now))
+            await holder.budgets.change(BudgetSettings(mbit_s=1, per_peer_mbit_s=1))
+            fetching = asyncio.create_task(requester.fetch(KEY))
+            await until(lambda: holder.budgets.status().waiting_to_send == 1)
         await holder.budgets.change(BudgetSettings())
         assert len((await fetching).read()) == 30_000
 

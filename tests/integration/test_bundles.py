@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,11 +128,17 @@ async def test_a_holder_that_is_lost_costs_what_had_not_come(tmp_path: Path) -> 
     async with shelf(tmp_path, 600) as made:
         loop = asyncio.get_running_loop()
 
+        is_cut = threading.Event()
+
+        def cut() -> None:
+            made.server.cut(made.requester.peer, "it died")
+            is_cut.set()
+
         def keep(index: int, manifest: Manifest, data: memoryview) -> None:
             made.keep(index, manifest, data)
-            if index == 300:
-                cut = loop.call_soon_threadsafe
-                cut(made.server.cut, made.requester.peer, "it died")
+            if index == 20:  # not all of the others have been asked for by then
+                loop.call_soon_threadsafe(cut)
+                assert is_cut.wait(40)
 
         failures = await made.get(keep)
         assert failures
@@ -174,7 +181,7 @@ async def test_a_cancelled_bundle_ends_on_both_sides(tmp_path: Path) -> None:
 class Lies:
     """The requester's end of a bundle of two items of 100 bytes; the holder's end is `far`."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float = 40.0) -> None:
         self.far, near = socket.socketpair()
         self.data = [bytes([number]) * 100 for number in (1, 2)]
         wanted = [
@@ -191,7 +198,7 @@ class Lies:
             near,
             KEY,
             wanted,
-            0.5,
+            stall_s,
             None,
             lambda index, manifest, data: self.kept.append(index),
             self.outcomes.extend,
@@ -214,7 +221,7 @@ class Lies:
     async def told(self, *frames: bytes) -> Exception | None:
         self.far.sendall(b"".join(frames))
         self.far.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             error = await self.ended
         self.far.close()
         return error
@@ -256,8 +263,8 @@ async def test_a_disturbed_bundle_ends_and_nobody_is_blamed(fraud: str) -> None:
 
 
 async def test_a_silent_holder_is_a_stall() -> None:
-    lies = Lies()
-    async with asyncio.timeout(20):
+    lies = Lies(stall_s=0.5)
+    async with asyncio.timeout(40):
         error = await lies.ended
     assert isinstance(error, Unavailable)
     assert "stalled" in str(error)
@@ -279,7 +286,7 @@ async def test_requests_that_no_bundle_allows_end_the_connection(tmp_path: Path)
             (begin, *[ItemRequest(0, many)] * (MAX_ITEMS_OWED // 100 + 1)),
         ):
             reader, writer = await raw(holder, requester, *messages)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await reader.read()  # until the holder ends it
             writer.close()
         await until(lambda: not holder.server.serving)

@@ -121,9 +121,12 @@ async def test_when_a_conduit_dies_links_come_back_through_the_next(tmp_path: Pa
             await until(lambda: "down" in [event for event, _ in a.seen.events], SLOW_S)
             await until(lambda: a.linked_to(b) and b.linked_to(a), SLOW_S)
             assert a.transport.paths()[b.peer].conduit == other.settings.name
-            gone = next(p for p in a.transport.conduits.places() if p.peer == in_use.peer)
-            assert not gone.kept
-            assert gone.reason
+
+            def is_told() -> bool:
+                gone = next(p for p in a.transport.conduits.places() if p.peer == in_use.peer)
+                return not gone.kept and gone.reason != ""
+
+            await until(is_told)
 
 
 async def test_a_place_comes_back_when_its_conduit_does(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ async def test_a_circuit_to_which_one_side_does_not_come_is_given_up(tmp_path: P
             tmp_path,
             "conduit",
             conduit=conduit_peer(tmp_path).settings.conduit,
-            limits=Limits(handshake_timeout_ms=200),
+            limits=Limits(handshake_timeout_ms=1_500),
         )
     ) as c:
         a, b = (TlsPeer(make_settings(tmp_path, name)) for name in "ab")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from peer_cell import make_coordinator, make_machine
-from test_key_rotation import PATIENCE_S, Program, certifies, until
+from test_key_rotation import PATIENCE_S, Program, certifies, some_came, until
 from tls_peers import free_port
 
 from edgepool import DataKey, Peer
@@ -111,9 +111,9 @@ async def test_who_is_behind_a_conduit_changes_its_key(tmp_path: Path, relay: bo
         program, reader = cell.machines[0], cell.machines[1].peer
         data = os.urandom(8_000_000)
         await program.peer.publish(KEY, data)
-        await reader.budgets.change(BudgetSettings(mbit_s=2))
+        await reader.budgets.change(BudgetSettings(mbit_s=8))
         fetching = asyncio.create_task(reader.fetch(KEY))
-        await until(lambda: any(one.done_bytes for one in reader.status().transfers))
+        await some_came(reader)
         old = program.peer.id
         new = await program.rotate()
         assert new.id != old
@@ -164,9 +164,9 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
         await until(lambda: ways(m0.peer) == {"cloud": "", "m1": "dmz", "m2": "dmz"})
         data = os.urandom(8_000_000)
         await m0.peer.publish(KEY, data)
-        await m1.peer.budgets.change(BudgetSettings(mbit_s=2))
+        await m1.peer.budgets.change(BudgetSettings(mbit_s=8))
         fetching = asyncio.create_task(m1.peer.fetch(KEY))
-        await until(lambda: any(one.done_bytes for one in m1.peer.status().transfers))
+        await some_came(m1.peer)
         await m2.close()
 
         old, new = dmz.peer.id, await dmz.rotate()
@@ -200,11 +200,11 @@ async def test_a_coordinator_that_is_the_conduit_changes_its_key(tmp_path: Path,
         await holder.publish(KEY, data)
         before = await reader.publish(DataKey("PTVA10212-02", "model"), b"before" * 1000)
         assert (await holder.fetch(before.key)).read() == b"before" * 1000
-        await reader.budgets.change(BudgetSettings(mbit_s=2))
+        await reader.budgets.change(BudgetSettings(mbit_s=8))
         await cell.cloud.peer.rotation.begin()
         await asyncio.wait_for(cell.cloud.ready.wait(), PATIENCE_S)
         fetching = asyncio.create_task(reader.fetch(KEY))
-        await until(lambda: any(one.done_bytes for one in reader.status().transfers))
+        await some_came(reader)
         await m2.close()
 
         old, new = cell.cloud.peer.id, await cell.cloud.change()

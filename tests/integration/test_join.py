@@ -368,6 +368,7 @@ async def test_a_slow_one_is_sent_away(tmp_path: Path, monkeypatch: pytest.Monke
 
 async def test_few_at_once_and_few_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joindoor, "MAX_AT_ONCE", 2)
+    monkeypatch.setattr(joindoor, "REQUEST_TIMEOUT_S", 60.0)
     monkeypatch.setattr(joindoor, "MAX_ATTEMPTS", 3)
     async with opened(make_registrar(tmp_path)) as (cloud, registrar):
         waiting = [await knock(cloud) for _ in range(2)]
@@ -412,6 +413,6 @@ async def test_a_gateway_that_accepts_nothing_joins_with_a_code_and_is_reached(t
         assert settings.listen == ""
         assert settings.conduits == (f"{cloud.addresses[0]}/p2p/{cloud.id}",)
         async with Peer.open(tmp_path / "mill-4") as mill:
-            await until(lambda: in_next_roster(cloud, "mill-4")(), 30)
-            await until(lambda: [place.kept for place in mill.status().conduits] == [True], 30)
+            await until(lambda: in_next_roster(cloud, "mill-4")())
+            await until(lambda: [place.kept for place in mill.status().conduits] == [True])
             assert split_address(mill.addresses[0]).conduit == cloud.id

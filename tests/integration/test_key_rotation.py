@@ -98,6 +98,12 @@ async def programs(cell: Cell, *places: int) -> AsyncIterator[list[Program]]:
         yield made
 
 
+async def some_came(requester: Peer, past_bytes: int = 0) -> None:
+    """Wait until so much has come; then let the rest come so slowly that what follows finds it under way."""
+    await until(lambda: any(one.done_bytes > past_bytes for one in requester.status().transfers))
+    await requester.budgets.change(BudgetSettings(mbit_s=1))
+
+
 def place_of(peer: Peer, chain: ChainId, name: str) -> PeerId:
     return next((one.peer for one in peer.members(chain).members if one.name == name), PeerId(""))
 
@@ -109,7 +115,7 @@ async def test_a_pool_goes_on_and_a_transfer_resumes_while_its_holder_changes_it
         await holder.publish(KEY, data)
         await requester.budgets.change(BudgetSettings(mbit_s=10))
         fetching = asyncio.create_task(requester.fetch(KEY))
-        await until(lambda: any(one.done_bytes > 4_000_000 for one in requester.status().transfers))
+        await some_came(requester, 4_000_000)
         async with busy(cell.cloud, cell.chain) as heights:
             await until(lambda: len(heights) > 5)
             old = holder.id

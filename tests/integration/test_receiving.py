@@ -30,7 +30,8 @@ MANIFEST = Manifest(
 )
 KEY = LaneKey(AES_128_GCM, (b"r" * 32, b"h" * 32), ["terms"])
 OTHER_KEY = LaneKey(AES_128_GCM, (b"h" * 32, b"r" * 32), ["terms"])
-STALL_S = 0.3
+STALL_S = 0.5
+PATIENT_S = 40.0
 OLDER = DATA[:300] + b"something else" + DATA[310:]
 
 
@@ -70,14 +71,14 @@ class Lane:
         self.far.sendall(b"".join(frames))
 
     async def end(self) -> Exception | None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENT_S):
             error: Exception | None = await self.ended
         await asyncio.to_thread(self.spool.end)
         return error
 
 
 @asynccontextmanager
-async def open_lane(*asked: int, base: Base | None = None) -> AsyncIterator[Lane]:
+async def open_lane(*asked: int, base: Base | None = None, stall_s: float = PATIENT_S) -> AsyncIterator[Lane]:
     far, near = socket.socketpair()
     kept = Kept()
     spool = Spool(kept, CHUNK, lambda: None)
@@ -89,7 +90,7 @@ async def open_lane(*asked: int, base: Base | None = None) -> AsyncIterator[Lane
     def ended(error: Exception | None) -> None:
         lane.ended.set_result(error)
 
-    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, STALL_S, None, arrived, ended, base)
+    receiver = Receiver(HOLDER, near, KEY, MANIFEST, spool, stall_s, None, arrived, ended, base)
     lane = Lane(far, receiver, kept, spool)
     for index in asked:
         receiver.expect(index)
@@ -179,7 +180,7 @@ async def test_a_truncated_stream_costs_only_the_chunk_under_way(cut: int) -> No
 
 
 async def test_silence_is_a_stall_only_while_something_is_asked_for() -> None:
-    async with open_lane() as lane:
+    async with open_lane(stall_s=STALL_S) as lane:
         await asyncio.sleep(2.5 * STALL_S)
         assert not lane.ended.done()
         lane.receiver.expect(0)
@@ -192,7 +193,7 @@ async def test_silence_is_a_stall_only_while_something_is_asked_for() -> None:
 
 
 async def test_a_trickle_is_a_stall_too() -> None:
-    async with open_lane(0) as lane:
+    async with open_lane(0, stall_s=STALL_S) as lane:
         frame = lane.seal(0, chunk(0))
 
         async def drip() -> None:
@@ -228,7 +229,7 @@ async def test_a_slow_disk_holds_the_connection_back_and_a_full_one_ends_it() ->
     def came(chunks: list[tuple[int, float]]) -> None:
         arrived.extend(index for index, _ in chunks)
 
-    receiver = Receiver(HOLDER, near, KEY, manifest, spool, 10.0, None, came, lambda error: None)
+    receiver = Receiver(HOLDER, near, KEY, manifest, spool, PATIENT_S, None, came, lambda error: None)
     sealer = Sealer(KEY)
     for index in range(count):
         receiver.expect(index)

@@ -115,7 +115,7 @@ def test_two_organisations_from_invitation_to_revocation(tmp_path: Path) -> None
         model, got = tmp_path / "model", tmp_path / "got"
         model.write_bytes(os.urandom(12_000_000))
         edgepool("publish", tmp_path / "mill", "PART-8/model", model)
-        edgepool("budget", "set", tmp_path / "lathe", "--mbit-s", "10")
+        edgepool("budget", "set", tmp_path / "lathe", "--mbit-s", "5")
         words = [sys.executable, "-m", "edgepool", "fetch", tmp_path / "lathe", "PART-8/model", got]
         buyer = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until(lambda: any(one["outgoing"] for one in plant.ask("status", "mill")["transfers"]))

@@ -108,7 +108,7 @@ class TlsPeer:
         return all(other.peer in self.seen.linked for other in others)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until `condition` holds; fail if it does not in time."""
     end_s = time.monotonic() + timeout_s
     while not condition():
@@ -126,7 +126,7 @@ def free_port() -> int:
 async def ended(reader: asyncio.StreamReader) -> bool:
     """Wait until the other side has ended a connection."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await reader.read(65536):
                 pass
     except (ConnectionError, OSError):

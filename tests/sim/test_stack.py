@@ -27,7 +27,7 @@ from edgepool.config import Limits
 from edgepool.core.machine import Effect, Persist, RecordRef
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Member
-from edgepool.model.record import DataOffer
+from edgepool.model.record import DataDemand, DataOffer
 from edgepool.model.twin import DataKey
 from edgepool.rehearsal.disk import Disk, PowerCut
 from edgepool.rehearsal.network import SILENT_S, RehearsedNetwork, RehearsedTransport
@@ -122,6 +122,28 @@ def test_an_owner_whose_record_was_overtaken_hears_why(tmp_path: Path) -> None:
     with ideal_signatures():
         told = run(work)
     assert sorted(type(one).__name__ for one in told) == ["RecordRef", "Refused"], told
+
+
+def test_what_was_published_is_found_by_a_peer_whose_blocks_come_late(tmp_path: Path) -> None:
+    """It has no block of the offer when it is asked to fetch that, nor when it has looked again and again."""
+
+    async def work(loop: VirtualTimeLoop) -> list[int]:
+        stack = Stack(make_stack_plan(1, 1, 4, ()), loop, tmp_path)
+        await stack.form()
+        await asyncio.sleep(1)
+        holder, *_, late = [gateway.peer for gateway in stack.gateways[:4]]
+        stack.network.slow_ms[late.id] = 8_000
+        found = []
+        for number in range(8):
+            key = DataKey(f"part-{number}", "model")
+            await holder.publish(key, b"data" * number, chain=stack.chains[0])
+            demand = DataDemand(key, 0, "", "")
+            found.append(len(await late.data.find_demanded(demand, stack.chains[0], "")))
+        await stack.close()
+        return found
+
+    with ideal_signatures():
+        assert run(work) == [1] * 8
 
 
 # --- canaries -------------------------------------------------------------------------------------

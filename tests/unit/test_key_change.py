@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
+from typer.testing import CliRunner
 
+from edgepool.cli.main import app
 from edgepool.config import PeerSettings
-from edgepool.errors import ConfigError, LocalError
+from edgepool.errors import ConfigError, LocalError, Unavailable
 from edgepool.gateway.client import ApiClient
 from edgepool.gateway.doctor import check_lineage
 from edgepool.gateway.gathering import lineage_problem
@@ -18,6 +22,7 @@ from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer, sha256
 from edgepool.model.lineage import MAX_LINE, Lineage, follow
 from edgepool.model.trust import own_revocation
+from edgepool.peer.values import KeyStatus
 from edgepool.transport import keychange
 from edgepool.transport.keychange import KeyChange, finish_change
 from edgepool.transport.keyfiles import is_encrypted
@@ -201,3 +206,50 @@ def test_a_command_waits_for_a_peer_that_is_being_opened_again_but_not_for_ever(
     begun(settings)
     with pytest.raises(LocalError, match="is not running"):
         ApiClient.of(settings.folder)
+
+
+class Reopening:
+    """As much of a client as the command needs, of a peer that closes just when it is asked."""
+
+    def __init__(self, settings: PeerSettings) -> None:
+        self.asked = 0
+        self._folder = settings.folder
+        self._settling = KeyStatus(
+            peer=NEW.peer, state="settling", next="", former=OLD.peer, waiting=[], problem=""
+        )
+
+    def of(self, folder: Path) -> Reopening:
+        assert folder == self._folder
+        return self
+
+    async def __aenter__(self) -> Reopening:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def rotate_key(self) -> KeyStatus:
+        self.asked += 1
+        if self.asked < 3:
+            raise Unavailable("the peer ended before it had answered")
+        return self._settling
+
+    async def key_status(self) -> KeyStatus:
+        return replace(self._settling, state="")
+
+    async def trust(self) -> SimpleNamespace:
+        return SimpleNamespace(revoked=[SimpleNamespace(peer=OLD.peer)])
+
+
+def test_the_command_asks_again_while_the_peer_opens_under_its_new_key(
+    settings: PeerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings.folder / "edgepool.toml").write_text('name = "mill"\nnetwork = "works"\n')
+    peer = Reopening(settings)
+    monkeypatch.setattr("edgepool.gateway.client.ApiClient", peer)
+    monkeypatch.setattr("edgepool.gateway.client.find_endpoint", lambda folder: "there")
+    told = CliRunner().invoke(app, ["key", "rotate", str(settings.folder), "--json"])
+    assert (told.exit_code, peer.asked) == (1, 1), "nothing is under way: its no counts"
+    begun(settings)
+    told = CliRunner().invoke(app, ["key", "rotate", str(settings.folder), "--json"])
+    assert json.loads(told.stdout) == {"id": NEW.peer, "former": OLD.peer, "revoked": True}
