@@ -230,8 +230,8 @@ async def cell(tmp_path: Path) -> AsyncIterator[Cell]:
         plan = PeerPlan("lathe", "test", coordinators=(mill.id,), known_peers=(known,))
         make_peer_folder(tmp_path / "lathe", plan, authority)
         lathe = await stack.enter_async_context(Peer.open(tmp_path / "lathe"))
-        pool = await mill.form_pool("cell", "fixed", await gather_members(mill, ["mill", "lathe"], 10))
-        await pool_stands(pool, [mill, lathe], 10)
+        pool = await mill.form_pool("cell", "fixed", await gather_members(mill, ["mill", "lathe"], 60))
+        await pool_stands(pool, [mill, lathe], 60)
         servers = {peer.name: ApiServer(peer, tmp_path / peer.name) for peer in (mill, lathe)}
         for server in servers.values():
             await server.start()
@@ -305,6 +305,9 @@ async def test_blocks_can_be_read_by_name_and_height(cell: Cell) -> None:
     source.write_bytes(b"data")
     published = await cell.mill.publish("P-1/model", source)
     (chain,) = await cell.lathe.chains()
+    while chain.height < published["height"]:  # the mill may have been told first
+        await asyncio.sleep(0.05)
+        (chain,) = await cell.lathe.chains()
     assert (chain.id, chain.name, chain.height) == (cell.pool.chain, "cell", published["height"])
     for name in ("cell", cell.pool.chain, cell.pool.chain[:8]):
         block = await cell.lathe.block(name, published["height"])
@@ -320,7 +323,7 @@ async def test_blocks_can_be_read_by_name_and_height(cell: Cell) -> None:
 async def test_what_cannot_be_done_is_said_before_anything_moves(cell: Cell) -> None:
     out = cell.folder / "out"
     with pytest.raises(Unavailable, match="P-9/model"):
-        await cell.lathe.fetch("P-9/model", out, timeout_ms=2_000)
+        await cell.lathe.fetch("P-9/model", out, timeout_ms=20_000)
     assert not out.exists()
     with pytest.raises(LocalError, match="make the folder first"):
         await cell.lathe.fetch("P-9/model", cell.folder / "none" / "out")
@@ -334,7 +337,7 @@ async def test_what_cannot_be_done_is_said_before_anything_moves(cell: Cell) -> 
 async def test_a_peer_that_does_not_run_is_said_to_be_so(cell: Cell, tmp_path: Path) -> None:
     endpoint = tmp_path / "lathe" / "api.json"
     assert json.loads(endpoint.read_text())["url"].startswith("http://127.0.0.1:")
-    await asyncio.wait_for(cell.stop(), 3)
+    await asyncio.wait_for(cell.stop(), 30)
     assert not endpoint.exists()
     with pytest.raises(LocalError, match=r"not running: start it with 'edgepool run .*lathe'"):
         ApiClient.of(tmp_path / "lathe")

@@ -84,15 +84,18 @@ class Kept:
 
 
 class Held:
-    """Lets nothing be sent before `go`."""
+    """Lets no more than `free_bytes` be sent before `go`."""
 
     limits = True
 
-    def __init__(self) -> None:
+    def __init__(self, free_bytes: int = 0) -> None:
         self._gate = threading.Event()
+        self._free_bytes = free_bytes
 
     def wait(self, size_bytes: int) -> None:
-        self._gate.wait()
+        self._free_bytes -= size_bytes
+        if self._free_bytes < 0:
+            self._gate.wait()
 
     def go(self) -> None:
         self._gate.set()
@@ -340,13 +343,15 @@ async def test_what_the_sink_raises_reaches_the_caller(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_fetch_ends_the_transfer_on_both_sides(tmp_path: Path) -> None:
-    async with serving(tmp_path, bytes(96 * MIB)) as ([holder], requester):
+    async with serving(tmp_path, bytes(12 * MIB)) as ([holder], requester):
+        holder.pace = held = Held(free_bytes=3 * MIB)  # it is not over before it is cancelled
         started = asyncio.Event()
         task = asyncio.create_task(requester.get(holder, Kept(), lambda *_: started.set()))
         await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        held.go()
         await until(lambda: holder.ends)
         assert "ended the transfer early" in holder.ends[0][1]
 
@@ -430,15 +435,20 @@ async def test_many_holders_send_at_once_and_each_chunk_is_kept_once(tmp_path: P
 async def test_a_dead_a_lying_and_a_refusing_holder_cost_only_themselves(tmp_path: Path) -> None:
     data = random.Random(7).randbytes(24 * MIB)
     async with serving(tmp_path, data, count=4) as (holders, requester):
-        dead, lying, refusing, _ = holders
+        dead, lying, refusing, honest = holders
         lying.path.write_bytes(bytes(len(data)))
         refusing.refusal = "not now"
+        honest.pace = held = Held()  # until the others have done what they do
 
-        def moved(_: PeerId, __: int) -> None:
-            dead.server.cut(requester.peer.peer, "it died")
+        def moved(holder: PeerId, _: int) -> None:
+            if holder == dead.peer.peer:
+                dead.server.cut(requester.peer.peer, "it died")
 
         kept = Kept()
-        fetched, failures = await gather(requester, holders, kept, moved)
+        gathering = asyncio.create_task(gather(requester, holders, kept, moved))
+        await until(lambda: dead.ends and lying.ends and refusing.asked)
+        held.go()
+        fetched, failures = await gathering
         assert kept.data == data
         assert sum(fetched.shares.values()) == len(data)
         assert sorted(type(one).__name__ for one in failures) == ["Refused", "Unavailable", "WrongChunk"]
@@ -492,7 +502,7 @@ def request_for(holder: Holder, requester: Requester, number: int = 0) -> Transf
 
 
 async def test_requests_that_are_none_are_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path, bytes(MIB), limits=Limits(handshake_timeout_ms=1000)) as (
+    async with serving(tmp_path, bytes(MIB), limits=Limits(handshake_timeout_ms=2500)) as (
         [holder],
         requester,
     ):
@@ -553,7 +563,7 @@ async def test_a_token_is_good_once_and_guesses_are_sent_away(tmp_path: Path) ->
 
 
 async def test_a_transfer_whose_data_connection_never_comes_gives_its_place_up(tmp_path: Path) -> None:
-    limits = Limits(handshake_timeout_ms=500)
+    limits = Limits(handshake_timeout_ms=1500)
     async with serving(tmp_path, bytes(MIB), limits=limits) as ([holder], requester):
         _, writer = await raw(holder, requester, request_for(holder, requester))
         await until(lambda: holder.ends)
