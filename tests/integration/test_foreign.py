@@ -52,6 +52,7 @@ async def test_answers_depend_on_the_role_of_who_asks(tmp_path: Path) -> None:
         machine, other = cell.machines
         published = await machine.publish(KEY, b"a model")
         demanded = await other.submit(DataDemand(KEY, 0, "", ""), chain=cell.chain)
+        await until(lambda: machine.chain_state(cell.chain).height >= demanded.height)
         foreign = machine._foreign
 
         listed = await foreign.answer(asker("client"), Pools())

