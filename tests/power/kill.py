@@ -41,7 +41,7 @@ from edgepool.storage.store import list_chains, read_chain
 MACHINES = ("mill", "lathe", "saw")
 NAMES = ("cloud", *MACHINES)
 POOL = "cell"
-START_S = 30.0
+START_S = 90.0
 SETTLE_S = 60.0
 
 

@@ -103,6 +103,19 @@ class Plant:
             await client.fetch(key, self.out, version=version, timeout_ms=int(timeout_s * 1000))
         return self.out.read_bytes()
 
+    def transfers(self, before: int) -> list[dict[str, Any]]:
+        """Return what was told of transfers after the first `before`, when the honest one is over.
+
+        It tells of that a moment after the data is there.
+        """
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            told = self.requester.events("transfer")[before:]
+            if any(one["peer"] == self.honest.id and not one["failure"] for one in told):
+                return told
+            assert time.monotonic() < deadline_s, "the honest holder sent nothing"
+            time.sleep(0.05)
+
     async def forget(self) -> None:
         """Let the requester drop all that it has fetched."""
         async with ApiClient.of(self.requester.folder) as client:
