@@ -23,7 +23,7 @@ from edgepool.errors import LocalError, Unavailable
 from edgepool.workshop.events import MAX_LINE_BYTES, Ready, WorkshopEvent, parse_event
 from edgepool.workshop.host import HostSpec
 
-READY_S = 40.0
+READY_S = 120.0
 END_S = 6.0
 _LOG_TAIL_BYTES = 2_000
 

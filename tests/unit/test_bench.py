@@ -159,7 +159,7 @@ async def test_a_link_is_asked_and_all_data_arrives(tmp_path):
         await asker.open()
         assert await asker.ask(b"x" * 1024) == b"x" * 1024
         await asker.transfer(manifest_of(far, size_bytes))
-        async with asyncio.timeout(5), AsyncExitStack() as stack:
+        async with asyncio.timeout(60), AsyncExitStack() as stack:
             for digest, right in ((far["digest"], True), ("00" * 32, False)):
                 receiver = await _connect(
                     stack,
@@ -376,7 +376,7 @@ async def test_a_helper_process_tells_what_fails_and_leaves_with_its_pipe(tmp_pa
             await helper.ask("open", name="nobody")
         process = helper._process
         process.stdin.close()
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
         assert not folder.exists()
 
 

@@ -129,7 +129,7 @@ async def test_a_limiter_passes_bytes_on_both_ways_and_ends_with_either_side():
         port = await limiter.before("127.0.0.1", server.sockets[0].getsockname()[1], 1e6)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"abcd")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await reader.read() == b"ABCD"
         writer.close()
     finally:

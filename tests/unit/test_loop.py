@@ -113,7 +113,7 @@ class Bench:
         self.arrived.set()
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not reached():
                 self.arrived.clear()
                 await self.arrived.wait()
@@ -228,7 +228,7 @@ async def test_signatures_of_waiting_records_are_checked_while_the_disk_works(
     bench.store.sync = sync  # type: ignore[method-assign]
     monkeypatch.setattr(SignedRecord, "authentic", authentic)
     bench.submit(joined, 2)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await at_work.wait()
         bench.loop.post(Received(others.peer, Records(chain, tuple(waiting))))
         bench.loop.post(Received(others.peer, Records(chain, (forged, waiting[0]))))
