@@ -61,7 +61,14 @@ def init(
     """
     from edgepool.config import FixedPool
     from edgepool.errors import LocalError
-    from edgepool.gateway.setup import PeerPlan, check_plan, free_ports, make_peer_folder, refuse_used_folder
+    from edgepool.gateway.setup import (
+        PeerPlan,
+        check_plan,
+        free_ports,
+        make_peer_folder,
+        refuse_authority_inside,
+        refuse_used_folder,
+    )
     from edgepool.transport.certificates import create_authority
 
     network, pools = network or name, pool or []
@@ -82,6 +89,7 @@ def init(
         )
         check_plan(coordinator, plan)
         refuse_used_folder(coordinator)
+        refuse_authority_inside(coordinator, folder)
     create_authority(folder, name)
     if coordinator is not None and plan is not None:
         make_peer_folder(coordinator, plan, folder)
@@ -98,4 +106,5 @@ def init(
         coordinator = place
     say(f"start the coordinator with: edgepool run {coordinator}")
     into = f" --pool {shlex.quote(pools[0])}" if pools else ""
-    say(f"then invite a gateway with: edgepool invite {coordinator} --name mill-1{into}")
+    invited = f"--name mill-1 --machine-type Milling{into}"
+    say(f"then invite a gateway with: edgepool invite {coordinator} {invited}")

@@ -100,7 +100,7 @@ class _Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: _Who = "machine"
     machine_type: _Who = ""
     pool: _Text = ""
-    valid_ms: Annotated[int, Meta(ge=1)] = 3_600_000
+    valid_ms: Annotated[int, Meta(ge=0)] = 3_600_000
 
 
 class ApiServer:

@@ -75,6 +75,7 @@ def make_peer_folder(folder: Path, plan: PeerPlan, authority: Path) -> PeerSetti
     """
     check_plan(folder, plan)
     refuse_used_folder(folder)
+    refuse_authority_inside(folder, authority)
     if not (authority / AUTHORITY_CERTIFICATE).exists():
         create_authority(authority, plan.network)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -93,6 +94,15 @@ def refuse_used_folder(folder: Path) -> None:
     """Raise LocalError if there is anything in `folder`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LocalError(f"'{folder}' exists already and is never overwritten: name a new folder")
+
+
+def refuse_authority_inside(folder: Path, authority: Path) -> None:
+    """Raise LocalError if the `authority` is to be in the peer's folder that is to be made."""
+    inside, outside = Path(os.path.abspath(authority)), Path(os.path.abspath(folder))
+    if inside == outside or outside in inside.parents:
+        raise LocalError(
+            f"the authority '{authority}' would be in the folder of a gateway, '{folder}': give it one beside"
+        )
 
 
 def read_peer_id(settings: PeerSettings) -> PeerId:

@@ -121,7 +121,9 @@ class _Desk:
         if not chosen:
             if state.change_number > 1 and not self.told:
                 self.told = True
-                self.say(f"{few}; {LEAST_MEMBERS - count} witnesses more must be linked to mend that")
+                more = LEAST_MEMBERS - count
+                witnesses = f"{more} more witnesses" if more > 1 else "one more witness"
+                self.say(f"{few}; {witnesses} must be linked to mend that")
             return
         self.tries += 1
         self.again_s = now_s + FIRST_PAUSE_S * 2 ** (self.tries - 1)

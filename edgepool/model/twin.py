@@ -49,7 +49,7 @@ class DataKey(Wire, order=True, frozen=True):
         key = cls(part, kind)
         problem = key.problem()
         if not slash or problem:
-            why = problem or "there is no '/' in it"
+            why = problem if slash else "there is no '/' in it"
             raise LocalError(
                 f"'{text[:80]}' is not a data key ({why}): write PART/KIND, such as PTVA10212-03/model"
             )

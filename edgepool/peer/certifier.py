@@ -41,6 +41,10 @@ LONGEST_RETRY_S = 3600.0
 ANSWER_TIMEOUT_S = 15.0
 SHOWN_EVERY_MS = 1_000
 """One peer is not believed a newer certificate more often: each costs a signature check."""
+NO_REGISTRAR = (
+    "this coordinator issues none: set 'folder' in the table [authority] of its settings to the authority's "
+    "folder, and restart it"
+)
 
 OUTDATED = (
     "the registrar issues with the root before its organisation's newest: have the next authority handed to "
@@ -300,7 +304,7 @@ class Certifier:
         self._post(Submitted(0, Certify(peers, message)))
 
     async def _answer(self, identity: PeerIdentity, request: CertificateRequest) -> None:
-        answer = CertificateAnswer(request.key, b"", "this peer is no registrar")
+        answer = CertificateAnswer(request.key, b"", NO_REGISTRAR)
         if self.serve is not None:
             answer = await self.serve(identity, request)
         self._say((identity.peer,), answer)

@@ -24,8 +24,10 @@ from edgepool.cli.console import columns, moment
 from edgepool.cli.main import app
 from edgepool.cli.status import MEANINGS, ORDINARY, StatusScreen
 from edgepool.config import CONFIG_FILE, FixedPool, KnownPeer, PeerSettings, convert, load_peer_settings
+from edgepool.errors import LocalError
 from edgepool.gateway.pools import find_members
 from edgepool.gateway.setup import PeerPlan, config_text, make_peer_folder, read_peer_id
+from edgepool.model.twin import DataKey
 from edgepool.peer.lifeview import CertificateStatus, overdue_problem
 from edgepool.peer.pathvalues import Libp2pStatus, LinkStatus
 from edgepool.peer.peer import Peer
@@ -513,6 +515,26 @@ def test_what_is_turned_away_is_explained_and_what_is_ordinary_is_not_red() -> N
     assert counted(dropped_no_link=13, dropped_duplicate=2) == []
     (strangers,) = counted(refused_handshake=7)
     assert "did not speak TLS" in strangers
+
+
+def test_an_authority_in_the_folder_that_is_to_be_a_gateways_is_refused_before_it_is_made(
+    tmp_path: Path,
+) -> None:
+    """What a refused command leaves behind stands in the way of the right one."""
+    hub = tmp_path / "hub"
+    for authority in (hub, hub / "authority", tmp_path / "x/../hub"):
+        told = complaint("org", "init", authority, "--name", "Works", "--coordinator", hub)
+        assert "would be in the folder of a gateway" in told
+        assert "would be in" in complaint("init", hub, "--authority", authority)
+    assert not hub.exists()
+    assert call("org", "init", tmp_path / "authority", "--name", "Works", "--coordinator", hub).exit_code == 0
+
+
+def test_what_is_no_key_of_data_is_told_by_what_it_lacks() -> None:
+    with pytest.raises(LocalError, match=r"'model' is not a data key \(there is no '/' in it\)"):
+        DataKey.parse("model")
+    with pytest.raises(LocalError, match="the part is empty"):
+        DataKey.parse("/model")
 
 
 def test_who_was_met_in_anothers_place_is_red_only_while_it_is_there() -> None:
