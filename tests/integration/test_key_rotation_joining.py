@@ -10,9 +10,16 @@ from test_key_rotation import certifies, place_of, programs, until
 from test_members import demand
 
 from edgepool import Refused
+from edgepool.core import node
 from edgepool.gateway.registrar import open_registrar
 from edgepool.model.pool import Genesis
 from edgepool.peer import rotation
+
+
+@pytest.fixture(autouse=True)
+def _agrees_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long its yes may be used is what a peer waits for first, before it changes its key."""
+    monkeypatch.setattr(node, "JOIN_TIMEOUT_MS", 1_000)
 
 
 async def asked_to_come(cell: Cell) -> Genesis:

@@ -21,7 +21,7 @@ from edgepool.transport.tls import TlsTransport
 
 KEY = DataKey("PTVA10212-01", "model")
 STREAM = DataKey("PTVA10212-01", "telemetry")
-SIZE_BYTES = 16 * 1024 * 1024
+SIZE_BYTES = 32 * 1024 * 1024
 PATIENCE_S = 45.0
 
 
@@ -54,8 +54,8 @@ def is_shut(connection: socket.socket) -> bool:
 async def slowly(holder: Peer, requester: Peer) -> asyncio.Task[object]:
     """Have data fetched at a rate at which that takes longer than the test."""
     await holder.publish(KEY, os.urandom(SIZE_BYTES))
-    await holder.budgets.change(BudgetSettings(mbit_s=1))
-    fetching: asyncio.Task[object] = asyncio.create_task(requester.fetch(KEY, timeout_ms=20_000))
+    await holder.budgets.change(BudgetSettings(mbit_s=4))
+    fetching: asyncio.Task[object] = asyncio.create_task(requester.fetch(KEY, timeout_ms=10_000))
     await until(lambda: requester.status().totals.bytes_received)
     return fetching
 

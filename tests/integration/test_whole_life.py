@@ -159,11 +159,15 @@ def test_two_organisations_from_invitation_to_revocation(tmp_path: Path) -> None
             tmp_path / "guest",
             "PART-6/model",
             tmp_path / "loot",
+            "--timeout",
+            "20",
         ]
         thief = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until(lambda: any(one["outgoing"] for one in plant.ask("status", "mill")["transfers"]))
         done = plant.ask("member revoke", "cloud", "guest", "--reason", "stolen")
         assert done["decided"]
+        # Had it not been cut off, all would come now.
+        edgepool("budget", "set", tmp_path / "mill", "--mbit-s", "1000")
         _, complaint = thief.communicate(timeout=PATIENCE_S)
         assert thief.returncode == 1, complaint
         assert not (tmp_path / "loot").exists()
