@@ -48,6 +48,11 @@ class NotProven(RemoteError):
         self.word = word
 
 
+RETIRED = "retired"
+LAPSED = "lapsed"
+"""Why a connection that stood is cut, as it is for REVOKED; see transport/trust.py."""
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """The root certificate of an organisation: its DER, the SHA-256 of that, and what it says."""

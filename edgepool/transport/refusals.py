@@ -8,7 +8,6 @@ from __future__ import annotations
 import ssl
 
 from edgepool.model import credential
-from edgepool.transport import trust
 
 
 def refused(word: str) -> str:
@@ -90,8 +89,8 @@ Counters = dict[str, int]
 
 CUT = {
     credential.REVOKED: "its membership was revoked",
-    trust.RETIRED: "the root of its certificate is trusted no more",
-    trust.LAPSED: "its certificate has lapsed",
+    credential.RETIRED: "the root of its certificate is trusted no more",
+    credential.LAPSED: "its certificate has lapsed",
 }
 """Why a connection that stood is cut, for its owner to be told."""
 

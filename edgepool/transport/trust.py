@@ -15,15 +15,22 @@ from dataclasses import dataclass
 from edgepool.core.ledger.trust import UnitedTrust
 from edgepool.errors import DecodeError
 from edgepool.model.channelproof import MembershipProof, check_proof
-from edgepool.model.credential import POSSESSION, REVOKED, NotProven, Root, check_certificate, read_root
+from edgepool.model.credential import (
+    LAPSED,
+    POSSESSION,
+    RETIRED,
+    REVOKED,
+    NotProven,
+    Root,
+    check_certificate,
+    read_root,
+)
 from edgepool.model.identity import PeerIdentity
 from edgepool.model.ids import PeerId
 from edgepool.runtime.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 
-RETIRED = "retired"
-LAPSED = "lapsed"
 LAPSE_GRACE_MS = 300_000
 """How long a connection outlives the certificate that it was made with, if its peer shows no newer one."""
 

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from edgepool.core.ledger.trust import KnownRoot, UnitedTrust
 from edgepool.errors import ConfigError
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
-from edgepool.model.credential import Root, read_root
+from edgepool.model.credential import RETIRED, Root, read_root
 from edgepool.model.crypto import Signer
 from edgepool.model.identity import PeerIdentity
 from edgepool.transport.certificates import create_authority, issue_certificate, load_identity
-from edgepool.transport.trust import RETIRED, TrustSet
+from edgepool.transport.trust import TrustSet
 
 NETWORK = "plant"
 DAY_S = 86_400
