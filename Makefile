@@ -29,7 +29,7 @@ demo: $(VENV)/.installed $(if $(filter-out tls,$(TRANSPORT)),$(VENV)/.installed-
 test: $(VENV)/.installed-dev
 	@{ command -v node && command -v npm; } >/dev/null && $(MAKE) --silent $(JS) || \
 	  echo "Node, or the packages of examples/js, cannot be had here: the tests with js-libp2p are skipped"
-	$(BIN)/pytest --numprocesses 2 $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check edgepool tests examples

@@ -48,13 +48,8 @@ def test_nothing_that_must_never_happen_happens(seed: int, heights: int, members
 
 def test_members_change_and_history_goes_in_these_runs() -> None:
     """What the ledger says of itself happens under faults, or nothing would be judged of it."""
-    happened: dict[str, int] = {}
-    for seed in range(40, 60):
-        result = run_seed(seed, 60, 4 + seed % 3)
-        assert result.violations == []
-        for what, count in result.happened.items():
-            happened[what] = happened.get(what, 0) + count
-    assert set(happened) == {
+    happened = set[str]()
+    expected = {
         "admitted",
         "anchors",
         "convicted",
@@ -68,6 +63,13 @@ def test_members_change_and_history_goes_in_these_runs() -> None:
         "snapshots adopted",
         "snapshots taken",
     }
+    for seed in range(40, 60):
+        result = run_seed(seed, 60, 4 + seed % 3)
+        assert result.violations == []
+        happened |= set(result.happened)
+        if happened >= expected:
+            break
+    assert happened == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
