@@ -132,7 +132,9 @@ def test_a_member_that_forgets_what_it_said_is_found(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(VoteBook, "votes_of", forgetful)
     monkeypatch.setattr("edgepool.core.consensus.engine.Engine._recall", lambda self: False)
-    errors = (error for seed in SOME_SEEDS for error in Fuzzer(Job(seed, 0, 3_000, 1)).run().errors)
+    # It shows early with the first of these seeds.
+    seeds = (27, *SOME_SEEDS)
+    errors = (error for seed in seeds for error in Fuzzer(Job(seed, 0, 3_000, 1)).run().errors)
     assert any("two values signed" in error for error in errors)
 
 
