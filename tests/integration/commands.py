@@ -36,6 +36,11 @@ class LoadedProgram:
             # It ends by itself, as soon as our end of the socket is closed.
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
+    def close(self) -> None:
+        """End the process."""
+        self._ours.close()
+        self._process.wait(TIMEOUT_S)
+
     def run(self, words: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         asked = json.dumps({"words": words, "env": dict(env), "cwd": os.getcwd()}).encode()
