@@ -87,7 +87,7 @@ class ToyChain:
         told = {peer: last for peer, last in told.items() if peer not in self.next_members()}
         return told | dict.fromkeys((*self.next_members(), *self.observers), 2**53)
 
-    def judges(self, block: Block) -> bool:
+    def may_prevote(self, block: Block) -> bool:
         return self.judging
 
     def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:

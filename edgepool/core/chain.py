@@ -280,13 +280,14 @@ class Chain:
         """
         return dict.fromkeys(self._watchers, ALL_HEIGHTS) | listeners(self.state)
 
-    def judges(self, block: Block) -> bool:
-        """Say whether this peer would notice if a record of `block` stood on the chain already.
+    def may_prevote(self, block: Block) -> bool:
+        """Say whether this peer would notice if a record of `block` stood already, and none is outdated.
 
         It knows no records up to the unknown height, but whatever stands there was signed below it.
         """
-        unknown = self.state.unknown_height
-        return all(signed.record.since >= unknown for signed in block.records)
+        unknown, draft = self.state.unknown_height, self.state.draft()
+        late = any(draft.expiry_problem(signed.record.body) for signed in block.records)
+        return not late and all(signed.record.since >= unknown for signed in block.records)
 
     def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:
         """Offer a snapshot to a peer that needs blocks which are pruned here."""

@@ -92,7 +92,7 @@ class Intake:
         """Take a record of this peer's owner (`ticket` 0 wants no answer); say whether it was taken."""
         # This peer has signed it a moment ago, so its signature is not checked again.
         reason = "" if signed.record.author == self._me else "the record is another peer's"
-        reason = reason or _unreadable(signed) or self._door(signed) or self.state.draft().add(signed)
+        reason = reason or _unreadable(signed) or self._door(signed) or self.state.draft().add_new(signed)
         reason = reason or self._underway.problem()
         if not reason and self._keeps_records():
             reason = self._mempool.add(signed)
@@ -161,7 +161,7 @@ class Intake:
     def any_fit(self) -> bool:
         """Say whether a record waits that may stand now."""
         draft = self.state.draft()
-        return any(not draft.add(signed) for signed in self._judged())
+        return any(not draft.add_new(signed) for signed in self._judged())
 
     def _judged(self) -> Iterator[SignedRecord]:
         """Yield the waiting records of which this peer would know if they stood on the chain already."""
@@ -174,7 +174,7 @@ class Intake:
         records: list[SignedRecord] = []
         size_bytes = 0
         for signed in self._judged():
-            if draft.add(signed):
+            if draft.add_new(signed):
                 self._unfit_since_ms.setdefault(signed.id, now.monotonic_ms)
                 continue
             records.append(signed)
@@ -215,7 +215,7 @@ class Intake:
         """
         effects: list[Effect] = []
         for signed in list(self._underway):
-            if _said(signed.record.body) in surprises and (reason := self.state.draft().add(signed)):
+            if _said(signed.record.body) in surprises and (reason := self.state.draft().add_new(signed)):
                 effects += self._give_up(signed.id, reason)
         return effects
 
@@ -225,7 +225,7 @@ class Intake:
         waiting.update((signed.id, signed) for signed in self._underway)
         effects: list[Effect] = []
         for record_id, signed in waiting.items():
-            reason = self.state.draft().add(signed) if isinstance(signed.record.body, kinds) else ""
+            reason = self.state.draft().add_new(signed) if isinstance(signed.record.body, kinds) else ""
             if reason:
                 effects += self._give_up(record_id, reason)
         return effects
@@ -244,7 +244,7 @@ class Intake:
         return any(
             isinstance(signed.record.body, Equivocation)
             and signed.record.body.member == member
-            and not self.state.draft().add(signed)
+            and not self.state.draft().add_new(signed)
             for signed in (*self._mempool.in_order(), *self._underway)
         )
 
@@ -291,10 +291,10 @@ class Intake:
         if self._judge_at_ms is None or self._judge_at_ms > now.monotonic_ms:
             return []
         draft = self.state.draft()
-        reasons = {signed.id: draft.add(signed) for signed in self._mempool.in_order()}
+        reasons = {signed.id: draft.add_new(signed) for signed in self._mempool.in_order()}
         for signed in self._underway:
             if signed.id not in reasons:
-                reasons[signed.id] = draft.add(signed)
+                reasons[signed.id] = draft.add_new(signed)
         self._judge_at_ms = now.monotonic_ms + JUDGE_MS if reasons else None
         effects: list[Effect] = []
         for record_id, reason in reasons.items():

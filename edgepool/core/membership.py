@@ -244,7 +244,8 @@ class Governance:
         guilty, staying = state.convicted(), [member.peer for member in state.next_roster]
         for caught in tuple(self._caught):
             member = newest_key(state, caught)
-            if member in guilty or member not in staying:
+            late = state.draft().expiry_problem(self._caught[caught])
+            if late or member in guilty or member not in staying:
                 del self._caught[caught]
         # Against a key that is just going it can stand when the next one is there.
         found = [one for one in self._caught.values() if state.heir(one.member) in staying]

@@ -201,9 +201,12 @@ class FalseGovernance:
         return MembershipChange(number, member.peer, coming, tip, by_new, "", by_old)
 
     def _with_a_former_key(self, chain: Chain) -> Body:
-        """Evidence against a key that had no vote any more at that height."""
-        stolen = self._random.choice(self._stolen)
-        height = max(chain.state.height, stolen.after.get(chain.id, 0) + 1)
+        """Evidence against a key that had no vote any more at that height, or so long ago that it is over."""
+        stolen, state = self._random.choice(self._stolen), chain.state
+        height = max(state.height, stolen.after.get(chain.id, 0) + 1)
+        past = [one for one in state.successions if one.former == stolen.signer.peer]
+        if past and past[0].after < past[0].last <= state.horizon and self._random.random() < 0.5:
+            height = self._random.randint(past[0].after + 1, past[0].last)
         terms = (self._network, chain.id, PREVOTE, height, 0)
         values = (NIL, self._random.randbytes(HASH_BYTES))
         first, second = (Said(one, -1, sign_vote(stolen.signer, *terms, one).signature) for one in values)

@@ -119,6 +119,10 @@ class ChainOracle:
         """Return the present key of who once had the key `peer` here: its own, unless it has changed."""
         return self._rosters.person(peer)
 
+    def convicts_no_more(self, peer: PeerId) -> bool:
+        """Say whether `peer` is a key that was changed so long ago that its heir does not answer for it."""
+        return self._rosters.is_past(peer, self.horizons[-1])
+
     def newest_key(self, peer: str) -> PeerId:
         """Return the key that who has had the key `peer` will have by all that is decided."""
         return self._rosters.person(PeerId(peer), newest=True)
@@ -255,7 +259,7 @@ class ChainOracle:
         height, members = header.height, self.members_at(header.height)
         words = [one for one in block.records if not self._next_rosters.says_again(height, one)]
         problem = self._next_trust.take(height, words, members, self._rosters.coordinator)
-        problem = problem or self._next_rosters.take(height, block.records)
+        problem = problem or self._next_rosters.take(height, block.records, self.horizons[-1])
         for old, member in self._next_rosters.passed:
             self._next_trust.pass_on(old, member.peer)
         self._next_trust.counted(height, self._next_rosters.members(height + 1))

@@ -49,7 +49,7 @@ class RosterOracle:
         """Those of whom the pool knows that they have lied, while they are in it."""
         self._network: str = genesis.invitation.network
         self._chain: ChainId = genesis.chain
-        self._height = 0
+        self._height = self._horizon = 0
         self._rosters: dict[int, tuple[Member, ...]] = {1: genesis.invitation.members}
         self._voters: dict[int, tuple[PeerId, ...]] = {1: genesis.members}
         self._number = 1
@@ -111,9 +111,12 @@ class RosterOracle:
         change = self._new_keys.get(height + 1)
         return None if change is None else (change.outgoing, change)
 
-    def take(self, height: int, records: Sequence[SignedRecord]) -> str:
-        """Count what the block at `height` says of the members; or say what of it may not stand."""
-        self._height = height
+    def take(self, height: int, records: Sequence[SignedRecord], horizon: int) -> str:
+        """Count what the block at `height` says of the members; or say what of it may not stand.
+
+        The window of records begins above `horizon`.
+        """
+        self._height, self._horizon = height, horizon
         self.passed = []
         number = self._number
         for signed in records:
@@ -252,11 +255,11 @@ class RosterOracle:
             return "evidence against somebody who is no member"
         if person in self.convicted:
             return "evidence against somebody who is convicted"
-        last = min(
-            (one - 1 for one, c in self._new_keys.items() if c.outgoing == found.member), default=height
-        )
+        last = self._last(found.member)
         if not self._admitted(found.member) <= found.height <= min(height, last):
             return "evidence of a height that its member did not vote on"
+        if last <= self._horizon:
+            return "evidence against a key that was changed long ago"
         said = {(one.block_id, one.valid_round) for one in (found.first, found.second)}
         if len(said) < 2:
             return "evidence of one value only"
@@ -268,6 +271,15 @@ class RosterOracle:
             if not _verify(found.member, domain, place, one.signature):
                 return "evidence that its member has not signed on this chain"
         return ""
+
+    def _last(self, peer: PeerId) -> int:
+        """Return the last height of a key that is succeeded, or is to be; no other one has any."""
+        ends = (first - 1 for first, change in self._new_keys.items() if change.outgoing == peer)
+        return min(ends, default=2**53)
+
+    def is_past(self, peer: PeerId, horizon: int) -> bool:
+        """Say whether `peer` is a former key whose last height is not in the window above `horizon`."""
+        return self._last(peer) <= horizon
 
     def _admitted(self, peer: PeerId) -> int:
         """Return the first height of the newest time of `peer` as a member."""

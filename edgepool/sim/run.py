@@ -316,6 +316,7 @@ class _Run:
         return not any(
             where == chain
             and world.judge.oracles[chain].person(liar) in voters
+            and not world.judge.oracles[chain].convicts_no_more(liar)
             and any(one in people and people[one].life == life for one, life in witnesses.items())
             for (where, liar), witnesses in world.caught.items()
         )

@@ -120,6 +120,13 @@ def all_written(world: World, attempts: list[tuple[int, int, int, int]]) -> list
     return records
 
 
+def too_late(world: World, state: ChainState) -> list[PeerId]:
+    """Return the former keys of which nothing convicts anybody any more."""
+    formers = [one.former for one in state.successions if not one.voteless]
+    accused = {former: world.evidence(world._signer_of[former], 1) for former in formers}
+    return [peer for peer, evidence in accused.items() if state.draft().expiry_problem(evidence)]
+
+
 def named_in(state: ChainState, peer: PeerId) -> bool:
     """Say whether a state has anything of a key, but that it was there once."""
     snapshot = read_snapshot(state.snapshot())
@@ -200,12 +207,18 @@ def test_restored_state_goes_on_like_the_chain(
             blocks.append(world.pack(*records, packer=number % len(world.state.members)))
             gone = [one.former for one in world.state.successions if not world.state.may_write(one.former)]
             assert not any(named_in(world.state, former) for former in gone)
+            assert too_late(world, world.state) == [
+                one.former
+                for one in world.state.successions
+                if one.last <= world.state.horizon and not (one.voteless or world.state.may_write(one.former))
+            ]
             if restored is not None:
                 restored.apply(blocks[-1])
                 later += [record.id for record in records]
                 assert restored.root == world.state.root
                 assert restored.snapshot() == world.state.snapshot()
                 assert (restored.horizon, restored.former) == (world.state.horizon, world.state.former)
+                assert too_late(world, restored) == too_late(world, world.state)
         assert restored is not None
         assert [restored.has_record(one) for one in later] == [world.state.has_record(one) for one in later]
         replayed = ChainState(world.genesis)

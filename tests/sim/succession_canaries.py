@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from edgepool.core import succeeding
 from edgepool.core.chain import Chain
-from edgepool.core.ledger import governance
+from edgepool.core.ledger import draft, governance
 from edgepool.core.ledger.chainfacts import ChainFacts
 from edgepool.core.ledger.credit import WorkAccount
 from edgepool.core.ledger.facts import Facts
@@ -110,6 +110,21 @@ def half_signed(key_of: Callable[[MembershipChange, Member], tuple[PeerId, bytes
 def former_keys_convict(stack: ExitStack) -> None:
     """What an old key signs after its last height counts against the new one."""
     swap(stack, Roster, "votes_of", lambda self, peer: (self.admitted_at(peer), MAX_HEIGHT))
+
+
+def former_keys_convict_for_ever(stack: ExitStack) -> None:
+    """Whoever has copied an old key has its heir convicted, however long ago it was changed."""
+    swap(stack, draft, "expiry_problem", lambda view, body: "")
+
+
+def a_new_key_is_an_escape(stack: ExitStack) -> None:
+    """What an old key has signed convicts nobody from the height on which the new one votes."""
+
+    def at_once(view: Any, body: Any) -> str:
+        former = [one.former for one in view.roster.successions]
+        return "it is another's key now" if getattr(body, "member", "") in former else ""
+
+    swap(stack, draft, "expiry_problem", at_once)
 
 
 def the_convicted_flee(stack: ExitStack) -> None:
@@ -228,6 +243,9 @@ SUCCESSION_CANARIES: dict[str, Canary] = {
     ),
     "former keys convict": Canary(
         former_keys_convict, ("validity", "members"), 10, keys=3, role="govern", heights=60
+    ),
+    "former keys convict for ever": Canary(
+        former_keys_convict_for_ever, ("validity", "members"), 10, keys=3, role="govern", heights=60, window=6
     ),
     "the convicted flee": Canary(the_convicted_flee, ("validity",), 20, keys=4, role="equivocate"),
     "the coordinator is not passed on": Canary(in_place("coordinator"), ("validity",), 3, coordinator=True),

@@ -63,6 +63,7 @@ def test_random_schedules_find_the_canary(name: str) -> None:
         "trust forgotten at restart",
         "who has left still counts",
         "former keys convict",
+        "former keys convict for ever",
     ],
 )
 def test_the_same_schedules_are_clean_without_the_canary(name: str) -> None:
@@ -252,6 +253,10 @@ DIRECTED: dict[str, tuple[Switch, Callable[[], bool]]] = {
     "anchors not passed on": (succession_canaries.anchors_left_behind, anchors_go_over),
     "evidence lost with the key": (
         succession_canaries.evidence_lost,
+        old_evidence_convicts_the_new_key,
+    ),
+    "a new key is an escape": (
+        succession_canaries.a_new_key_is_an_escape,
         old_evidence_convicts_the_new_key,
     ),
     "adoptions unsigned": (succession_canaries.unsigned_adoptions, nobody_becomes_an_heir_unasked),

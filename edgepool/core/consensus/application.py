@@ -44,8 +44,11 @@ class Application(Protocol):
         """Return who is told of blocks without a vote, and each one's last height to be told of."""
         ...
 
-    def judges(self, block: Block) -> bool:
-        """Say whether this peer knows enough to say that `block`, which it has checked, may stand."""
+    def may_prevote(self, block: Block) -> bool:
+        """Say whether this peer, of itself, may prevote for a new `block`, which it has checked.
+
+        Not if it knows too little to say that it may stand, or if it says what comes too late.
+        """
         ...
 
     def pruned(self, peer: PeerId, first: int, now: Instant) -> list[Effect]:

@@ -165,7 +165,7 @@ class Rounds:
     def _prevote(self) -> bool:
         """Lines 22 to 33: for the proposal if it may stand and the lock allows it, else nil.
 
-        What has a polka was judged by more members than may lie, so who cannot judge it follows them: a pool
+        What has a polka was judged by more members than may lie, so who may not judge it follows them: a pool
         whose members are locked on it could never go on else.
         """
         proposal = self.ballot.proposal()
@@ -173,7 +173,7 @@ class Rounds:
             if self.ballot.spoiled():
                 self._cast(PREVOTE, NIL)
             return self.step != PROPOSE
-        judged = proposal.valid_round >= 0 or self._app.judges(proposal.block)
+        judged = proposal.valid_round >= 0 or self._app.may_prevote(proposal.block)
         acceptable = judged and self.ballot.acceptable(proposal)
         self._cast(PREVOTE, proposal.block.header.id if acceptable else NIL)
         return True

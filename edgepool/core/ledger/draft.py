@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from edgepool.core.ledger.contracts import record_problem
 from edgepool.core.ledger.facts import Facts
+from edgepool.core.ledger.governance import expiry_problem
 from edgepool.core.ledger.statements import effects_of
-from edgepool.model.record import SignedRecord
+from edgepool.model.record import Body, SignedRecord
 
 if TYPE_CHECKING:
     from edgepool.core.ledger.state import ChainState
@@ -33,3 +34,11 @@ class Draft:
             self._facts.enter(self._height, self._count, signed, effects_of(self._facts, signed))
             self._count += 1
         return problem
+
+    def add_new(self, signed: SignedRecord) -> str:
+        """Add a record for a new block; it must not be outdated either, as it may be in one that stands."""
+        return self.expiry_problem(signed.record.body) or self.add(signed)
+
+    def expiry_problem(self, body: Body) -> str:
+        """Say why a new block is not to say `body`, though it may stand in one that is certified, or ''."""
+        return expiry_problem(self._facts, body)

@@ -15,7 +15,7 @@ from edgepool.core.ledger.view import VERDICTS_KEPT, View
 from edgepool.core.rights import Subject, refusal
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Member
-from edgepool.model.record import ChainAnchor, MembershipChange, SignedRecord
+from edgepool.model.record import Body, ChainAnchor, MembershipChange, SignedRecord
 from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import RevokePeer, TrustChange
 from edgepool.model.vote import Equivocation
@@ -136,6 +136,21 @@ class EvidenceContract:
         if body.height > last:
             return f"{body.member} was no member any more at height {body.height}"
         return _evidence_problem(view.network, view.chain, body)
+
+
+def expiry_problem(view: View, body: Body) -> str:
+    """Say why `body`, if it is evidence, comes too late for a new block, or return ''.
+
+    What a former key has signed counts as long as the last height on which it voted is in the window: so
+    whoever had copied it cannot have its heir convicted for ever. Present keys answer for all that they have
+    signed. It is no rule for what may stand: blocks that have a certificate are not judged by it.
+    """
+    if not isinstance(body, Equivocation):
+        return ""
+    _, last = view.roster.votes_of(body.member)
+    if last > view.horizon:
+        return ""
+    return f"{body.member} was succeeded at height {last}, which is forgotten: it convicts nobody any more"
 
 
 class ChainAnchorContract:
