@@ -265,7 +265,7 @@ class Node:
                 continue
             chain.watch(peer)
             coordinator = chain.state.coordinator
-            if coordinator == self.peer or (chain.member and chain.present(coordinator) is None):
+            if coordinator in (self.peer, peer) or (chain.member and chain.present(coordinator) is None):
                 # It may have been away when the pool was formed, or have lost its disk.
                 effects.append(Send(peer, PoolFormed(chain.genesis, chain.state.adoption)))
             effects += self._merge(chain.peer_up(peer, now), now)

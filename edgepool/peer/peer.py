@@ -371,6 +371,7 @@ class Peer(FetchingPeer):
             case Certified(peer, message):
                 self.certifier.said(peer, message)
             case PoolJoined(genesis):
+                self.rotation.joined()
                 self.tell(PoolEntered(genesis))
             case Confirmed(confirmation):
                 self.storage.confirmed(confirmation)

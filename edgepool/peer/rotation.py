@@ -29,6 +29,7 @@ from edgepool.model.record import DataOffer
 from edgepool.model.succession import key_succession
 from edgepool.model.trust import RevokePeer, own_revocation
 from edgepool.model.vote import quorum
+from edgepool.peer.keypools import KeyPools
 from edgepool.peer.trust import FORMER_KEY
 from edgepool.peer.values import KeyStatus
 from edgepool.runtime.ports import Clock
@@ -69,6 +70,9 @@ class KeyRotation:
         self._files = KeyChange(peer.settings)
         self.line, self.line_problem = self._read_line()
         """Which keys this peer had before, as it tells others; and why nothing is known of that, or ''."""
+        self._pools = KeyPools(peer)
+        self._noting: asyncio.Task[None] | None = None
+        self._is_in_more = False
         self._task: asyncio.Task[None] | None = None
         self._next: Signer | None = None
         self._undecided_ms: int | None = None
@@ -80,14 +84,32 @@ class KeyRotation:
 
     def start(self) -> None:
         """Go on with what was begun in an earlier life."""
+        self.joined()
         if self._files.begun or self._files.is_made:
             self._task = asyncio.create_task(self._run(), name=f"key of {self._peer.name}")
 
     async def close(self) -> None:
         """Stop; what is begun goes on when the peer is opened again."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._noting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def joined(self) -> None:
+        """The peer is perhaps in one pool more: have it written down that these know it by its key."""
+        self._is_in_more = True
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.create_task(self._note_pools(), name=f"pools of {self._peer.name}")
+
+    async def _note_pools(self) -> None:
+        while self._is_in_more:
+            self._is_in_more = False
+            lines = self._pools.lines()
+            try:
+                if lines:
+                    await asyncio.to_thread(self._pools.write, lines)
+            except LocalError as error:  # in such a folder no key can change either
+                _log.warning("%s", error)
 
     async def begin(self) -> KeyStatus:
         """Begin to change the key, or say how far that is; the rest goes on by itself.
@@ -167,7 +189,15 @@ class KeyRotation:
             return "the program in which this peer runs cannot open it again under a new key"
         if self._files.is_made:
             return "the last change of its key is not at its end: its log says why; restart it"
-        return self.hindrance()
+        return self._forgotten() or self.hindrance()
+
+    def _forgotten(self) -> str:
+        """Say which pools know the present key and would not hear of the next one, or return ''."""
+        names = ", ".join(name or chain for chain, name in self._pools.missing().items())
+        return names and (
+            f"this peer has lost the chains of {names}, which would not hear of its new key: wait until "
+            f"'edgepool status' shows them again, or take out of {self._pools.path} what is over"
+        )
 
     def _has_quorum(self, chain: Chain) -> bool:
         linked = {one.peer for one in self._peer.connected()} | {self._peer.id}
@@ -225,6 +255,8 @@ class KeyRotation:
             if chain is not None:
                 await self._propose(chain, self._next)
             await asyncio.sleep(LOOK_EVERY_S)
+        if forgotten := self._forgotten():
+            raise Unavailable(forgotten)
         self._wait_for_decisions()
         await self._certify()  # it may have taken long
         follows = follow(self._identity.signer, self._next, self._peer.settings.network)
