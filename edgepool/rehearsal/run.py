@@ -204,6 +204,7 @@ class _Rehearsal:
         except TimeoutError:
             waiting = ", ".join((*stack.waiting(), *stack.changing())) or "who asked for what was published"
             raise Violation("liveness", f"owners never get an answer: {waiting}") from None
+        _check_revoked(stack)
         for gateway in stack.gateways:
             assert gateway.store is not None
             stack.judge.at_rest(gateway.id, gateway.store)
@@ -268,6 +269,17 @@ class _Rehearsal:
             verdict = verify_chain(folder, chain)
             if not verdict.verified:
                 raise Violation("validity", f"a folder does not hold up to a check: {verdict.problem}")
+
+
+def _check_revoked(stack: Stack) -> None:
+    """See that no main chain has a word for keys of which the change is over."""
+    for oracle in stack.judge.oracles.values():
+        if oracle.genesis.invitation.kind == "fixed":
+            for former, name in stack.formers.items():
+                if former not in oracle.revoked:
+                    raise Violation(
+                        "trust", f"the former key of {name} is not revoked, and nobody will do it"
+                    )
 
 
 async def _until(true: Callable[[], bool]) -> None:

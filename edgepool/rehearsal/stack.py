@@ -82,6 +82,8 @@ class Stack:
         self._keys: dict[str, int] = {}
         """How many next keys each gateway has been given."""
         self.keys_changed = 0
+        self.formers: dict[PeerId, str] = {}
+        """The keys that were before, each with the name of the gateway that had it."""
         self.on_renamed: Callable[[], None] = lambda: None
         """Called when a gateway has another key."""
         self._works = asyncio.Event()
@@ -177,6 +179,7 @@ class Stack:
         """A gateway has another key."""
         self.note("key", gateway.name, gateway.id)
         self.keys_changed += 1
+        self.formers[PeerId(former.peer)] = gateway.name
         self.judge.goes_on_as(PeerId(former.peer), gateway.id)
         # The coordinator carries what one main chain has decided to the others.
         self.judge.trust.wanted |= {former: None, RevokePeer(former.peer): None}
