@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ledger_world import World
-from test_verification import Line, problem_of
+from stored_line import Line
 
 from edgepool.config import Limits
 from edgepool.core.intake import Intake
@@ -13,6 +13,8 @@ from edgepool.core.ledger.state import ChainState
 from edgepool.core.machine import Broadcast, Instant, Notify
 from edgepool.core.membership import Governance
 from edgepool.core.verification import ChainChecker
+from edgepool.model.block import CertifiedBlock
+from edgepool.model.codec import encode
 from edgepool.model.crypto import Signer
 from edgepool.model.message import Records
 
@@ -35,6 +37,11 @@ def changed(line: Line) -> tuple[Signer, Signer]:
     line.stand()
     assert new.peer in world.state.members
     return old, new
+
+
+def first_problem(checker: ChainChecker, blocks: list[CertifiedBlock]) -> str:
+    problems = (checker.check(encode(block)) for block in blocks)
+    return next((problem for problem in problems if problem), "")
 
 
 def verdict(world: World, accused: Signer, height: int) -> str:
@@ -85,13 +92,13 @@ def test_a_block_of_before_this_rule_stands_and_its_liar_stays_convicted() -> No
         line.stand()
     late = line.world.record(line.world.signers[0], line.world.evidence(old, 2))
     checker = ChainChecker(line.world.genesis)
-    assert problem_of(line, checker, line.blocks) == ""
+    assert first_problem(checker, line.blocks) == ""
     before = len(line.blocks)
     block = line.stand(late)
     assert not checker._chain.may_prevote(block.block)
-    assert problem_of(line, checker, line.blocks[before:]) == ""
+    assert first_problem(checker, line.blocks[before:]) == ""
     line.stand()
-    assert problem_of(line, checker, line.blocks[before + 1 :]) == ""
+    assert first_problem(checker, line.blocks[before + 1 :]) == ""
     assert checker.state.convicted() == (new.peer,)
     again = ChainState(line.world.genesis)
     for one in line.blocks:
