@@ -200,11 +200,13 @@ async def test_whatever_dies_the_change_goes_on(
         assert place_of(new, cell.chain, "m0") == new.id
         assert (await cell.machines[1].fetch(KEY)).read() == b"data" * 1000
         identity = tmp_path / "m0/identity"
+        await until((identity / "key.pem.pools").exists)
         assert sorted(path.name for path in identity.iterdir()) == [
             "authority.pem",
             "certificate.pem",
             "key.pem",
             "key.pem.lineage",
+            "key.pem.pools",
         ]
         assert [(one.former, one.heir) for one in new.rotation.line] == [(old, new.id)]
 
