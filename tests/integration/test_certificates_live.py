@@ -14,6 +14,7 @@ from test_join import make_registrar
 from edgepool import Peer
 from edgepool.config import load_peer_settings
 from edgepool.errors import Refused, Unavailable
+from edgepool.gateway import registrar as gateway_registrar
 from edgepool.gateway.newcomer import join_network
 from edgepool.gateway.pools import form_fixed_pools
 from edgepool.gateway.registrar import Registrar, open_registrar
@@ -58,8 +59,10 @@ async def test_a_certificate_is_renewed_in_time_and_no_link_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certifier, "FIRST_RETRY_S", 0.5)
+    # After more than the 2 s in which a member is certified once, and long before it lapses.
+    monkeypatch.setattr(certifier, "RENEW_AT", 0.38)
     monkeypatch.setattr(trust, "LAPSE_GRACE_MS", 0)
-    async with registrar_at(tmp_path, valid_s=5) as (cloud, registrar):
+    async with registrar_at(tmp_path, valid_s=7) as (cloud, registrar):
         await join_network(await code_for(registrar, pool="cell"), tmp_path / "mill")
         async with Peer.open(tmp_path / "mill") as mill:
             await until(lambda: seen_until_ms(cloud, "mill"))
@@ -96,7 +99,7 @@ async def test_a_link_ends_when_its_certificate_has_lapsed(
 ) -> None:
     monkeypatch.setattr(trust, "LAPSE_GRACE_MS", 0)
     monkeypatch.setattr(certifier, "RENEW_AT", 100.0)
-    async with registrar_at(tmp_path, valid_s=5) as (cloud, registrar):
+    async with registrar_at(tmp_path, valid_s=8) as (cloud, registrar):
         await join_network(await code_for(registrar), tmp_path / "mill")
         async with Peer.open(tmp_path / "mill"):
             await until(lambda: seen_until_ms(cloud, "mill"))
@@ -105,7 +108,9 @@ async def test_a_link_ends_when_its_certificate_has_lapsed(
             assert not cloud.connected()
 
 
-async def test_a_registrar_certifies_its_own_members_keys_that_are_proved(tmp_path: Path) -> None:
+async def test_a_registrar_certifies_its_own_members_keys_that_are_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with registrar_at(tmp_path, valid_s=3600) as (cloud, registrar):
         await join_network(await code_for(registrar), tmp_path / "mill")
         async with Peer.open(tmp_path / "mill") as mill:
@@ -121,7 +126,8 @@ async def test_a_registrar_certifies_its_own_members_keys_that_are_proved(tmp_pa
             await asyncio.sleep(2)  # a member is certified so often, to whole seconds
             await mill.certifier.renew()
             assert mill._identity.valid_until_ms > before_ms
-            with pytest.raises(Refused, match="every 2 s"):
+            monkeypatch.setattr(gateway_registrar, "RENEW_EVERY_S", 600.0)
+            with pytest.raises(Refused, match="every 600 s"):
                 await mill.certifier.renew()
             mill._identities.clear()
             with pytest.raises(Unavailable, match="no coordinator of"):
