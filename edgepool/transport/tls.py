@@ -49,7 +49,8 @@ from edgepool.transport.transfer_server import TransferServer
 
 CLOSE_S = 1.0
 """How long `close` waits for what is queued."""
-_CROSSING_S = 2.0
+_CROSSING_S = 5.0
+"""For so long, as long as a handshake may take, who has dialled at the same time does not replace a link."""
 
 logger = logging.getLogger(__name__)
 
