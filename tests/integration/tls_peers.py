@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgepool.config import Limits, PeerSettings
+from edgepool.gateway.setup import free_ports
 from edgepool.model.ids import PeerId, parse_address
 from edgepool.model.pool import Member
 from edgepool.runtime.ports import PeerIdentity
@@ -117,10 +117,8 @@ async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> Non
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free, and that the system gives to nobody who asks for any."""
+    return free_ports(1)[0]
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
