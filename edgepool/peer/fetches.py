@@ -90,6 +90,17 @@ class _Gathering:
         """Whether nobody is left of whom it is known that they have the data, and who was not tried."""
         return all(offer.holder.peer in self.tried for offer in self.offers)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether somebody who has said how busy it is is being drawn from, or was not tried yet."""
+        rest = (offer for offer in self.offers if offer.holder.peer not in self.tried)
+        return any(offer.reachable for offer in (*self.drawing.values(), *rest))
+
+    def is_next(self, offer: RankedOffer, at_once: int) -> bool:
+        """Whether to begin to draw from a holder; where nobody has answered all are tried at once."""
+        many = at_once if offer.reachable or self.is_answered else MAX_SOURCES
+        return len(self.drawing) < many and offer.holder.peer not in self.tried
+
 
 class Fetches:
     """Draws one peer's data from others. `peer` gives commands to the node; `blobs` keeps the bytes."""
@@ -198,7 +209,7 @@ class Fetches:
         pause_s = LOOK_AGAIN_S
         while not fetch.whole:
             for offer in gathering.offers:
-                if len(drawing) < at_once and offer.holder.peer not in gathering.tried:
+                if gathering.is_next(offer, at_once):
                     gathering.tried.add(PeerId(offer.holder.peer))
                     drawing[asyncio.create_task(self._draw(gathering, offer))] = offer
             if not drawing:
@@ -250,14 +261,16 @@ class Fetches:
         """Draw from one holder until all is there.
 
         Confirms again whenever the confirmation has run out; tries again, after a pause, if the holder is
-        busy, or was lost once it had begun: then a conduit on the way, or its link, may come back.
+        busy, or its link or what it had begun was lost: then that, or a conduit on the way, may come back.
+        One that has not said in time how busy it is may only be slow: it is tried where nobody else is left.
         """
-        if not offer.reachable and not offer.refusal:
+        if not offer.reachable and not offer.refusal and gathering.is_answered:
             raise Unavailable("does not answer")
         shares, holder = gathering.fetch.shares, PeerId(offer.holder.peer)
         tries = 0
         while True:
             before_bytes = shares.get(holder, 0)
+            linked = self._peer.node.directory.connected(holder)
             try:
                 return await self._draw_once(gathering, offer)
             except DamagedBase:
@@ -269,7 +282,8 @@ class Fetches:
                 if reason == EXPIRED and not tries:
                     continue
                 gone = self._peer.node.directory.heir(holder) != holder  # it goes on under another key
-                was_lost = not reason and (got_bytes or (holder in gathering.transfers and gathering.is_last))
+                met = linked or holder in gathering.transfers
+                was_lost = not reason and (got_bytes or (met and gathering.is_last))
                 again = not gone and (reason == BUSY or was_lost)
                 if not again or tries > MAX_TRIES:
                     raise

@@ -49,8 +49,7 @@ from edgepool.transport.transfer_server import TransferServer
 
 CLOSE_S = 1.0
 """How long `close` waits for what is queued."""
-_CROSSING_S = 5.0
-"""For so long, as long as a handshake may take, who has dialled at the same time does not replace a link."""
+_CROSSING_S = 5.0  # who has dialled at the same time is through its handshake by then
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,8 @@ from peer_cell import NETWORK, make_coordinator, make_machine, open_cell
 
 from edgepool import DataKey, LocalError, Peer, Refused, StorageError, Unavailable
 from edgepool.config import BudgetSettings
+from edgepool.core.resolution.confirmation import Confirmations
+from edgepool.core.resolution.ranking import StatusQueries
 from edgepool.gateway.pools import pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.ids import parse_address
@@ -364,6 +366,39 @@ async def test_a_holder_that_is_lost_in_the_middle_and_comes_back_is_drawn_from_
         assert fetched.read() == data
         assert fetched.shares == {holder.id: len(data)}, "nothing came twice"
         assert cut[0] < len(data)
+
+
+async def test_a_holder_that_is_too_slow_to_say_how_busy_it_is_is_drawn_from_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_cell(tmp_path, 3) as cell:
+        first, second, requester = cell.machines
+        for holder in (first, second):
+            await holder.publish(KEY, b"model", version=1)
+        monkeypatch.setattr(StatusQueries, "receive_query", lambda *_: [])
+        await second.__aexit__(None, None, None)
+        assert (await requester.fetch(KEY)).holder == first.id
+
+
+async def test_a_holder_whose_link_is_lost_before_it_confirms_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_cell(tmp_path, 2) as cell:
+        holder, requester = cell.machines
+        await holder.publish(KEY, b"model")
+        asked: list[object] = []
+        real = Confirmations.receive_request
+
+        def lost_at_first(here: Confirmations, *question: Any) -> list[Any]:
+            asked.append(question)
+            if len(asked) == 1:
+                requester._transport._up[holder.id].end("tripped over")
+                return []
+            return real(here, *question)
+
+        monkeypatch.setattr(Confirmations, "receive_request", lost_at_first)
+        assert (await requester.fetch(KEY)).read() == b"model"
+        assert len(asked) == 2
 
 
 async def test_a_holder_that_is_lost_before_anything_came_is_tried_again_if_it_is_the_last(
