@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from edgepool import Peer
+from edgepool import Peer, Refused, Unavailable
 from edgepool.config import Approve, FixedPool, KnownPeer, PeerSettings, Role, load_peer_settings
 from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
@@ -67,6 +68,19 @@ class Cell:
         return peer
 
 
+async def formed(cloud: Peer, everybody: Sequence[Peer], timeout_s: float = PATIENCE_S) -> Genesis:
+    """Form a fixed pool of `everybody`, as a coordinator does: again if not all could be reached."""
+    members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s)
+    async with asyncio.timeout(timeout_s):
+        while True:
+            with suppress(Refused, Unavailable):
+                pool = await cloud.form_pool("cell", "fixed", members)
+                break
+            await asyncio.sleep(0.5)
+    await pool_stands(pool, everybody, timeout_s)
+    return pool
+
+
 @asynccontextmanager
 async def open_cell(
     folder: Path,
@@ -86,8 +100,5 @@ async def open_cell(
             await stack.enter_async_context(opened(make_machine(folder, f"m{n}", cloud)))
             for n in range(machines)
         ]
-        everybody = [cloud, *peers]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=PATIENCE_S)
-        pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=PATIENCE_S)
+        pool = await formed(cloud, [cloud, *peers])
         yield Cell(folder, cloud, peers, pool, stack)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from peer_cell import make_coordinator, make_machine
+from peer_cell import formed, make_coordinator, make_machine
 from test_key_rotation import PATIENCE_S, Program, certifies, some_came, until
 from tls_peers import free_port
 
@@ -25,7 +25,6 @@ from edgepool.config import (
     PeerSettings,
     load_peer_settings,
 )
-from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import format_address, with_peer
 from edgepool.model.pool import Genesis
 
@@ -95,9 +94,7 @@ async def inner_cell(folder: Path, machines: int, relay: bool = False) -> AsyncI
             made.append(Program(reached_through(cloud.peer, cloud.peer, settings, relay), stack))
             await made[-1].open()
         peers = [cloud.peer, *(program.peer for program in made)]
-        members = await gather_members(cloud.peer, [peer.name for peer in peers], timeout_s=PATIENCE_S)
-        pool = await cloud.peer.form_pool("cell", "fixed", members)
-        await pool_stands(pool, peers, timeout_s=PATIENCE_S)
+        pool = await formed(cloud.peer, peers, PATIENCE_S)
         yield Inner(cloud, made, pool)
 
 
@@ -157,10 +154,7 @@ async def test_a_conduit_changes_its_key_and_all_behind_it_are_reached_again(
             machines.append(Program(reached_through(dmz.peer, cloud, settings, relay), stack))
             await machines[-1].open()
         m0, m1, m2 = machines
-        everybody = [cloud, m0.peer, m1.peer, m2.peer]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=PATIENCE_S)
-        pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=PATIENCE_S)
+        await formed(cloud, [cloud, m0.peer, m1.peer, m2.peer], PATIENCE_S)
         await until(lambda: ways(m0.peer) == {"cloud": "", "m1": "dmz", "m2": "dmz"})
         data = os.urandom(8_000_000)
         await m0.peer.publish(KEY, data)

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from peer_cell import make_coordinator, make_machine
+from peer_cell import formed, make_coordinator, make_machine
 
 from edgepool import Peer
 from edgepool.bench.conduit import measure_conduit
 from edgepool.config import ConduitSettings, load_peer_settings
-from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import split_address, with_peer
-
-TIMEOUT_S = 60.0
 
 
 class Tap:
@@ -81,9 +78,7 @@ async def test_a_pool_of_machines_that_accept_nothing_works_and_its_conduit_read
 ) -> None:
     async with inner_cell(tmp_path, 3) as (cloud, machines, tap):
         everybody = [cloud, *machines]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=TIMEOUT_S)
-        pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=TIMEOUT_S)
+        await formed(cloud, everybody)
         # The surface of a part: bytes that nobody finds by chance.
         data = secrets.token_bytes(1_280_000)
         await machines[0].publish("PTVA1-1/surface", data=data)

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from peer_cell import make_coordinator, make_machine
+from peer_cell import formed, make_coordinator, make_machine
 
 from edgepool import Peer
 from edgepool.config import Libp2pSettings, load_peer_settings
-from edgepool.gateway.pools import gather_members, pool_stands
+from edgepool.gateway.pools import gather_members
 from edgepool.gateway.roots import add_trusted, read_root_file
 from edgepool.gateway.setup import PeerPlan, make_peer_folder
 from edgepool.model.trust import AdmitRoot, RetireRoot, RevokePeer
@@ -61,10 +61,7 @@ async def small_network(folder: Path) -> AsyncIterator[tuple[Peer, Peer, Peer]]:
             )
             for name, transport in (("m0", "tls"), ("m1", "both"))
         ]
-        everybody = [cloud, *machines]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=60)
-        pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=60)
+        await formed(cloud, [cloud, *machines])
         yield cloud, *machines
 
 

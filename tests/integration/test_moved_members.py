@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from peer_cell import make_coordinator, make_machine
+from peer_cell import formed, make_coordinator, make_machine
 from tls_peers import until
 
 from edgepool import Peer
 from edgepool.config import Limits, Road, load_peer_settings
-from edgepool.gateway.pools import gather_members, pool_stands
 
 PATIENCE_S = 60.0
 PATIENT = Limits(handshake_timeout_ms=60_000, transfer_stall_ms=60_000)
@@ -47,9 +46,7 @@ async def test_members_that_have_all_moved_find_each_other_at_the_coordinator(
                 await first_life.enter_async_context(opened(folder, road))
                 for folder, road in zip(folders, roads[1:], strict=True)
             ]
-            names = [peer.name for peer in (cloud, *before)]
-            pool = await cloud.form_pool("cell", "fixed", await gather_members(cloud, names, timeout_s=60))
-            await pool_stands(pool, [cloud, *before], timeout_s=60)
+            await formed(cloud, [cloud, *before])
         machines = [
             await stack.enter_async_context(opened(folder, road))
             for folder, road in zip(folders, roads[1:], strict=True)

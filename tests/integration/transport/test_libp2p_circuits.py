@@ -10,13 +10,12 @@ from random import Random
 
 import pytest
 from msgspec.structs import replace
-from peer_cell import make_coordinator, make_machine
+from peer_cell import formed, make_coordinator, make_machine
 from roads import Libp2pRoad
 from tls_peers import NETWORK, TlsPeer, free_port, until
 
 from edgepool import Peer
 from edgepool.config import KnownPeer, Libp2pSettings, Limits, load_peer_settings
-from edgepool.gateway.pools import gather_members, pool_stands
 from edgepool.model.ids import format_address
 from edgepool.model.lineage import follow
 from edgepool.model.pool import Member
@@ -138,10 +137,7 @@ async def test_data_moves_through_a_relay_that_cannot_read_it(tmp_path: Path) ->
                 limits=patient,
             )
             machines.append(await stack.enter_async_context(Peer(hidden)))
-        everybody = [cloud, *machines]
-        members = await gather_members(cloud, [peer.name for peer in everybody], timeout_s=60)
-        pool = await cloud.form_pool("cell", "fixed", members)
-        await pool_stands(pool, everybody, timeout_s=60)
+        await formed(cloud, [cloud, *machines])
         data = Random(7).randbytes(2_000_000)  # which cannot be packed
         await machines[0].publish("PTVA10212-01/model", data)
         ways = dict[tuple[bool, str, str], None]()
