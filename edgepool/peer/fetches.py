@@ -92,9 +92,9 @@ class _Gathering:
 
     @property
     def is_answered(self) -> bool:
-        """Whether somebody who has said how busy it is is being drawn from, or was not tried yet."""
+        """Whether somebody who has said that we may have it is being drawn from, or was not tried yet."""
         rest = (offer for offer in self.offers if offer.holder.peer not in self.tried)
-        return any(offer.reachable for offer in (*self.drawing.values(), *rest))
+        return any(one.reachable and not one.refusal for one in (*self.drawing.values(), *rest))
 
     def is_next(self, offer: RankedOffer, at_once: int) -> bool:
         """Whether to begin to draw from a holder; where nobody has answered all are tried at once."""
