@@ -44,8 +44,8 @@ from edgepool.workshop.twindata import TwinData
 
 TELL_EVERY_S = 0.5
 CLOSE_S = 2.5
-FORCED_END_S = 5.0
-ORPHAN_S = 8.0
+FORCED_END_S = 15.0
+ORPHAN_S = 20.0
 JOURNAL_FILE = "journal.jsonl"
 
 
@@ -104,8 +104,8 @@ async def _run(spec: HostSpec) -> None:
 
     def end() -> None:
         stop.set()
-        # Ending takes under 3 s. Should it hang, the log gets to know where, and the process is gone:
-        # all that was acknowledged is on disk.
+        # Ending takes under 3 s, more on a slow machine. Should it hang, the log gets to know where, and
+        # the process is gone: all that was acknowledged is on disk.
         faulthandler.dump_traceback_later(FORCED_END_S, exit=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -24,7 +24,7 @@ from edgepool.workshop.events import MAX_LINE_BYTES, Ready, WorkshopEvent, parse
 from edgepool.workshop.host import HostSpec
 
 READY_S = 120.0
-END_S = 6.0
+END_S = 20.0
 _LOG_TAIL_BYTES = 2_000
 
 Take = Callable[[str, WorkshopEvent], None]
