@@ -116,6 +116,8 @@ class KeyRotation:
 
         Raises LocalError (not for this peer), Unavailable (nobody there to certify or to agree), Refused.
         """
+        if self._task is not None and not self.is_under_way:
+            await asyncio.wait({self._task})  # the last change is over; only the disk is not done with it
         if self._task is None or self._task.done():
             if self._beginning:
                 raise LocalError("the change of the key is being begun already")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -209,6 +210,25 @@ async def test_whatever_dies_the_change_goes_on(
             "key.pem.pools",
         ]
         assert [(one.former, one.heir) for one in new.rotation.line] == [(old, new.id)]
+
+
+async def test_a_change_that_is_begun_at_the_very_end_of_the_one_before_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, disk = KeyChange.over, threading.Event()
+
+    def over(files: KeyChange) -> None:
+        real(files)
+        assert disk.wait(PATIENCE_S), "the disk is slow, not broken"
+
+    monkeypatch.setattr(KeyChange, "over", over)
+    async with certified_cell(tmp_path, 2) as cell, programs(cell, 0) as (program,):
+        second = await program.rotate()  # which says that it is over before the disk is done
+        beginning = asyncio.create_task(second.rotation.begin())
+        await asyncio.sleep(0)
+        disk.set()
+        assert (await beginning).state
+        assert (await program.change()).id not in (second.id, "")
 
 
 async def test_no_key_changes_where_nobody_could_open_the_peer_again(tmp_path: Path) -> None:
