@@ -58,6 +58,7 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
                     "height": header.height if header else follower.height,
                     "members": present,
                     "former": [name for name in left if name not in present],
+                    "ended": plan.kind == "manufacturing" and len(present) == 1 < len(plan.members),
                     "last_packer": names.get(header.proposer, "") if header else "",
                     "last_block_ms": header.time_ms if header else 0,
                 }
@@ -76,7 +77,7 @@ def archive(
     chain: Annotated[str, typer.Argument(help="A pool's name, or a chain id or its beginning.")],
     json: Json = False,
 ) -> None:
-    """Put the chain of a pool away that the peer has left: it is not loaded and kept up any more.
+    """Put the chain of a pool away that the peer has left, or that has ended: it is loaded no more.
 
     It is moved to FOLDER/archive as it is, where 'edgepool chain verify' still checks it, and counts for no
     limit. Refused, with what it is needed for, while the peer has a part in the pool, or holds data that only
@@ -225,7 +226,8 @@ def _print_chains(rows: list[dict[str, Any]], all_copies: bool) -> None:
     def cells(copies: list[dict[str, Any]]) -> tuple[str, ...]:
         last = max(copies, key=lambda row: row["height"])
         about = (last["last_packer"], moment(last["last_block_ms"]))
-        return (*about, str(len(copies)), ", ".join(last["members"]))
+        members = ", ".join(last["members"])
+        return (*about, str(len(copies)), f"ended; {members} was the last" if last["ended"] else members)
 
     print_copies(rows, all_copies, ("last packer", "last block", "copies", "members"), cells)
 

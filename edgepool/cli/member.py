@@ -95,7 +95,8 @@ def exclude(
     """Propose that a member leaves a pool; a member may also propose that of itself.
 
     Approved as 'edgepool member admit --help' says. Who leaves has no vote from two blocks later on, and
-    keeps the chain up to then.
+    keeps the chain up to then. Fewer than four members must all agree, so there the one
+    that leaves says it. A manufacturing pool has ended when all have left but the last.
 
     Example: edgepool member exclude plant/cloud milling mill-2 --reason "sold"
     """
@@ -238,6 +239,8 @@ def _print_pool(pool: PoolMembers) -> None:
     for change in pool.open:
         by = f" ({', '.join(change.approved_by)})" if change.approved_by else ""
         say(f"{_text(change)}: {_approvals(change)}{by}; proposed by {_proposer(change)}", "yellow")
+    if pool.ended:
+        say(f"the pool has ended: put its chain away with 'edgepool chain archive FOLDER {pool.name}'")
     for former in pool.former:
         what = "has had another key" if former.heir else "has left"
         say(f"{former.name} {what}: its last vote was for block {former.until_height}", "dim")

@@ -356,7 +356,7 @@ def _through(by_conduit: dict[str, int], moved: str) -> str:
 
 def _standing(chain: ChainStatus) -> str:
     """Return what this peer is in a pool, if it does not vote."""
-    return ", left" if chain.left else "" if chain.voting else ", observing"
+    return ", ended" if chain.ended else ", left" if chain.left else "" if chain.voting else ", observing"
 
 
 def _verb(name: str) -> str:

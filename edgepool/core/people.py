@@ -93,6 +93,16 @@ class People:
         return effects
 
 
+def has_ended(state: ChainState) -> bool:
+    """Say whether a manufacturing pool is over: all but its last member have left, and nobody is to come.
+
+    That one cannot leave. Its chain stays what it is, and nobody counts on anybody for it.
+    """
+    plan, last = state.genesis.invitation, state.roster
+    alone = len(last) == 1 and state.next_roster == last and len(plan.members) > 1
+    return plan.kind == "manufacturing" and alone and not state.newcomers()
+
+
 def listeners(state: ChainState) -> dict[PeerId, int]:
     """Return who is told of blocks without a vote, each with the last height to be told of.
 

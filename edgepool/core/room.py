@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgepool.core.chain import Chain
+from edgepool.core.people import has_ended
 from edgepool.core.rights import Subject, refusal
 from edgepool.model.ids import ChainId
 from edgepool.model.pool import Genesis
@@ -33,13 +34,16 @@ class Room:
         return "" if has_room else FULL
 
     def takes_part(self, chain: Chain) -> bool:
-        """Say whether this peer is one of a pool's people now, or soon: it has not left."""
+        """Say whether this peer is one of a pool's people now, or soon; nobody is when the pool has ended."""
         me = self._own.peer
+        if has_ended(chain.state):
+            return False
         return chain.state.names(me) or chain.present(me) is not None
 
     def has_left(self, chain: Chain) -> bool:
         """Say whether this peer once voted in a pool and has no part in it any more."""
-        return self._own.peer in chain.state.former and not self.takes_part(chain)
+        me = self._own.peer
+        return me in chain.state.former and not chain.state.names(me) and chain.present(me) is None
 
     def has_none_for(self, genesis: Genesis) -> bool:
         """Say whether the chain of a pool that was formed cannot be kept.

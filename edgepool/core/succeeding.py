@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgepool.core.chain import Chain
+from edgepool.core.people import has_ended
 from edgepool.model.ids import PeerId
 from edgepool.model.succession import KeySuccession
 from edgepool.model.trust import RevokePeer
@@ -17,9 +18,12 @@ from edgepool.model.trust import RevokePeer
 def places(chains: Iterable[Chain], me: PeerId) -> list[Chain]:
     """Return the chains that name the key `me`, in an order that all peers have.
 
-    There it votes, now or soon, observes, or is the coordinator.
+    There it votes, now or soon, observes, or is the coordinator. Of a pool that has
+    ended only the last member is: it may have put the chain away, and nobody else writes on it.
     """
-    return sorted((chain for chain in chains if chain.state.names(me)), key=lambda chain: chain.id)
+    named = [chain for chain in chains if chain.state.names(me)]
+    going_on = [one for one in named if one.state.may_write(me) or not has_ended(one.state)]
+    return sorted(going_on, key=lambda chain: chain.id)
 
 
 def place_to_pass_on(waiting: Iterable[Chain], me: PeerId) -> Chain | None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edgepool.config import PeerSettings, load_peer_settings
 from edgepool.core.ledger.state import ChainState
+from edgepool.core.people import has_ended
 from edgepool.core.replay import load_state
 from edgepool.errors import LocalError
 from edgepool.gateway.views import choose_chain
@@ -63,6 +64,8 @@ def _part_in(state: ChainState, settings: PeerSettings) -> str:
     """Say which part the peer still has in the pool, and what to do, or return ''."""
     me, invitation = _own_id(settings), state.genesis.invitation
     pool = f"pool {invitation.name}"
+    if has_ended(state):
+        return ""
     if me in [one.peer for one in (*state.roster, *state.next_roster)]:
         leave = f"edgepool member exclude {settings.folder} '{invitation.name}' '{settings.name}'"
         return f"{settings.name} votes in {pool}, which counts on it: leave the pool first, with '{leave}'"

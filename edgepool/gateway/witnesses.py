@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgepool.core.people import has_ended
 from edgepool.errors import EdgepoolError
 from edgepool.model.ids import ChainId, PeerId
 from edgepool.model.pool import Genesis, Member
@@ -99,7 +100,7 @@ class _Desk:
     async def look(self, peer: Peer, now_s: float) -> None:
         """Propose one witness if the pool needs one and there are enough."""
         state = peer.chain_state(self.genesis.chain)
-        if len(state.next_roster) >= LEAST_MEMBERS:
+        if len(state.next_roster) >= LEAST_MEMBERS or has_ended(state):
             return
         linked = linked_witnesses(peer)
         situation = (state.change_number, *(witness.peer for witness in linked))

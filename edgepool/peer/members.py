@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgepool.core.ledger.succession import known_heir
 from edgepool.core.machine import ApproveChange, ChangeMembers, FormPool, RecordRef
+from edgepool.core.people import has_ended
 from edgepool.errors import DecodeError, LocalError, Refused, Unavailable
 from edgepool.model.block import CertifiedBlock, Handover
 from edgepool.model.ids import ChainId, PeerId, public_key_of, short, split_address, with_peer
@@ -158,6 +159,7 @@ class Membership:
                 )
                 for one in rosters.former()
             ],
+            ended=has_ended(state),
         )
 
     def member(self, peer: PeerId) -> Member | None:
@@ -177,7 +179,10 @@ class Membership:
             return chain
         choice = self._peer.node.directory.main_chains() or self._peer.chains
         if not choice:
-            raise LocalError(f"peer {self._peer.name} is in no pool yet: wait for PoolEntered in watch()")
+            raise LocalError(
+                f"peer {self._peer.name} is in no pool yet: a coordinator forms pools, and admits to them "
+                "('edgepool member admit'); a program waits for PoolEntered in watch()"
+            )
         return choice[0]
 
     def told_by(self, chain: ChainId, certified: CertifiedBlock) -> list[PeerEvent]:

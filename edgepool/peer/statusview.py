@@ -9,6 +9,7 @@ from edgepool.core.chain import Chain
 from edgepool.core.ledger.succession import known_heir
 from edgepool.core.machine import Instant
 from edgepool.core.node import Node
+from edgepool.core.people import has_ended
 from edgepool.model.ids import PeerId, short
 from edgepool.model.vote import quorum
 from edgepool.peer.accounting import Accounting
@@ -207,6 +208,7 @@ def _chain_status(chain: Chain, node: Node) -> ChainStatus:
         records=dict(state.counts),
         former=[one.member.name for one in rosters.former() if not known_heir(state, one.member.peer)],
         left=left,
+        ended=has_ended(state),
     )
 
 

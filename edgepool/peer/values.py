@@ -219,7 +219,8 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `members` vote on the next height, `former` have left. `missing` are names of members without a link
     to this peer; `waiting` counts records in the mempool; `quorum` is how many members must agree.
-    `left`: this peer was a member and is none any more, so that it needs no links to the others.
+    `left`: this peer was a member and is none any more, so that it needs no links to the others. `ended`: all
+    members of a manufacturing pool have left but the last.
     """
 
     id: str
@@ -239,6 +240,7 @@ class ChainStatus(msgspec.Struct, frozen=True, kw_only=True):
     records: dict[str, int]
     former: list[str] = []
     left: bool = False
+    ended: bool = False
 
 
 class TransferStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -387,7 +389,7 @@ class PoolMembers(msgspec.Struct, frozen=True, kw_only=True):
     """Who is in a pool, and who is to come or to go. `members` vote on the height after `height`.
 
     `convicted` are names of members against whom there is evidence on the chain; `decided` is the
-    change that is not in force yet, None if there is none.
+    change that is not in force yet, None if there is none. `ended`: see ChainStatus.
     """
 
     chain: str
@@ -402,3 +404,4 @@ class PoolMembers(msgspec.Struct, frozen=True, kw_only=True):
     open: list[OpenChange]
     convicted: list[str]
     former: list[FormerMember]
+    ended: bool = False
