@@ -241,4 +241,6 @@ def _why(error: Exception) -> str:
         return "no answer"
     if isinstance(error, ssl.SSLError):
         return "no TLS there"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
     return str(getattr(error, "strerror", None) or error)
