@@ -97,7 +97,8 @@ async def test_a_coordinators_key_changes_for_everybody_who_names_it(tmp_path: P
         assert new.id in joined.coordinators
         assert old not in joined.coordinators
         late = await stack.enter_async_context(Peer.open(tmp_path / "late"))
-        await until(lambda: late.id in m0.chain_state(cell.chain).members)
+        async with busy(m0, cell.chain):  # what is decided is in force two blocks later
+            await until(lambda: late.id in m0.chain_state(cell.chain).members)
         async with asyncio.timeout(PATIENCE_S):
             n, voted = 10, set[str]()
             while not {"cloud"} <= voted:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from peer_cell import Cell, make_machine, open_cell
+from test_members import busy
 
 from edgepool import DataKey, Peer, Unavailable
 from edgepool.config import BudgetSettings
 from edgepool.gateway.pools import gather_members
 from edgepool.model.crypto import Signer
 from edgepool.model.ids import split_address
-from edgepool.model.record import DataDemand
 from edgepool.model.trust import RevokePeer
 
 KEY = DataKey("PTVA10212-01", "model")
 
 
-async def until(reached: Callable[[], object], timeout_s: float = 40) -> None:
+async def until(reached: Callable[[], object], timeout_s: float = 60) -> None:
     async with asyncio.timeout(timeout_s):
         while not reached():  # noqa: ASYNC110 - what is waited for is in other peers' hands
             await asyncio.sleep(0.02)
@@ -41,11 +41,9 @@ class Guests:
     def others(self) -> list[Peer]:
         return [self.cell.cloud, *self.cell.machines, self.staying]
 
-    async def work(self) -> None:
-        """Let blocks stand, so that what is decided comes into force."""
-        for n in range(3):
-            body = DataDemand(KEY, n + 1, "hole", "")
-            await self.cell.machines[0].submit(body, chain=self.cell.chain)
+    def at_work(self) -> AbstractAsyncContextManager[list[int]]:
+        """Let blocks stand one after the other, so that what is decided comes into force."""
+        return busy(self.cell.machines[0], self.cell.chain)
 
     async def end(self) -> None:
         await self._stack.aclose()
@@ -60,9 +58,9 @@ async def with_guests(folder: Path) -> AsyncIterator[Guests]:
             await gather_members(cell.cloud, [name], timeout_s=20)
             await cell.cloud.change_members(cell.chain, admit=name)
         guests = Guests(cell, stack, *made)
-        await guests.work()
-        for one in (*guests.others, guests.going):
-            await until(lambda: len(one.chain_state(cell.chain).members) == 6)  # noqa: B023
+        async with guests.at_work():
+            for one in (*guests.others, guests.going):
+                await until(lambda: len(one.chain_state(cell.chain).members) == 6)  # noqa: B023
         yield guests
 
 
@@ -73,9 +71,9 @@ async def put_out(guests: Guests, how: str) -> None:
         await cell.cloud.change_members(cell.chain, exclude=going.id)
     else:
         await cell.cloud.trusting.change(RevokePeer(going.id), reason="stolen")
-    await guests.work()
-    for one in guests.others:
-        await until(lambda: going.id not in one.chain_state(cell.chain).members)  # noqa: B023
+    async with guests.at_work():
+        for one in guests.others:
+            await until(lambda: going.id not in one.chain_state(cell.chain).members)  # noqa: B023
 
 
 @pytest.mark.parametrize("how", ["excluded", "revoked"])
