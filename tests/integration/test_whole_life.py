@@ -174,7 +174,13 @@ def test_two_organisations_from_invitation_to_revocation(tmp_path: Path) -> None
         for name in ("cloud", "mill", "lathe"):
             until(lambda: "guest" not in [link["name"] for link in plant.ask("status", name)["links"]])  # noqa: B023
         plant.hand_over("lathe", "mill", "PART-7/model", b"work goes on")
-        until(lambda: "guest" not in plant.members("lathe"))
+
+        def is_out() -> bool:
+            """Its exclusion is in force two blocks after it is decided."""
+            edgepool("publish", tmp_path / "lathe", "PART-7/features", tmp_path / "data")
+            return "guest" not in plant.members("lathe")
+
+        until(is_out)
         until(lambda: plant.ask("status", "lathe")["totals"]["refused"].get("refused_revoked"))
         plant.stop("guest")
         for name in ("lathe", "mill", "cloud"):
