@@ -264,9 +264,7 @@ class Node:
             if not self._follows(peer, chain):
                 continue
             chain.watch(peer)
-            coordinator = chain.state.coordinator
-            if coordinator in (self.peer, peer) or (chain.member and chain.present(coordinator) is None):
-                # It may have been away when the pool was formed, or have lost its disk.
+            if self.room.tells(chain, subject):  # it may have been away, or have lost its disk
                 effects.append(Send(peer, PoolFormed(chain.genesis, chain.state.adoption)))
             effects += self._merge(chain.peer_up(peer, now), now)
         effects += self._merge(self.pools.peer_up(peer, now), now)

@@ -45,6 +45,18 @@ class Room:
         me = self._own.peer
         return me in chain.state.former and not chain.state.names(me) and chain.present(me) is None
 
+    def tells(self, chain: Chain, other: Subject) -> bool:
+        """Say whether this peer is to tell another one, which is linked now, that a pool stands.
+
+        Not who has left, and has nothing to do with it, nor who is to come, which is asked first. The
+        coordinator tells, and is told; where it is out each member tells.
+        """
+        state, coordinator = chain.state, chain.state.coordinator
+        out = chain.member and chain.present(coordinator) is None
+        if has_ended(state) or not (out or coordinator in (self._own.peer, other.peer)):
+            return False
+        return state.names(other.peer) or not refusal("follow chain", other)
+
     def has_none_for(self, genesis: Genesis) -> bool:
         """Say whether the chain of a pool that was formed cannot be kept.
 

@@ -156,6 +156,7 @@ class Peer(FetchingPeer):
     async def __aenter__(self) -> Peer:
         try:
             self._loop.load()
+            self._node.pools.remembered = self.rotation.lost()
             for root in self._blobs.roots():
                 if (manifest := self._blobs.manifest(root)) is not None:
                     self._node.directory.held[root] = manifest.size_bytes

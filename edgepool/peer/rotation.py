@@ -82,6 +82,10 @@ class KeyRotation:
 
     # --- from outside ---------------------------------------------------------------------------
 
+    def lost(self) -> frozenset[ChainId]:
+        """Return the chains of pools that know this peer by its key, and of which it knows nothing."""
+        return frozenset(self._pools.missing())
+
     def start(self) -> None:
         """Go on with what was begun in an earlier life."""
         self.joined()

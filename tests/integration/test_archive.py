@@ -60,6 +60,7 @@ async def test_a_pool_that_was_left_is_put_away_and_what_is_needed_stays(tmp_pat
             assert list(again.chains) == [cell.chain]
             await until(lambda: len(again.connected()) == 4)
             await again.submit(demand(100), chain=cell.chain)
+            assert list(again.chains) == [cell.chain], "who keeps the pool on tells it of that no more"
             # Who comes in again later begins with the chain anew, and votes.
             await cell.cloud.change_members(sub.chain, admit=again.id)
             while again.id not in others[0].chain_state(sub.chain).members:

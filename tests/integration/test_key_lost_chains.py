@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peer_cell import open_cell
 from test_coordinator_key import coordinated
 from test_key_rotation import Program, place_of, programs, until
 from test_members import demand
@@ -67,6 +68,21 @@ async def test_a_coordinator_that_has_lost_its_chains_is_told_of_its_pools_by_th
         new = await program.rotate()
         for peer in cell.machines:
             await until(lambda: peer.chain_state(cell.chain).coordinator == new.id)  # noqa: B023
+
+
+async def test_who_came_later_and_has_lost_its_chains_is_in_its_pool_again(tmp_path: Path) -> None:
+    async with open_cell(tmp_path, 3) as cell:
+        cell.machines.append(await cell.join("m3"))
+        n = 0
+        await cell.cloud.change_members(cell.chain, admit=cell.machines[3].id)
+        while cell.machines[3].id not in cell.machines[0].chain_state(cell.chain).members:
+            await cell.machines[0].submit(demand(n := n + 1), chain=cell.chain)
+        async with programs(cell, 3) as (program,):
+            await until(list_of(program).exists)
+            await lose_chains(program)
+            back = await program.open()
+            await until(lambda: cell.chain in back.chains and back.node.chains[cell.chain].member)
+            await back.submit(demand(n + 1), chain=cell.chain)
 
 
 async def test_what_is_over_is_taken_out_by_hand(tmp_path: Path) -> None:

@@ -303,6 +303,9 @@ def test_a_genesis_is_believed_from_anybody_but_only_if_it_is_true_and_new() -> 
     known = lifecycle("a", known={genesis.chain: None})
     assert known.receive(PEER["b"], PoolFormed(genesis), at(0)) == []
     assert lifecycle("c").receive(PEER["b"], PoolFormed(genesis), at(0)) == []
+    came_later = lifecycle("c")
+    came_later.remembered = {genesis.chain}
+    assert came_later.receive(PEER["b"], PoolFormed(genesis), at(0)) == [Formed(genesis)]
 
     false = msgspec.structs.replace(genesis, acceptances=(acceptances[0], acceptances[0]))
     (notice,) = notices(lifecycle("a").receive(PEER["b"], PoolFormed(false), at(0)))

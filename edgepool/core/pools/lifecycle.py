@@ -119,6 +119,8 @@ class PoolLifecycle:
         self._links: dict[PeerId, None] = {}
         self._forming: dict[bytes, _Forming] = {}
         self._invited: dict[bytes, _Invited] = {}
+        self.remembered: Collection[ChainId] = ()
+        """Chains of pools that this peer is said to be in, by what it has noted beside them."""
         self.closed = ""
         """Why this peer comes into no pool now, '' if it does."""
         self._open_until: dict[bytes, int] = {}
@@ -383,9 +385,9 @@ class PoolLifecycle:
             return []
         if not is_trusted(genesis, message.adoption, self._network, self._coordinators):
             return []
-        # Whoever has lost its disk may have had another key when the pool was formed.
+        # Whoever has lost its disk may have had another key when the pool was formed, or have come later.
         named = any(member.peer in self._keys for member in invitation.people())
-        if not named and not self._follows_all(self._own):
+        if not named and genesis.chain not in self.remembered and not self._follows_all(self._own):
             return []
         problem = genesis.problem(self._network)
         if problem:
