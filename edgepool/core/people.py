@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from edgepool.core.ledger.state import ChainState
 from edgepool.core.ledger.succession import heirs_to_come
 from edgepool.core.machine import Effect, UnwantLink, WantLink
@@ -43,7 +45,7 @@ class People:
         self.known = {member.peer: member for member in everybody}
         if state.former:
             left = RosterHistory(state.genesis, tuple(handovers)).former()
-            self.known = {one.member.peer: one.member for one in left} | self.known
+            self.known = _former_observers(state) | {one.member.peer: one.member for one in left} | self.known
         self._formers = {one.heir: one.former for one in state.successions}
         # A new key that has no vote yet is nobody of its own.
         heirs, voting = heirs_to_come(state), state.members
@@ -91,6 +93,16 @@ class People:
                 self._wanted[peer] = None
                 effects.append(WantLink(member, former or None))
         return effects
+
+
+def _former_observers(state: ChainState) -> dict[PeerId, Member]:
+    """Return observers under the keys that they had before: each is told up to where its next key begins.
+
+    One that was cut off then learns that way that its key has changed.
+    """
+    now = {one.peer: one for one in state.observers}
+    heirs = {former: now.get(state.heir(former)) for former in state.former}
+    return {former: replace(heir, peer=former) for former, heir in heirs.items() if heir is not None}
 
 
 def has_ended(state: ChainState) -> bool:

@@ -70,6 +70,10 @@ def test_the_old_key_hears_of_the_block_that_ends_it_and_of_no_other(world: Worl
     told = listeners(world.state)
     assert told[old.peer] == 1
     assert told[new.peer] > 1
+    # It is one of the people still, so that it can ask for that block if it was cut off meanwhile.
+    people = People(world.signers[0].peer, world.state, world.handovers)
+    assert people.known[old.peer].name == "regulator"
+    assert people.present(old.peer) is None
 
 
 def test_others_look_for_the_new_key_where_the_old_one_was(world: World) -> None:
