@@ -58,7 +58,7 @@ def list_(folder: Folder, all_copies: All = False, json: Json = False) -> None:
                     "height": header.height if header else follower.height,
                     "members": present,
                     "former": [name for name in left if name not in present],
-                    "ended": plan.kind == "manufacturing" and len(present) == 1 < len(plan.members),
+                    "ended": plan.has_ended(len(present)),
                     "last_packer": names.get(header.proposer, "") if header else "",
                     "last_block_ms": header.time_ms if header else 0,
                 }

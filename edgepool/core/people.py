@@ -110,9 +110,8 @@ def has_ended(state: ChainState) -> bool:
 
     That one cannot leave. Its chain stays what it is, and nobody counts on anybody for it.
     """
-    plan, last = state.genesis.invitation, state.roster
-    alone = len(last) == 1 and state.next_roster == last and len(plan.members) > 1
-    return plan.kind == "manufacturing" and alone and not state.newcomers()
+    settled = state.next_roster == state.roster and not state.newcomers()
+    return state.genesis.invitation.has_ended(len(state.roster)) and settled
 
 
 def listeners(state: ChainState) -> dict[PeerId, int]:

@@ -22,10 +22,9 @@ from edgepool.model.ids import ChainId, PeerId, peer_id_from_public_key
 from edgepool.runtime.ports import SavedChain
 from edgepool.storage.blobs import BlobStore
 from edgepool.storage.files import guarded, make_folder, sync_folder
-from edgepool.storage.store import FolderStore
+from edgepool.storage.store import FolderStore, archive_of
 from edgepool.transport.identity import read_certificate
 
-ARCHIVE = "archive"
 _SHOWN = 4
 
 
@@ -57,7 +56,7 @@ def archive_chain(folder: Path, wanted: str) -> Archived:
         _move(folder, genesis.chain)
     finally:
         store.close()
-    return Archived(genesis.chain, genesis.invitation.name, saved.height, folder / ARCHIVE)
+    return Archived(genesis.chain, genesis.invitation.name, saved.height, archive_of(folder))
 
 
 def _part_in(state: ChainState, settings: PeerSettings) -> str:
@@ -100,7 +99,7 @@ def _data_on(state: ChainState, settings: PeerSettings, store: FolderStore, chai
 
 
 def _move(folder: Path, chain: ChainId) -> None:
-    source, target = folder / "chains" / chain, folder / ARCHIVE / "chains" / chain
+    source, target = folder / "chains" / chain, archive_of(folder) / "chains" / chain
     if target.exists():
         raise LocalError(f"{target} is there already, from an earlier time: move it to another place first")
     make_folder(target.parent)

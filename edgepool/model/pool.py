@@ -61,6 +61,10 @@ class Invitation(Wire, frozen=True):
         """The 32-byte hash that members sign."""
         return sha256(encode(self))
 
+    def has_ended(self, members: int) -> bool:
+        """Say whether a pool of this plan is over with so many members: all have left but one, who cannot."""
+        return self.kind == "manufacturing" and members == 1 < len(self.members)
+
     def people(self) -> tuple[Member, ...]:
         """Return members and observers."""
         return self.members + self.observers

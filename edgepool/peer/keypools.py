@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepool.core.chain import Chain
 from edgepool.model.ids import ChainId
+from edgepool.storage.store import archive_of, is_chain_id
 from edgepool.transport.keyfiles import replace_file
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 MAX_POOLS = 1024
 """So many are written down, the newest."""
 _MAX_LINE_CHARACTERS = 120
-_CHAIN_CHARACTERS = 40
 
 
 class KeyPools:
@@ -29,7 +29,7 @@ class KeyPools:
     def __init__(self, peer: Peer) -> None:
         key = peer.settings.path(peer.settings.identity.key)
         self.path = key.with_name(f"{key.name}.pools")
-        self._archive = peer.settings.folder / "archive" / "chains"
+        self._archive = archive_of(peer.settings.folder) / "chains"
         self._peer = peer
 
     def missing(self) -> dict[ChainId, str]:
@@ -71,11 +71,7 @@ class KeyPools:
         except OSError:
             return {}
         lines = (line.partition(" ") for line in text.splitlines())
-        return {ChainId(chain): name for chain, _, name in lines if _is_chain(chain)}
-
-
-def _is_chain(text: str) -> bool:
-    return len(text) == _CHAIN_CHARACTERS and text.isascii() and text.isalnum()
+        return {ChainId(chain): name for chain, _, name in lines if is_chain_id(chain)}
 
 
 def _shown(name: str) -> str:

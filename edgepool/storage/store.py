@@ -317,6 +317,16 @@ def _weight_bytes(item: Item) -> int:
     return QUICK_BYTES + 1
 
 
+def archive_of(folder: Path) -> Path:
+    """Return where a peer's folder keeps the chains that were put away, laid out as the folder is."""
+    return folder / "archive"
+
+
+def is_chain_id(text: str) -> bool:
+    """Say whether `text` has the form of a chain's id."""
+    return _CHAIN_NAME.fullmatch(text) is not None
+
+
 def list_chains(folder: Path) -> list[ChainId]:
     """Return the ids of the chains stored in `folder`, sorted; LocalError if there is no such folder."""
     chains = folder / "chains"
@@ -324,7 +334,7 @@ def list_chains(folder: Path) -> list[ChainId]:
         if not folder.is_dir():
             raise LocalError(f"{folder} is not a folder: check the path")
         names = sorted(path.name for path in chains.iterdir()) if chains.is_dir() else []
-    return [ChainId(name) for name in names if _CHAIN_NAME.fullmatch(name)]
+    return [ChainId(name) for name in names if is_chain_id(name)]
 
 
 def read_genesis(folder: Path) -> Genesis:
